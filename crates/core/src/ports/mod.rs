@@ -1,0 +1,11 @@
+//! The ports: small traits that adapters implement. Called once a batch, so `dyn` costs nothing.
+
+mod bus;
+mod parked;
+mod source;
+mod subscription;
+
+pub use bus::{Accepted, Bus, BusStatus, Durable, GroupStatus, Published, Rejection, StreamStatus};
+pub use parked::{Parked, ParkedStore, ParkedUsage};
+pub use source::{Connector, Finding, Severity, Source, SourceState, SourceStatus, TableProgress};
+pub use subscription::{Cursor, Delivery, SeekTo, Start, Subscribe, Subscription};
