@@ -116,6 +116,7 @@ impl<'de> Deserialize<'de> for Position {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)] // inside proptest!, where clippy.toml does not reach
 mod tests {
     use super::*;
     use proptest::prelude::*;
