@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Subscribe, Subscription};
 use crate::{Checkpoint, Event, Micros, Result, StreamSpec};
@@ -78,7 +78,7 @@ impl Accepted {
 pub struct Durable(());
 
 /// What a bus holds.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct BusStatus {
     /// `embedded` or `kafka`.
     pub kind: String,
@@ -89,7 +89,7 @@ pub struct BusStatus {
 }
 
 /// One stream, over all its partitions.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StreamStatus {
     /// Its name.
     pub stream: Arc<str>,
@@ -106,7 +106,7 @@ pub struct StreamStatus {
 }
 
 /// How far a group has come in one stream.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct GroupStatus {
     /// The group's name.
     pub group: String,

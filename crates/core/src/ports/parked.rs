@@ -53,8 +53,15 @@ pub trait ParkedStore: Send + Sync {
     /// What is parked, oldest first, by source, stream and order key.
     async fn usage(&self) -> Result<Vec<ParkedUsage>>;
 
-    /// The oldest of what is parked for a stream (and order key, where given), in order.
-    async fn list(&self, stream: &str, order_key: Option<&[u8]>, limit: usize) -> Result<Vec<Parked>>;
+    /// The oldest of what one line of [`ParkedStore::usage`] counts, in the order it was parked: exactly
+    /// this source, stream and order key (`None`: what was held with the whole stream, and only that).
+    async fn list(
+        &self,
+        source: &str,
+        stream: &str,
+        order_key: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Parked>>;
 
     /// Forgets what was published or given up.
     async fn remove(&self, ids: &[EventId]) -> Result<()>;

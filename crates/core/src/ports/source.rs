@@ -1,7 +1,7 @@
 //! Reading changes.
 
 use async_trait::async_trait;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Durable;
 use crate::{Batch, Checkpoint, Result};
@@ -34,7 +34,7 @@ pub trait Source: Send {
 }
 
 /// What a source is doing.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct SourceStatus {
     /// The phase.
     pub state: SourceState,
@@ -47,7 +47,7 @@ pub struct SourceStatus {
 }
 
 /// The phase a source is in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SourceState {
     /// Not open.
@@ -62,7 +62,7 @@ pub enum SourceState {
 }
 
 /// How far the snapshot of one table is.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TableProgress {
     /// `schema.name`.
     pub table: String,
