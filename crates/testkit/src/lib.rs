@@ -1,1 +1,6 @@
-//! placeholder
+//! For tests only: real servers, started and broken; conformance suites for the ports; checkers.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test's tool: a panic is its report
+
+pub mod checker;
+pub mod load;
