@@ -1,0 +1,120 @@
+//! What the runtime says of itself: what `/status` serves and `headwater status` shows.
+
+use headwater_core::Micros;
+use headwater_core::ports::{BusStatus, TableProgress};
+use serde::{Deserialize, Serialize};
+
+/// The whole runtime at one moment.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RuntimeStatus {
+    /// Headwater's version.
+    pub version: String,
+    /// When it started.
+    pub started_at: Micros,
+    /// The memory that the process has resident, in bytes, where the system tells.
+    pub memory_bytes: Option<u64>,
+    /// Every source, by name.
+    pub sources: Vec<SourceReport>,
+    /// Every stream, by name: the declared ones and those that outbox rows made.
+    pub streams: Vec<StreamReport>,
+    /// What the bus holds; `None` when it did not answer.
+    pub bus: Option<BusStatus>,
+    /// Why the bus did not answer.
+    pub bus_error: Option<String>,
+}
+
+impl RuntimeStatus {
+    /// Why it is not ready, a sentence for each source; empty when every source is reading.
+    pub fn not_ready(&self) -> Vec<String> {
+        let reading = |phase| matches!(phase, Phase::Snapshot | Phase::Streaming);
+        let sentence = |source: &SourceReport| {
+            let error = source.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
+            format!("source {} is {}{error}", source.name, source.phase.as_str())
+        };
+        self.sources.iter().filter(|source| !reading(source.phase)).map(sentence).collect()
+    }
+}
+
+/// One source.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct SourceReport {
+    /// Its name.
+    pub name: String,
+    /// What it is doing.
+    pub phase: Phase,
+    /// What went wrong, while it is retrying or when it has failed; also why nothing is confirmed.
+    pub error: Option<String>,
+    /// Since when it has been retrying.
+    pub retrying_since: Option<Micros>,
+    /// How often it was retried since it last got on.
+    pub attempts: u32,
+    /// The newest confirmed place, in words the database's own tools understand.
+    pub position: Option<String>,
+    /// Bytes of log that are not confirmed, where the source can tell.
+    pub lag_bytes: Option<u64>,
+    /// How old the oldest change is that is not yet durable; 0 when there is none.
+    pub lag_seconds: Option<f64>,
+    /// The tables of a snapshot, while one is taken.
+    pub snapshot: Vec<TableProgress>,
+    /// Events made durable since the start.
+    pub events: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Events a second, over the last ten seconds.
+    pub events_per_second: f64,
+    /// Bytes that were read and are not yet durable.
+    pub in_flight_bytes: u64,
+    /// Changes that are parked.
+    pub parked: u64,
+}
+
+/// What a source is doing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Not begun.
+    #[default]
+    Starting,
+    /// Connecting and checking.
+    Connecting,
+    /// Reading tables.
+    Snapshot,
+    /// Following the log.
+    Streaming,
+    /// Waiting to try again.
+    Retrying,
+    /// Given up: no retry can help.
+    Failed,
+    /// Ended because it was asked to.
+    Stopped,
+}
+
+impl Phase {
+    /// Its word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Connecting => "connecting",
+            Self::Snapshot => "snapshot",
+            Self::Streaming => "streaming",
+            Self::Retrying => "retrying",
+            Self::Failed => "failed",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// One stream.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct StreamReport {
+    /// Its name.
+    pub name: String,
+    /// Why it is stopped, its changes held in the parked store; `None` when it runs.
+    pub stopped: Option<String>,
+    /// Its partitions.
+    pub partitions: u32,
+    /// Events made durable since the start.
+    pub events: u64,
+    /// Changes that are parked.
+    pub parked: u64,
+}
