@@ -2,5 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test's tool: a panic is its report
 
+pub mod binary;
 pub mod checker;
+pub mod kills;
 pub mod load;

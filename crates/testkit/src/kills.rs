@@ -1,0 +1,157 @@
+//! The soak: a load on PostgreSQL, a consumer that checks every delivery, and things that go wrong.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use headwater_core::ports::{Delivery, Subscription};
+use headwater_core::{Record, Result};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::Value;
+
+use crate::binary::Headwater;
+use crate::checker::{Checker, Step};
+use crate::load::{self, Load};
+
+/// How long anything may take to come back before the soak fails.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Opens a subscription to the stream, from its beginning and without a group.
+pub type Subscribing = Box<dyn Fn() -> BoxFuture<'static, Result<Box<dyn Subscription>>> + Send + Sync>;
+
+/// A soak that runs: `headwater` between a PostgreSQL under load and a checking consumer.
+pub struct Soak {
+    program: PathBuf,
+    config: PathBuf,
+    listen: String,
+    database: String,
+    headwater: Option<Headwater>,
+    checker: Arc<Mutex<Checker>>,
+    consumer: tokio::task::JoinHandle<()>,
+    load: Option<Load>,
+    /// Chooses when things go wrong; repeatable by its seed.
+    pub random: StdRng,
+}
+
+impl Soak {
+    /// Starts `program run config` (which captures `public.account` of `database` into one stream, its
+    /// format `headwater`, and serves HTTP on `listen`), the consumer, and the load. `database` is
+    /// reached directly, whatever goes wrong between it and Headwater.
+    pub async fn start(
+        program: &Path,
+        config: &Path,
+        listen: &str,
+        database: &str,
+        seed: u64,
+        subscribe: Subscribing,
+    ) -> Self {
+        let mut headwater = run(program, config);
+        headwater.ready(listen, PATIENCE).await.expect("headwater starts");
+        let checker = Arc::new(Mutex::new(Checker::default()));
+        let consumer = tokio::spawn(consume(subscribe, checker.clone()));
+        Self {
+            program: program.to_owned(),
+            config: config.to_owned(),
+            listen: listen.to_owned(),
+            database: database.to_owned(),
+            headwater: Some(headwater),
+            checker,
+            consumer,
+            load: Some(Load::start(database, 4, seed)),
+            random: StdRng::seed_from_u64(seed),
+        }
+    }
+
+    /// Kills `headwater` with -9 and starts it again.
+    pub async fn kill(&mut self) {
+        if let Some(headwater) = self.headwater.take() {
+            headwater.kill().await;
+        }
+        self.headwater = Some(run(&self.program, &self.config));
+    }
+
+    /// Lets a random number of transactions commit; with `arrive`, events must arrive meanwhile.
+    pub async fn go_on(&mut self, arrive: bool) {
+        let transactions = self.random.random_range(20..200);
+        let (committed, arrived) = (self.committed() + transactions, self.checker().distinct());
+        self.until("the load goes on", |soak| soak.committed() >= committed).await;
+        if arrive {
+            self.until("events arrive", |soak| soak.checker().distinct() > arrived).await;
+        }
+    }
+
+    /// Stops the load, waits until all that was committed has arrived, and compares.
+    pub async fn finish(mut self) -> std::result::Result<String, String> {
+        if let Some(load) = self.load.take() {
+            load.stop().await;
+        }
+        let history = load::history(&self.database).await.map_err(|error| error.to_string())?;
+        let total: usize = history.values().map(Vec::len).sum();
+        let deadline = Instant::now() + PATIENCE;
+        while self.checker().distinct() < total && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let mut headwater = self.headwater.take().ok_or("headwater does not run")?;
+        headwater.ready(&self.listen, PATIENCE).await?;
+        let verdict = self.checker().compare(&history);
+        let (arrived, repeated) = (self.checker().distinct(), self.checker().repeated());
+        verdict.map_err(|text| format!("{text}\nheadwater said:\n{}", headwater.log_tail()))?;
+        headwater.stop(PATIENCE).await?;
+        self.consumer.abort();
+        Ok(format!("{total} changes committed, {arrived} events arrived, {repeated} repeats, lost 0"))
+    }
+
+    fn committed(&self) -> u64 {
+        self.load.as_ref().map_or(0, Load::committed)
+    }
+
+    fn checker(&self) -> MutexGuard<'_, Checker> {
+        self.checker.lock().expect("the consumer did not panic")
+    }
+
+    async fn until(&mut self, what: &str, mut reached: impl FnMut(&Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !reached(self) {
+            let log = || self.headwater.as_ref().map(Headwater::log_tail).unwrap_or_default();
+            assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}\n{}", log());
+            assert!(!self.consumer.is_finished(), "the consumer ended");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+fn run(program: &Path, config: &Path) -> Headwater {
+    let name = config.to_str().expect("a UTF-8 path");
+    Headwater::start(program, &["run", name], &config.with_extension("log"))
+}
+
+/// Reads from the beginning; after an error, with a new subscription from the beginning: the checker
+/// knows what it saw.
+async fn consume(subscribe: Subscribing, checker: Arc<Mutex<Checker>>) {
+    loop {
+        if let Ok(mut subscription) = subscribe().await {
+            while let Ok(delivery) = subscription.next().await {
+                if let Delivery::Batch { records, .. } = delivery {
+                    let mut checker = checker.lock().expect("not poisoned");
+                    records.iter().for_each(|record| see(&mut checker, record));
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn see(checker: &mut Checker, record: &Record) {
+    let payload = record.event.payload.as_deref().expect("the headwater format has a payload");
+    let event: Value = serde_json::from_slice(payload).expect("the payload is JSON");
+    let key = event["key"]["id"].as_i64().expect("the key is a number");
+    let op = event["op"].as_str().expect("there is an op").replace("read", "create");
+    assert_eq!(
+        event["id"].as_str(),
+        Some(record.event.id.to_string().as_str()),
+        "one id, inside and outside"
+    );
+    checker.see(&record.event.id.to_string(), key, Step { op, version: event["after"]["version"].as_i64() });
+}
