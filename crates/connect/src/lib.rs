@@ -1,1 +1,4 @@
-//! placeholder
+//! Adapters: one folder for each outside system, each implementing ports of `headwater_core`.
+
+pub mod embedded;
+pub mod parked;

@@ -6,3 +6,4 @@ pub mod binary;
 pub mod checker;
 pub mod kills;
 pub mod load;
+pub mod suites;
