@@ -1,1 +1,3 @@
-//! placeholder
+//! Pure codecs: bytes to messages and back. No I/O.
+
+pub mod format;
