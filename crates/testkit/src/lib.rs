@@ -6,4 +6,5 @@ pub mod binary;
 pub mod checker;
 pub mod kills;
 pub mod load;
+pub mod servers;
 pub mod suites;

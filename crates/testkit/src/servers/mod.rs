@@ -1,0 +1,9 @@
+//! Real servers, started on free ports of 127.0.0.1 in directories of their own, and ways to break them.
+//!
+//! Whatever is started here ends with the process that started it, however that process ends: each
+//! server has a watchdog that waits for the end of a pipe only this process holds.
+
+mod postgres;
+mod process;
+
+pub use postgres::{Database, Postgres, PostgresSettings};
