@@ -4,6 +4,8 @@
 
 mod builder;
 pub mod config;
+mod names;
+mod shape;
 mod status;
 
 pub use builder::{Builder, Runtime};

@@ -1,0 +1,3 @@
+//! From changes to events.
+
+pub mod condition;
