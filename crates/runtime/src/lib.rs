@@ -5,6 +5,7 @@
 mod builder;
 pub mod config;
 mod names;
+mod park;
 mod shape;
 mod status;
 

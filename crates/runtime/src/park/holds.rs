@@ -1,0 +1,211 @@
+//! Which keys, and which whole streams, are held back because something of theirs is parked.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use headwater_core::ports::{Parked, ParkedStore};
+use headwater_core::{Change, Event, EventId, Micros, Position, Result};
+
+use super::codec;
+use crate::shape::{EventOrigin, Shaped, Trouble};
+
+/// What is held back of one source. Keys are remembered by a hash of 64 bits, so memory stays small
+/// with any number of parked keys; two keys of one hash are held back together.
+#[derive(Default)]
+pub struct Holds {
+    source: Arc<str>,
+    streams: HashMap<Arc<str>, StreamHolds>,
+    hasher: RandomState,
+}
+
+#[derive(Default)]
+struct StreamHolds {
+    whole: Option<Whole>,
+    keys: HashMap<u64, Key>,
+}
+
+/// A stream held back as a whole.
+struct Whole {
+    reason: String,
+    /// What stands before this was published: a redelivery of it passes.
+    first: Position,
+}
+
+/// A key held back.
+#[derive(Clone, Copy)]
+struct Key {
+    first: Position,
+    behind: EventId,
+}
+
+/// A batch, sorted into what goes to the bus and what is set aside.
+#[derive(Default)]
+pub struct Admitted {
+    /// What goes to the bus.
+    pub events: Vec<Event>,
+    /// Where each event comes from.
+    pub origins: Vec<EventOrigin>,
+    /// What is set aside.
+    pub parked: Vec<Parked>,
+}
+
+impl Holds {
+    /// What the parked store holds back of a source.
+    pub async fn load(source: &Arc<str>, store: &dyn ParkedStore) -> Result<Self> {
+        let mut holds = Self { source: Arc::clone(source), ..Self::default() };
+        for usage in store.usage().await?.into_iter().filter(|usage| usage.source == *source) {
+            let oldest = store.list(source, &usage.stream, usage.order_key.as_deref(), 1).await?;
+            let Some(oldest) = oldest.first() else { continue };
+            // What cannot be read back holds from the beginning: nothing may overtake it.
+            let first = codec::decode(&oldest.change).map_or(Position::ZERO, |change| change.position);
+            match &usage.order_key {
+                None => holds.hold(&usage.stream, usage.reason.clone(), first),
+                Some(key) => holds.block(&usage.stream, key, Key { first, behind: oldest.id }),
+            }
+        }
+        Ok(holds)
+    }
+
+    /// Holds back a whole stream: all of it from `first` on.
+    pub fn hold(&mut self, stream: &Arc<str>, reason: String, first: Position) {
+        let holds = self.streams.entry(Arc::clone(stream)).or_default();
+        holds.whole.get_or_insert(Whole { reason, first });
+    }
+
+    /// The streams that are held back as a whole, and why.
+    pub fn held(&self) -> impl Iterator<Item = (&Arc<str>, &str)> {
+        self.streams
+            .iter()
+            .filter_map(|(stream, holds)| Some((stream, holds.whole.as_ref()?.reason.as_str())))
+    }
+
+    /// Lets a stream go on, or one of its keys.
+    pub fn let_go(&mut self, stream: &str, order_key: Option<&[u8]>) {
+        let Some(holds) = self.streams.get_mut(stream) else { return };
+        match order_key {
+            None => holds.whole = None,
+            Some(key) => drop(holds.keys.remove(&self.hasher.hash_one(key))),
+        }
+        if holds.whole.is_none() && holds.keys.is_empty() {
+            self.streams.remove(stream);
+        }
+    }
+
+    /// Whether nothing is held back.
+    pub fn is_empty(&self) -> bool {
+        self.streams.is_empty()
+    }
+
+    fn block(&mut self, stream: &Arc<str>, order_key: &[u8], key: Key) {
+        // Without a key there is no order, so nothing waits.
+        if !order_key.is_empty() {
+            let hash = self.hasher.hash_one(order_key);
+            self.streams.entry(Arc::clone(stream)).or_default().keys.entry(hash).or_insert(key);
+        }
+    }
+
+    /// Sorts a batch: what is in trouble is set aside, and what waits behind something set aside
+    /// follows it; the rest goes on. The batch keeps its changes.
+    pub fn admit(&mut self, batch: &mut Shaped, now: Micros) -> Result<Admitted> {
+        let (events, origins) = (std::mem::take(&mut batch.events), std::mem::take(&mut batch.origins));
+        if batch.troubles.is_empty() && self.is_empty() {
+            return Ok(Admitted { events, origins, parked: Vec::new() });
+        }
+        let mut sorting =
+            Sorting { holds: self, changes: &batch.changes, now, out: Admitted::default(), last: None };
+        let mut troubles = std::mem::take(&mut batch.troubles).into_iter().peekable();
+        for (event, origin) in events.into_iter().zip(origins) {
+            while let Some(trouble) = troubles.next_if(|trouble| trouble.change <= origin.change) {
+                sorting.trouble(trouble)?;
+            }
+            sorting.event(event, origin)?;
+        }
+        troubles.try_for_each(|trouble| sorting.trouble(trouble))?;
+        Ok(sorting.out)
+    }
+}
+
+struct Sorting<'a> {
+    holds: &'a mut Holds,
+    changes: &'a [Change],
+    now: Micros,
+    out: Admitted,
+    /// What was parked last: a delete and its tombstone are one change and parked once.
+    last: Option<(u32, Arc<str>, Option<Bytes>)>,
+}
+
+impl Sorting<'_> {
+    fn event(&mut self, event: Event, origin: EventOrigin) -> Result<()> {
+        let Some(stream) = self.holds.streams.get(&event.stream) else { return self.pass(event, origin) };
+        if let Some(whole) = stream.whole.as_ref().filter(|whole| event.position >= whole.first) {
+            let reason = whole.reason.clone();
+            return self.park(origin.change, &event.stream, event.id, None, reason);
+        }
+        let order_key = origin.order_key(&event);
+        match stream.keys.get(&self.holds.hasher.hash_one(&*order_key)) {
+            Some(key) if event.position >= key.first => {
+                let reason = format!("waits behind {}", key.behind);
+                self.park(origin.change, &event.stream, event.id, Some(order_key), reason)
+            }
+            _ => self.pass(event, origin),
+        }
+    }
+
+    fn pass(&mut self, event: Event, origin: EventOrigin) -> Result<()> {
+        self.out.events.push(event);
+        self.out.origins.push(origin);
+        Ok(())
+    }
+
+    fn trouble(&mut self, trouble: Trouble) -> Result<()> {
+        let Some(change) = self.changes.get(trouble.change as usize) else { return Ok(()) };
+        let (stream, position) = (Arc::clone(&trouble.stream), change.position);
+        let held = self.holds.streams.get(&stream).and_then(|holds| holds.whole.as_ref());
+        let order_key = match held {
+            Some(whole) if position >= whole.first => None,
+            _ => trouble.order_key,
+        };
+        match &order_key {
+            None => self.holds.hold(&stream, trouble.reason.clone(), position),
+            Some(key) => self.holds.block(&stream, key, Key { first: position, behind: trouble.id }),
+        }
+        self.park(trouble.change, &stream, trouble.id, order_key, trouble.reason)
+    }
+
+    fn park(
+        &mut self,
+        at: u32,
+        stream: &Arc<str>,
+        id: EventId,
+        order_key: Option<Bytes>,
+        reason: String,
+    ) -> Result<()> {
+        let Some(change) = self.changes.get(at as usize) else { return Ok(()) };
+        let this = (at, Arc::clone(stream), order_key.clone());
+        if self.last.as_ref() == Some(&this) {
+            return Ok(());
+        }
+        self.last = Some(this);
+        self.out.parked.push(Parked {
+            id: if order_key.is_some() { id } else { held_id(change, stream) },
+            source: Arc::clone(&self.holds.source),
+            stream: Arc::clone(stream),
+            order_key,
+            reason,
+            change: codec::encode(change)?,
+            parked_at: self.now,
+        });
+        Ok(())
+    }
+}
+
+/// The id under which a change is held with its whole stream: another one than its event's, under
+/// which it may be parked again by its key when the stream goes on.
+fn held_id(change: &Change, stream: &str) -> EventId {
+    let transaction = &change.transaction;
+    let origin = transaction.origin.system_id.as_bytes();
+    let parts = [b"held", origin, stream.as_bytes(), change.position.bytes()];
+    EventId::derive(transaction.committed_at, &parts)
+}

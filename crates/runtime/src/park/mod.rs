@@ -1,0 +1,7 @@
+//! What is set aside: how a parked change is written, and which keys and streams are held back.
+
+mod codec;
+mod holds;
+
+pub use codec::{decode, encode};
+pub use holds::{Admitted, Holds};

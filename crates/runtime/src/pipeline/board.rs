@@ -1,0 +1,128 @@
+//! Where a source's tasks write down how they are doing, and status reads it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use headwater_core::{Error, Micros};
+
+use crate::status::Phase;
+
+/// Microseconds since 1970, by this machine's clock.
+pub fn now() -> Micros {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// One source's board.
+#[derive(Default)]
+pub struct Board(Mutex<State>);
+
+/// What stands on it.
+#[derive(Default)]
+pub struct State {
+    /// What the runtime does with the source; [`Phase::Connecting`] while it is open: its own status says more.
+    pub phase: Phase,
+    /// What went wrong.
+    pub error: Option<String>,
+    /// Since when it is retrying.
+    pub retrying_since: Option<Micros>,
+    /// Retries since it last got on.
+    pub attempts: u32,
+    /// Events made durable.
+    pub events: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Events made durable, by stream.
+    pub streams: HashMap<Arc<str>, u64>,
+    /// Streams held back as a whole, and why.
+    pub held: HashMap<Arc<str>, String>,
+    /// Bytes read and not yet durable.
+    pub in_flight: u64,
+    /// When the oldest change that is not yet durable was committed.
+    pub oldest: Option<Micros>,
+    /// When there was last nothing left to do.
+    pub idle_at: Option<Micros>,
+    /// Events a second.
+    pub rate: Rate,
+}
+
+impl Board {
+    /// Reads or writes it; never held across an await.
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The source is being opened.
+    pub fn connecting(&self) {
+        let mut state = self.lock();
+        state.phase = if state.retrying_since.is_some() { Phase::Retrying } else { Phase::Connecting };
+    }
+
+    /// Something became durable or is being read: all is well.
+    pub fn well(&self) {
+        let mut state = self.lock();
+        (state.error, state.retrying_since, state.attempts) = (None, None, 0);
+    }
+
+    /// Something that a retry may mend.
+    pub fn retrying(&self, error: &Error, attempts: u32) {
+        let mut state = self.lock();
+        state.phase = Phase::Retrying;
+        state.error = Some(error.to_string());
+        state.retrying_since.get_or_insert_with(now);
+        (state.attempts, state.in_flight, state.oldest) = (attempts, 0, None);
+    }
+
+    /// The end.
+    pub fn ended(&self, error: Option<&Error>) {
+        let mut state = self.lock();
+        state.phase = if error.is_some() { Phase::Failed } else { Phase::Stopped };
+        state.error = error.map(Error::to_string);
+        (state.retrying_since, state.in_flight, state.oldest) = (None, 0, None);
+    }
+}
+
+impl State {
+    /// How old the oldest change is that is not yet durable, in seconds.
+    pub fn lag_seconds(&self, open: bool) -> Option<f64> {
+        let since = match self.oldest {
+            Some(oldest) => oldest,
+            None if open => return Some(0.0),
+            None => self.idle_at?,
+        };
+        Some((now().saturating_sub(since).max(0)) as f64 / 1e6)
+    }
+}
+
+/// Events a second over the last ten seconds.
+#[derive(Default)]
+pub struct Rate {
+    /// The events of each of the last seconds: (which second, how many).
+    seconds: [(u64, u64); Rate::SECONDS],
+    start: Option<Instant>,
+}
+
+impl Rate {
+    const SECONDS: usize = 10;
+
+    /// Counts events.
+    pub fn add(&mut self, events: u64) {
+        let second = self.start.get_or_insert_with(Instant::now).elapsed().as_secs();
+        let slot = &mut self.seconds[second as usize % Self::SECONDS];
+        if slot.0 != second {
+            *slot = (second, 0);
+        }
+        slot.1 += events;
+    }
+
+    /// Events a second.
+    pub fn per_second(&self) -> f64 {
+        let Some(start) = self.start else { return 0.0 };
+        let elapsed = start.elapsed();
+        let recent = |slot: &&(u64, u64)| slot.0 + Self::SECONDS as u64 > elapsed.as_secs();
+        let events: u64 = self.seconds.iter().filter(recent).map(|slot| slot.1).sum();
+        let span = elapsed.clamp(Duration::from_secs(1), Duration::from_secs(Self::SECONDS as u64));
+        events as f64 / span.as_secs_f64()
+    }
+}

@@ -1,0 +1,354 @@
+//! Hands shaped batches to the bus in order, and sets aside what cannot go.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use headwater_core::ports::{Accepted, Bus, Parked, ParkedStore, Published, Rejection};
+use headwater_core::{Checkpoint, Error, Event, Kind, Position, Result, StreamSpec};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::backoff::Backoff;
+use super::board::{Board, now};
+use crate::park::{Admitted, Holds};
+use crate::shape::{EventOrigin, Shaped, Shaper, Trouble};
+
+/// Small batches that wait for the bus are handed over together, up to about this many bytes.
+const TOGETHER: usize = 1 << 20;
+
+/// What a publisher is asked to do, in order.
+pub enum Work {
+    /// Publish what was read.
+    Batch(Box<Shaped>),
+    /// Try again what is parked.
+    Release(Release),
+}
+
+/// A person's wish to try again what is parked of a stream, or of one key.
+pub struct Release {
+    /// The stream.
+    pub stream: Arc<str>,
+    /// The key; `None` for what is held with the whole stream.
+    pub order_key: Option<Vec<u8>>,
+    /// Where the outcome goes: how many changes went on, or why the first of them still cannot.
+    pub answer: oneshot::Sender<Result<u64>>,
+}
+
+/// What the bus took of one or more batches that were read.
+pub struct Taken {
+    /// The bus's promise.
+    pub accepted: Accepted,
+    /// What to confirm once it is kept.
+    pub checkpoint: Option<Checkpoint>,
+    /// How many batches that were read this stands for.
+    pub reads: usize,
+    /// How many events there were of each stream.
+    pub events: Vec<(Arc<str>, u64)>,
+    /// The bytes of the events.
+    pub bytes: u64,
+}
+
+/// The publishing half of a source's pipeline.
+pub struct Publisher {
+    /// The source's name.
+    pub source: Arc<str>,
+    /// Where events go.
+    pub bus: Arc<dyn Bus>,
+    /// Where what cannot go is set aside.
+    pub parked: Arc<dyn ParkedStore>,
+    /// Where it says how it is doing.
+    pub board: Arc<Board>,
+    /// Shapes parked changes again.
+    pub shaper: Shaper,
+    /// What is held back.
+    pub holds: Holds,
+    /// The longest wait between two attempts to park.
+    pub retry_max: Duration,
+    /// Streams that the bus has with another number of partitions.
+    broken: HashSet<Arc<str>>,
+}
+
+/// The publisher's line to the reader, which waits for the bus's promises.
+pub struct Line {
+    /// What the bus took.
+    pub taken: mpsc::UnboundedSender<Taken>,
+    /// How many of those have become durable.
+    pub durable: watch::Receiver<u64>,
+    /// How many were sent.
+    pub sent: u64,
+}
+
+impl Publisher {
+    /// A publisher of a source, holding back what the parked store says.
+    pub async fn load(
+        source: Arc<str>,
+        bus: Arc<dyn Bus>,
+        parked: Arc<dyn ParkedStore>,
+        board: Arc<Board>,
+        shaper: Shaper,
+        retry_max: Duration,
+    ) -> Result<Self> {
+        let holds = Holds::load(&source, &*parked).await?;
+        Ok(Self { source, bus, parked, board, shaper, holds, retry_max, broken: HashSet::new() })
+    }
+
+    /// Makes sure of a stream. One that the bus has with another number of partitions is held back.
+    pub async fn ensure(&mut self, spec: &StreamSpec) -> Result<()> {
+        match self.bus.ensure(spec).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == Kind::Contract => {
+                tracing::error!(stream = %spec.name, %error, "stream stopped");
+                self.broken.insert(Arc::clone(&spec.name));
+                self.holds.hold(&spec.name, error.to_string(), Position::ZERO);
+                self.show();
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Tries again what is held with whole streams, before anything new is read.
+    pub async fn release_held(&mut self) -> Result<()> {
+        let held: Vec<Arc<str>> = self.holds.held().map(|(stream, _)| Arc::clone(stream)).collect();
+        for stream in held {
+            match self.release(&stream, None).await {
+                Ok(count) => tracing::info!(%stream, count, "a held stream goes on"),
+                Err(error) if error.kind() == Kind::Contract => {
+                    tracing::error!(%stream, %error, "stream stays stopped");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.show();
+        Ok(())
+    }
+
+    /// Works until there is no more.
+    pub async fn run(mut self, mut work: mpsc::UnboundedReceiver<Work>, mut line: Line) -> Result<()> {
+        let mut next = None;
+        loop {
+            let Some(todo) = (match next.take() {
+                Some(todo) => Some(todo),
+                None => work.recv().await,
+            }) else {
+                return Ok(());
+            };
+            match todo {
+                Work::Batch(mut batch) => {
+                    while batch.bytes < TOGETHER && next.is_none() {
+                        match work.try_recv() {
+                            Ok(Work::Batch(more)) => batch.append(*more),
+                            Ok(other) => next = Some(other),
+                            Err(_) => break,
+                        }
+                    }
+                    self.publish(*batch, &mut line).await?;
+                }
+                Work::Release(release) => {
+                    line.drained().await?;
+                    let outcome = self.release(&release.stream, release.order_key.as_deref()).await;
+                    self.show();
+                    // Whoever asked may be gone.
+                    drop(release.answer.send(outcome));
+                }
+            }
+        }
+    }
+
+    async fn publish(&mut self, mut batch: Shaped, line: &mut Line) -> Result<()> {
+        for spec in std::mem::take(&mut batch.new_streams) {
+            self.ensure(&spec).await?;
+        }
+        let mut admitted = self.holds.admit(&mut batch, now())?;
+        if admitted.parked.is_empty() {
+            let (events, bytes) = count(&admitted.events);
+            match self.bus.publish(admitted.events, batch.checkpoint.clone()).await? {
+                Published::Accepted(accepted) => {
+                    let (checkpoint, reads) = (batch.checkpoint, batch.reads);
+                    return line.send(Taken { accepted, checkpoint, reads, events, bytes });
+                }
+                Published::Rejected { events, rejections } => {
+                    admitted = self.set_aside(&mut batch, events, admitted.origins, rejections)?;
+                }
+            }
+        }
+        line.drained().await?;
+        let (events, bytes) = self.publish_and_park(&mut batch, admitted).await?;
+        // Only now, with the parked ones durable, may the checkpoint pass them.
+        match self.bus.publish(Vec::new(), batch.checkpoint.clone()).await? {
+            Published::Accepted(accepted) => {
+                let (checkpoint, reads) = (batch.checkpoint, batch.reads);
+                line.send(Taken { accepted, checkpoint, reads, events, bytes })
+            }
+            Published::Rejected { .. } => Err(Error::new(Kind::Internal, "the bus rejected an empty batch")),
+        }
+    }
+
+    /// Publishes what can go, waits until it is durable, then parks the rest: so everything before
+    /// what is parked is on the bus, and whatever is redelivered later was there before.
+    async fn publish_and_park(&mut self, batch: &mut Shaped, first: Admitted) -> Result<Counted> {
+        let Admitted { mut events, mut origins, mut parked } = first;
+        let counted = loop {
+            let counted = count(&events);
+            if events.is_empty() {
+                break counted;
+            }
+            match self.bus.publish(events, None).await? {
+                Published::Accepted(accepted) => {
+                    accepted.durable().await?;
+                    break counted;
+                }
+                Published::Rejected { events: back, rejections } => {
+                    let mut again = self.set_aside(batch, back, origins, rejections)?;
+                    parked.append(&mut again.parked);
+                    (events, origins) = (again.events, again.origins);
+                }
+            }
+        };
+        self.park(parked).await?;
+        Ok(counted)
+    }
+
+    /// Turns rejected events into troubles of their changes, and sorts the batch again.
+    fn set_aside(
+        &mut self,
+        batch: &mut Shaped,
+        events: Vec<Event>,
+        origins: Vec<EventOrigin>,
+        rejections: Vec<Rejection>,
+    ) -> Result<Admitted> {
+        if rejections.is_empty() {
+            return Err(Error::new(Kind::Internal, "the bus rejected a batch and gave no reason"));
+        }
+        let mut reasons: std::collections::HashMap<usize, String> =
+            rejections.into_iter().map(|rejection| (rejection.index, rejection.reason)).collect();
+        for (at, (event, origin)) in events.into_iter().zip(origins).enumerate() {
+            match reasons.remove(&at) {
+                None => {
+                    batch.events.push(event);
+                    batch.origins.push(origin);
+                }
+                Some(reason) => batch.troubles.push(Trouble {
+                    change: origin.change,
+                    stream: Arc::clone(&event.stream),
+                    id: event.id,
+                    order_key: Some(origin.order_key(&event)),
+                    reason,
+                }),
+            }
+        }
+        self.holds.admit(batch, now())
+    }
+
+    /// Parks; waits while the store is full or away, and says so.
+    async fn park(&mut self, parked: Vec<Parked>) -> Result<()> {
+        self.show();
+        let mut backoff = Backoff::new(self.retry_max);
+        loop {
+            let Err(error) = self.parked.park(parked.clone()).await else { break };
+            if !error.is_retryable() {
+                return Err(error);
+            }
+            tracing::error!(source = %self.source, %error, "cannot park; nothing more is confirmed");
+            self.board.lock().error = Some(format!("nothing more is confirmed: {error}"));
+            tokio::time::sleep(backoff.next()).await;
+        }
+        if backoff.attempts() > 0 {
+            self.board.well();
+        }
+        for one in &parked {
+            metrics::counter!("headwater_parked_total", "source" => one.source.to_string(),
+                "stream" => one.stream.to_string())
+            .increment(1);
+            tracing::warn!(source = %one.source, stream = %one.stream, id = %one.id, reason = one.reason, "parked");
+        }
+        Ok(())
+    }
+
+    /// Tries again what is parked of a stream or a key, in order. An error of kind `Contract` says why
+    /// the first that is left cannot go.
+    async fn release(&mut self, stream: &Arc<str>, order_key: Option<&[u8]>) -> Result<u64> {
+        if self.broken.contains(stream) || !self.shaper.knows(stream) {
+            return Err(Error::new(Kind::Contract, format!("stream {stream} cannot go on"))
+                .hint("it is no longer in the config, or the bus has it with other partitions"));
+        }
+        let mut released = 0;
+        loop {
+            let limit = if order_key.is_some() { 1 } else { 256 };
+            let records = self.parked.list(&self.source, stream, order_key, limit).await?;
+            if records.is_empty() {
+                self.holds.let_go(stream, order_key);
+                return Ok(released);
+            }
+            let (batch, ids, stuck) = self.shaper.reshape(&records, order_key);
+            if !ids.is_empty() {
+                let whole = self.holds.suspend(stream, order_key);
+                self.publish_released(batch, order_key.is_some()).await?;
+                self.parked.remove(&ids).await?;
+                self.holds.resume(stream, order_key, whole);
+                released += ids.len() as u64;
+            }
+            if let Some(reason) = stuck {
+                return Err(Error::new(Kind::Contract, format!("stream {stream} cannot go on")).because(reason));
+            }
+        }
+    }
+
+    /// Publishes what was parked. What is held with its stream and cannot go is parked by its key.
+    async fn publish_released(&mut self, mut batch: Shaped, keyed: bool) -> Result<()> {
+        let admitted = self.holds.admit(&mut batch, now())?;
+        if !keyed {
+            return self.publish_and_park(&mut batch, admitted).await.map(drop);
+        }
+        match self.bus.publish(admitted.events, None).await? {
+            Published::Accepted(accepted) => accepted.durable().await.map(drop),
+            Published::Rejected { rejections, .. } => {
+                let why = rejections.into_iter().next().map(|first| first.reason).unwrap_or_default();
+                Err(Error::new(Kind::Contract, "the bus rejects it still").because(why))
+            }
+        }
+    }
+
+    /// Writes down which streams are held back.
+    fn show(&self) {
+        let held = self.holds.held().map(|(stream, why)| (Arc::clone(stream), why.to_owned()));
+        self.board.lock().held = held.collect();
+    }
+}
+
+impl Line {
+    fn send(&mut self, taken: Taken) -> Result<()> {
+        self.sent += 1;
+        self.taken.send(taken).map_err(|_| gone())
+    }
+
+    /// Waits until all that was sent is durable.
+    async fn drained(&mut self) -> Result<()> {
+        let sent = self.sent;
+        self.durable.wait_for(|durable| *durable >= sent).await.map(drop).map_err(|_| gone())
+    }
+}
+
+/// The reader ended: its own error says why.
+fn gone() -> Error {
+    Error::new(Kind::Internal, "the reader of the pipeline ended")
+}
+
+/// Events by stream, and bytes.
+type Counted = (Vec<(Arc<str>, u64)>, u64);
+
+fn count(events: &[Event]) -> Counted {
+    let mut counts: Vec<(Arc<str>, u64)> = Vec::new();
+    let mut bytes = 0;
+    for event in events {
+        bytes += event.size() as u64;
+        match counts.last_mut() {
+            Some((stream, count)) if Arc::ptr_eq(stream, &event.stream) => *count += 1,
+            _ => match counts.iter_mut().find(|(stream, _)| *stream == event.stream) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((Arc::clone(&event.stream), 1)),
+            },
+        }
+    }
+    (counts, bytes)
+}

@@ -1,0 +1,73 @@
+//! What shaping makes of a batch.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use headwater_core::{Change, Checkpoint, Event, EventId, StreamSpec};
+
+/// A batch after shaping: its events, what could not become one, and the changes they come from, kept
+/// until the bus has taken the events because a rejected one is parked as its change.
+#[derive(Default)]
+pub struct Shaped {
+    /// The changes that were read, in order.
+    pub changes: Vec<Change>,
+    /// The events, in order.
+    pub events: Vec<Event>,
+    /// For each event, where it comes from.
+    pub origins: Vec<EventOrigin>,
+    /// What could not become an event, in order.
+    pub troubles: Vec<Trouble>,
+    /// Streams that outbox rows named for the first time.
+    pub new_streams: Vec<StreamSpec>,
+    /// Where the source stands after the batch.
+    pub checkpoint: Option<Checkpoint>,
+    /// About how much memory the changes hold.
+    pub bytes: usize,
+}
+
+/// Where an event comes from.
+pub struct EventOrigin {
+    /// Which of the batch's changes.
+    pub change: u32,
+    /// Its order key, where that is not the event's key.
+    pub order_key: Option<Bytes>,
+}
+
+impl EventOrigin {
+    /// The order key of an event; empty when it has none.
+    pub fn order_key(&self, event: &Event) -> Bytes {
+        self.order_key.as_ref().or(event.key.as_ref()).cloned().unwrap_or_default()
+    }
+}
+
+/// A change that could not become an event of a stream.
+#[derive(Debug, Clone)]
+pub struct Trouble {
+    /// Which of the batch's changes.
+    pub change: u32,
+    /// The stream it was meant for.
+    pub stream: Arc<str>,
+    /// The id its event would have.
+    pub id: EventId,
+    /// What waits behind it: its order key, empty when it has none (nothing waits); `None` when the
+    /// whole stream must wait, because the contract is broken or the key cannot be read.
+    pub order_key: Option<Bytes>,
+    /// Why.
+    pub reason: String,
+}
+
+impl Shaped {
+    /// Adds the batch that was read after this one.
+    pub fn append(&mut self, mut later: Self) {
+        let shift = self.changes.len() as u32;
+        later.origins.iter_mut().for_each(|origin| origin.change += shift);
+        later.troubles.iter_mut().for_each(|trouble| trouble.change += shift);
+        self.changes.append(&mut later.changes);
+        self.events.append(&mut later.events);
+        self.origins.append(&mut later.origins);
+        self.troubles.append(&mut later.troubles);
+        self.new_streams.append(&mut later.new_streams);
+        self.checkpoint = later.checkpoint.or(self.checkpoint.take());
+        self.bytes += later.bytes;
+    }
+}
