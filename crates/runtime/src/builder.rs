@@ -1,27 +1,23 @@
 //! Putting a runtime together.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 
 use headwater_core::ports::{Bus, Connector, ParkedStore};
-use headwater_core::{Error, Kind, Result};
-use tokio_util::sync::CancellationToken;
+use headwater_core::{Error, Kind, Result, StreamSpec, check_stream_name};
+use tokio::sync::mpsc;
 
-use crate::config::{OutboxRoute, Settings, StreamConfig};
-use crate::status::RuntimeStatus;
-
-/// Everything that one process runs: sources, streams, and the bus between them.
-pub struct Runtime {
-    sources: Vec<SourceSetup>,
-    streams: Vec<(String, StreamConfig)>,
-    bus: Arc<dyn Bus>,
-    parked: Arc<dyn ParkedStore>,
-    settings: Settings,
-}
+use crate::clock::now;
+use crate::config::{Columns, OutboxRoute, Settings, StreamConfig};
+use crate::names;
+use crate::pipeline::{Board, SourceTask};
+use crate::runtime::{Runtime, SourceHandle};
+use crate::shape::{OutboxTable, Routes, StreamRoute};
 
 struct SourceSetup {
     name: String,
     connector: Arc<dyn Connector>,
-    outbox: Option<OutboxRoute>,
+    outbox: Vec<OutboxRoute>,
     tables: Option<Vec<String>>,
 }
 
@@ -37,9 +33,15 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Adds a source, and its outbox where it has one.
+    /// Adds a source, and its outbox where it has one (or several).
     #[must_use]
-    pub fn source(mut self, name: &str, connector: Arc<dyn Connector>, outbox: Option<OutboxRoute>) -> Self {
+    pub fn source(
+        mut self,
+        name: &str,
+        connector: Arc<dyn Connector>,
+        outbox: impl IntoIterator<Item = OutboxRoute>,
+    ) -> Self {
+        let outbox = outbox.into_iter().collect();
         self.sources.push(SourceSetup { name: name.to_owned(), connector, outbox, tables: None });
         self
     }
@@ -92,32 +94,127 @@ impl Builder {
     /// Checks everything against each other: unknown sources and tables, conditions that do not
     /// compile, names a stream cannot have. Errors are of kind `Config`.
     pub fn build(self) -> Result<Runtime> {
+        self.check()?;
         let missing = |what: &str| Error::new(Kind::Internal, format!("the runtime was given no {what}"));
+        let bus = self.bus.clone().ok_or_else(|| missing("bus"))?;
+        let parked = self.parked.clone().ok_or_else(|| missing("parked store"))?;
+        let (mut sources, mut tasks) = (Vec::new(), Vec::new());
+        for setup in &self.sources {
+            let (releases, todo) = mpsc::unbounded_channel();
+            let (name, board) = (Arc::<str>::from(setup.name.as_str()), Arc::new(Board::default()));
+            let (routes, specs) = self.routes(setup)?;
+            sources.push(SourceHandle {
+                name: Arc::clone(&name),
+                connector: Arc::clone(&setup.connector),
+                board: Arc::clone(&board),
+                releases,
+            });
+            tasks.push(SourceTask {
+                name,
+                connector: Arc::clone(&setup.connector),
+                routes: Arc::new(routes),
+                specs,
+                bus: Arc::clone(&bus),
+                parked: Arc::clone(&parked),
+                settings: self.settings.clone(),
+                board,
+                releases: todo,
+            });
+        }
+        let streams = self.streams.iter().map(|(name, config)| (name.clone(), config.partitions));
         Ok(Runtime {
-            sources: self.sources,
-            streams: self.streams,
-            bus: self.bus.ok_or_else(|| missing("bus"))?,
-            parked: self.parked.ok_or_else(|| missing("parked store"))?,
-            settings: self.settings,
+            bus,
+            parked,
+            sources,
+            streams: streams.collect(),
+            outbox_partitions: self.outbox_streams.partitions,
+            tasks: Mutex::new(tasks),
+            started_at: now(),
         })
     }
-}
 
-impl Runtime {
-    /// Begins to put one together.
-    pub fn builder() -> Builder {
-        Builder::default()
+    /// The streams that a source feeds, or may feed through its outbox.
+    fn routes(&self, setup: &SourceSetup) -> Result<(Routes, Vec<StreamSpec>)> {
+        let (mut streams, mut specs) = (Vec::new(), Vec::new());
+        for (name, config) in &self.streams {
+            let fed = config.from.iter().any(|table| table.source == setup.name);
+            if fed || !setup.outbox.is_empty() {
+                streams.push(Arc::new(StreamRoute::new(name, config, &setup.name)?));
+                specs.push(config.spec(name));
+            }
+        }
+        let outbox = |route: &OutboxRoute| OutboxTable {
+            table: route.table.clone(),
+            columns: route.columns.clone(),
+            stream: route.stream.clone(),
+        };
+        let outboxes = setup.outbox.iter().map(outbox).collect();
+        Ok((Routes { streams, outboxes, undeclared: Arc::new(self.outbox_streams.clone()) }, specs))
     }
 
-    /// Runs every source until `stop` is cancelled (then: drains, confirms, returns `Ok`) or every
-    /// source has failed (then: the first one's error).
-    pub async fn run(&self, stop: CancellationToken) -> Result<()> {
-        stop.cancelled().await;
+    fn check(&self) -> Result<()> {
+        if self.sources.is_empty() {
+            return Err(wrong("no source is configured").hint("add a [source.NAME]"));
+        }
+        let mut seen = HashSet::new();
+        for (name, config) in &self.streams {
+            check_stream_name(name)?;
+            if !seen.insert(name) {
+                return Err(wrong(format!("stream {name} is declared twice")));
+            }
+            self.check_stream(name, config)?;
+        }
         Ok(())
     }
 
-    /// What it is doing now. Asks the bus too, for at most two seconds.
-    pub async fn status(&self) -> RuntimeStatus {
-        RuntimeStatus::default()
+    fn check_stream(&self, name: &str, config: &StreamConfig) -> Result<()> {
+        let says = |what: String| wrong(format!("stream {name} {what}"));
+        for table in &config.from {
+            let known = self.sources.iter().map(|source| source.name.as_str());
+            let Some(source) = self.sources.iter().find(|source| source.name == table.source) else {
+                let error = says(format!("is fed by {table}, but no source is called {}", table.source));
+                return Err(error.hint(names::hint(&table.source, known)));
+            };
+            let Some(tables) = &source.tables else { continue };
+            if !tables.iter().any(|known| table.matches_name(known)) {
+                let meant = table.to_string();
+                let known: Vec<String> =
+                    tables.iter().map(|table| format!("{}.{table}", source.name)).collect();
+                return Err(says(format!(
+                    "is fed by {table}, which source {} does not capture",
+                    source.name
+                ))
+                .hint(names::hint(&meant, known.iter().map(String::as_str))));
+            }
+        }
+        if config.from.is_empty() && self.sources.iter().all(|source| source.outbox.is_empty()) {
+            return Err(says("is fed by nothing".into())
+                .hint("name its tables in `from`, or give a source an `outbox`"));
+        }
+        if !config.from.is_empty() && config.columns.is_none() {
+            return Err(says("does not say which columns it exposes".into())
+                .hint("set `columns = { exposed = \"column\" }`, or `columns = \"*\"` to expose them all"));
+        }
+        let exposed = match &config.columns {
+            Some(Columns::Named(named)) => named.iter().map(|(exposed, _)| exposed).collect(),
+            _ => Vec::new(),
+        };
+        let mut seen = HashSet::new();
+        if let Some(twice) = exposed.into_iter().find(|exposed| !seen.insert(*exposed)) {
+            return Err(says(format!("exposes two columns as {twice}")));
+        }
+        if config.partitions == 0 || config.version == 0 {
+            return Err(says("has 0 partitions, or version 0".into()).hint("both begin at 1"));
+        }
+        if config.key.as_ref().is_some_and(Vec::is_empty)
+            || config.order_key.as_ref().is_some_and(Vec::is_empty)
+        {
+            return Err(says("has an empty key".into()).hint("leave it out to use the table's key"));
+        }
+        Ok(())
     }
+}
+
+fn wrong(what: impl Into<String>) -> Error {
+    Error::new(Kind::Config, what)
 }

@@ -3,12 +3,17 @@
 //! It knows the core's ports and the wire's formats, and nothing of any one database or broker.
 
 mod builder;
+mod clock;
 pub mod config;
+pub mod metrics;
 mod names;
 mod park;
+mod pipeline;
+mod runtime;
 mod shape;
 mod status;
 
-pub use builder::{Builder, Runtime};
+pub use builder::Builder;
 pub use config::{OutboxRoute, Settings, StreamConfig, TableRef};
+pub use runtime::Runtime;
 pub use status::{Phase, RuntimeStatus, SourceReport, StreamReport};

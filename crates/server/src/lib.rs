@@ -1,23 +1,47 @@
 //! The HTTP side: `/healthz`, `/readyz`, `/metrics` and `/status`.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use headwater_core::Result;
-use headwater_runtime::Runtime;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use headwater_core::{Error, Kind, Result, ResultExt};
+use headwater_runtime::{Runtime, metrics};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// The admin server of one runtime.
 pub struct Server {
+    listener: TcpListener,
     addr: SocketAddr,
+    routes: Router,
+}
+
+#[derive(Clone)]
+struct Admin {
+    runtime: Arc<Runtime>,
+    metrics: PrometheusHandle,
 }
 
 impl Server {
-    /// Takes the address (port 0: any free one) and installs the metrics recorder. An error of kind
-    /// `Config` when the port is taken.
+    /// Takes the address (port 0: any free one) and installs the process's metrics recorder. An error
+    /// of kind `Config` when the address cannot be had.
     pub async fn bind(addr: SocketAddr, runtime: Arc<Runtime>) -> Result<Self> {
-        let _ = runtime;
-        Ok(Self { addr })
+        let listener = TcpListener::bind(addr).await.map_err(|error| unavailable(addr, error))?;
+        let addr = listener.local_addr().doing(Kind::Internal, || "asking for the port".to_owned())?;
+        let admin = Admin { runtime, metrics: recorder()? };
+        let routes = Router::new()
+            .route("/healthz", get(async || "ok\n"))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(render))
+            .route("/status", get(status))
+            .with_state(admin);
+        Ok(Self { listener, addr, routes })
     }
 
     /// The address it listens on.
@@ -27,7 +51,71 @@ impl Server {
 
     /// Serves until `stop` is cancelled.
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
-        stop.cancelled().await;
-        Ok(())
+        let ends = async move { stop.cancelled().await };
+        // A client that keeps its connection open must not keep the process from ending.
+        tokio::select! {
+            served = axum::serve(self.listener, self.routes).into_future() => {
+                served.doing(Kind::Unavailable, || format!("serving http://{}", self.addr))
+            }
+            () = ends => Ok(()),
+        }
     }
+}
+
+fn unavailable(addr: SocketAddr, error: std::io::Error) -> Error {
+    let hint = match error.kind() {
+        ErrorKind::AddrInUse => "another process has this port: set `listen` under [http] to a free one",
+        ErrorKind::AddrNotAvailable => "this machine has no such address: set `listen` under [http]",
+        ErrorKind::PermissionDenied => {
+            "this user may not take this port: set `listen` under [http] above 1024"
+        }
+        _ => "set `listen` under [http]",
+    };
+    Error::new(Kind::Config, format!("listening on {addr}")).because(error).hint(hint)
+}
+
+/// The process's one metrics recorder, installed on first use.
+fn recorder() -> Result<PrometheusHandle> {
+    static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+    if let Some(installed) = RECORDER.get() {
+        return Ok(installed.clone());
+    }
+    let size = [1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6];
+    let bytes = [1e3, 1e4, 1e5, 1e6, 4e6, 16e6, 64e6];
+    let installed = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full("headwater_batch_events".into()), &size)
+        .and_then(|builder| {
+            builder.set_buckets_for_metric(Matcher::Full("headwater_batch_bytes".into()), &bytes)
+        })
+        .and_then(PrometheusBuilder::install_recorder);
+    match installed {
+        Ok(handle) => {
+            metrics::describe();
+            Ok(RECORDER.get_or_init(|| handle).clone())
+        }
+        // Another thread may have been faster.
+        Err(error) => RECORDER
+            .get()
+            .cloned()
+            .ok_or_else(|| Error::new(Kind::Internal, "installing the metrics recorder").because(error)),
+    }
+}
+
+async fn readyz(State(admin): State<Admin>) -> Response {
+    let reasons = admin.runtime.status().await.not_ready();
+    if reasons.is_empty() {
+        return "ready\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n").into_response()
+}
+
+async fn render(State(admin): State<Admin>) -> Response {
+    metrics::set_gauges(&admin.runtime.status().await);
+    admin.metrics.run_upkeep();
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (kind, admin.metrics.render()).into_response()
+}
+
+async fn status(State(admin): State<Admin>) -> Response {
+    Json(admin.runtime.status().await).into_response()
 }

@@ -6,6 +6,7 @@ mod units;
 use std::time::Duration;
 
 use headwater_core::{Retention, StreamSpec};
+use headwater_wire::format::{Format, OutboxColumns};
 use serde::{Deserialize, Deserializer};
 
 pub use from::{Columns, TableRef};
@@ -38,7 +39,7 @@ pub struct StreamConfig {
     /// How many partitions it is made with. It cannot be changed later without breaking the order of keys.
     pub partitions: u32,
     /// How its events are written: `"headwater"`, `"debezium"`, or a table with `kind` and options.
-    pub format: FormatConfig,
+    pub format: Format,
     /// How long its events stay; default: for ever.
     pub retention: RetentionConfig,
     /// Whether a tombstone follows a delete; default: yes for `debezium`, and for compacted streams.
@@ -55,7 +56,7 @@ impl Default for StreamConfig {
             key: None,
             order_key: None,
             partitions: 8,
-            format: FormatConfig::default(),
+            format: Format::default(),
             retention: RetentionConfig::default(),
             tombstones: None,
         }
@@ -72,17 +73,6 @@ impl StreamConfig {
         };
         StreamSpec { name: name.into(), partitions: self.partitions, retention }
     }
-}
-
-/// How a stream's events are written.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FormatConfig {
-    /// Headwater's own JSON.
-    #[default]
-    Headwater,
-    /// What Debezium's JSON converter writes.
-    Debezium,
 }
 
 /// How long a stream's events stay.
@@ -104,6 +94,8 @@ pub struct RetentionConfig {
 pub struct OutboxRoute {
     /// The outbox table.
     pub table: TableRef,
+    /// What its columns are called.
+    pub columns: OutboxColumns,
     /// The stream's name, with `{aggregatetype}` standing for the row's.
     pub stream: String,
 }

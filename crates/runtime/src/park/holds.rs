@@ -27,7 +27,7 @@ struct StreamHolds {
 }
 
 /// A stream held back as a whole.
-struct Whole {
+pub struct Whole {
     reason: String,
     /// What stands before this was published: a redelivery of it passes.
     first: Position,
@@ -35,9 +35,17 @@ struct Whole {
 
 /// A key held back.
 #[derive(Clone, Copy)]
-struct Key {
+pub struct Key {
     first: Position,
     behind: EventId,
+}
+
+/// What was held back, while it is let by.
+pub enum Suspended {
+    /// A stream.
+    Whole(Whole),
+    /// A key.
+    Key(Key),
 }
 
 /// A batch, sorted into what goes to the bus and what is set aside.
@@ -90,6 +98,24 @@ impl Holds {
         }
         if holds.whole.is_none() && holds.keys.is_empty() {
             self.streams.remove(stream);
+        }
+    }
+
+    /// Lets what is parked itself go by, while it is published; see [`Holds::resume`].
+    pub fn suspend(&mut self, stream: &str, order_key: Option<&[u8]>) -> Option<Suspended> {
+        let holds = self.streams.get_mut(stream)?;
+        match order_key {
+            None => holds.whole.take().map(Suspended::Whole),
+            Some(key) => holds.keys.remove(&self.hasher.hash_one(key)).map(Suspended::Key),
+        }
+    }
+
+    /// Holds back again what [`Holds::suspend`] let by.
+    pub fn resume(&mut self, stream: &Arc<str>, order_key: Option<&[u8]>, suspended: Option<Suspended>) {
+        match (suspended, order_key) {
+            (Some(Suspended::Whole(whole)), _) => self.hold(stream, whole.reason, whole.first),
+            (Some(Suspended::Key(key)), Some(order_key)) => self.block(stream, order_key, key),
+            _ => {}
         }
     }
 

@@ -3,5 +3,5 @@
 mod codec;
 mod holds;
 
-pub use codec::{decode, encode};
+pub use codec::decode;
 pub use holds::{Admitted, Holds};

@@ -2,17 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use headwater_core::{Error, Micros};
 
+use crate::clock::now;
 use crate::status::Phase;
-
-/// Microseconds since 1970, by this machine's clock.
-pub fn now() -> Micros {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
-}
 
 /// One source's board.
 #[derive(Default)]
@@ -21,7 +16,7 @@ pub struct Board(Mutex<State>);
 /// What stands on it.
 #[derive(Default)]
 pub struct State {
-    /// What the runtime does with the source; [`Phase::Connecting`] while it is open: its own status says more.
+    /// What the runtime does with the source; [`Phase::Streaming`] while it is open: its own status says more.
     pub phase: Phase,
     /// What went wrong.
     pub error: Option<String>,
@@ -45,6 +40,8 @@ pub struct State {
     pub idle_at: Option<Micros>,
     /// Events a second.
     pub rate: Rate,
+    /// Something became durable since the last attempt began.
+    pub progressed: bool,
 }
 
 impl Board {
@@ -59,10 +56,16 @@ impl Board {
         state.phase = if state.retrying_since.is_some() { Phase::Retrying } else { Phase::Connecting };
     }
 
-    /// Something became durable or is being read: all is well.
+    /// All is well again.
     pub fn well(&self) {
         let mut state = self.lock();
         (state.error, state.retrying_since, state.attempts) = (None, None, 0);
+    }
+
+    /// The source is open.
+    pub fn open(&self) {
+        self.well();
+        self.lock().phase = Phase::Streaming;
     }
 
     /// Something that a retry may mend.

@@ -9,7 +9,8 @@ use headwater_core::{Checkpoint, Error, Event, Kind, Position, Result, StreamSpe
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backoff::Backoff;
-use super::board::{Board, now};
+use super::board::Board;
+use crate::clock::now;
 use crate::park::{Admitted, Holds};
 use crate::shape::{EventOrigin, Shaped, Shaper, Trouble};
 
@@ -257,7 +258,7 @@ impl Publisher {
             self.board.well();
         }
         for one in &parked {
-            metrics::counter!("headwater_parked_total", "source" => one.source.to_string(),
+            ::metrics::counter!("headwater_parked_total", "source" => one.source.to_string(),
                 "stream" => one.stream.to_string())
             .increment(1);
             tracing::warn!(source = %one.source, stream = %one.stream, id = %one.id, reason = one.reason, "parked");
@@ -289,7 +290,9 @@ impl Publisher {
                 released += ids.len() as u64;
             }
             if let Some(reason) = stuck {
-                return Err(Error::new(Kind::Contract, format!("stream {stream} cannot go on")).because(reason));
+                return Err(
+                    Error::new(Kind::Contract, format!("stream {stream} cannot go on")).because(reason)
+                );
             }
         }
     }

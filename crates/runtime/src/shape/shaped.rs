@@ -21,8 +21,10 @@ pub struct Shaped {
     pub new_streams: Vec<StreamSpec>,
     /// Where the source stands after the batch.
     pub checkpoint: Option<Checkpoint>,
-    /// About how much memory the changes hold.
+    /// About how much memory the changes and events hold.
     pub bytes: usize,
+    /// How many batches that were read this is made of.
+    pub reads: usize,
 }
 
 /// Where an event comes from.
@@ -69,5 +71,6 @@ impl Shaped {
         self.new_streams.append(&mut later.new_streams);
         self.checkpoint = later.checkpoint.or(self.checkpoint.take());
         self.bytes += later.bytes;
+        self.reads += later.reads;
     }
 }

@@ -1,0 +1,49 @@
+//! The runtime's metrics, all called `headwater_*`, through the `metrics` crate.
+//!
+//! Counters and histograms are written where things happen; gauges are taken from a [`RuntimeStatus`]
+//! whenever somebody asks, so that they always say what the status says.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
+
+use crate::status::{Phase, RuntimeStatus};
+
+/// Says what every metric means.
+pub fn describe() {
+    describe_counter!("headwater_events_total", "events made durable, by source and stream");
+    describe_counter!("headwater_bytes_total", Unit::Bytes, "bytes of events made durable, by source");
+    describe_counter!("headwater_retries_total", "times that a source was opened again after a failure");
+    describe_counter!("headwater_parked_total", "changes that were parked, by source and stream");
+    describe_histogram!("headwater_batch_events", "events of a batch");
+    describe_histogram!("headwater_batch_bytes", Unit::Bytes, "bytes of a batch, as read and as written");
+    describe_gauge!("headwater_source_up", "1 while the source is being read, 0 otherwise");
+    describe_gauge!("headwater_lag_bytes", Unit::Bytes, "bytes of the source's log that are not confirmed");
+    describe_gauge!("headwater_lag_seconds", Unit::Seconds, "age of the oldest change that is not durable");
+    describe_gauge!("headwater_in_flight_bytes", Unit::Bytes, "bytes that were read and are not durable");
+    describe_gauge!("headwater_parked", "changes that are parked now, by source");
+    describe_gauge!("headwater_stream_stopped", "1 while the stream is stopped and its changes are held");
+    describe_gauge!("headwater_memory_bytes", Unit::Bytes, "resident memory of the process");
+}
+
+/// Sets the gauges to what a status says.
+pub fn set_gauges(status: &RuntimeStatus) {
+    for source in &status.sources {
+        let labels = [("source", source.name.clone())];
+        let up = matches!(source.phase, Phase::Snapshot | Phase::Streaming);
+        gauge!("headwater_source_up", &labels).set(f64::from(u8::from(up)));
+        gauge!("headwater_in_flight_bytes", &labels).set(source.in_flight_bytes as f64);
+        gauge!("headwater_parked", &labels).set(source.parked as f64);
+        if let Some(lag) = source.lag_bytes {
+            gauge!("headwater_lag_bytes", &labels).set(lag as f64);
+        }
+        if let Some(lag) = source.lag_seconds {
+            gauge!("headwater_lag_seconds", &labels).set(lag);
+        }
+    }
+    for stream in &status.streams {
+        let stopped = f64::from(u8::from(stream.stopped.is_some()));
+        gauge!("headwater_stream_stopped", "stream" => stream.name.clone()).set(stopped);
+    }
+    if let Some(memory) = status.memory_bytes {
+        gauge!("headwater_memory_bytes").set(memory as f64);
+    }
+}

@@ -1,0 +1,11 @@
+//! From a source to the bus: reading, shaping, publishing, confirming, and trying again.
+
+mod backoff;
+mod board;
+mod publisher;
+mod reader;
+mod supervise;
+
+pub use board::Board;
+pub use publisher::Release;
+pub use supervise::SourceTask;

@@ -1,0 +1,163 @@
+//! A whole runtime: every source's task, and what it says of itself.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use headwater_core::ports::{Bus, Connector, ParkedStore, SourceState};
+use headwater_core::{Error, Kind, Micros, Result};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::builder::Builder;
+use crate::pipeline::{Board, Release, SourceTask};
+use crate::status::{Phase, RuntimeStatus, SourceReport, StreamReport, memory};
+
+/// Everything that one process runs: sources, streams, and the bus between them.
+pub struct Runtime {
+    pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) parked: Arc<dyn ParkedStore>,
+    pub(crate) sources: Vec<SourceHandle>,
+    /// Every declared stream, with its partitions.
+    pub(crate) streams: BTreeMap<String, u32>,
+    /// The partitions of streams that outbox rows make.
+    pub(crate) outbox_partitions: u32,
+    pub(crate) tasks: Mutex<Vec<SourceTask>>,
+    pub(crate) started_at: Micros,
+}
+
+/// What the runtime keeps of a source while its task runs.
+pub(crate) struct SourceHandle {
+    pub(crate) name: Arc<str>,
+    pub(crate) connector: Arc<dyn Connector>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) releases: mpsc::UnboundedSender<Release>,
+}
+
+impl Runtime {
+    /// Begins to put one together.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Runs every source until `stop` is cancelled (then: drains, confirms, returns `Ok`) or every
+    /// source has failed (then: the first one's error). Runs once.
+    pub async fn run(&self, stop: CancellationToken) -> Result<()> {
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut running = JoinSet::new();
+        for task in tasks {
+            running.spawn(task.run(stop.clone()));
+        }
+        let (mut first, mut ended_well) = (None, running.is_empty());
+        while let Some(ended) = running.join_next().await {
+            let lost = |error| Error::new(Kind::Internal, "a source's task ended").because(error);
+            match ended.map_err(lost).flatten() {
+                Ok(()) => ended_well = true,
+                Err(error) => drop(first.get_or_insert(error)),
+            }
+        }
+        match first {
+            Some(error) if !ended_well => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tries again what is parked of a stream, in order: one order key's changes, or (`None`) those held
+    /// with the whole stream. Returns how many went on; an error of kind `Contract` says why the first
+    /// that is left cannot.
+    pub async fn release(&self, stream: &str, order_key: Option<&[u8]>) -> Result<u64> {
+        let mut released = 0;
+        let usage = self.parked.usage().await?;
+        let ours =
+            usage.iter().filter(|usage| *usage.stream == *stream && usage.order_key.as_deref() == order_key);
+        for usage in ours {
+            let source = self.sources.iter().find(|source| source.name == usage.source);
+            let (answer, outcome) = oneshot::channel();
+            let release = Release { stream: stream.into(), order_key: order_key.map(<[u8]>::to_vec), answer };
+            let away = || {
+                Error::new(Kind::Unavailable, format!("source {} is not running", usage.source))
+                    .hint("what is parked is released through its source's own pipeline")
+            };
+            source.ok_or_else(away)?.releases.send(release).map_err(|_| away())?;
+            released += outcome.await.map_err(|_| away())??;
+        }
+        Ok(released)
+    }
+
+    /// What it is doing now. Asks the bus and the parked store too, each for at most two seconds.
+    pub async fn status(&self) -> RuntimeStatus {
+        let wait = Duration::from_secs(2);
+        let bus = tokio::time::timeout(wait, self.bus.status());
+        let parked = tokio::time::timeout(wait, self.parked.usage());
+        let (bus, parked) = tokio::join!(bus, parked);
+        let parked = parked.ok().and_then(Result::ok).unwrap_or_default();
+        let count = |of: &dyn Fn(&headwater_core::ports::ParkedUsage) -> bool| -> u64 {
+            parked.iter().filter(|usage| of(usage)).map(|usage| usage.count).sum()
+        };
+        let mut streams: BTreeMap<String, StreamReport> = BTreeMap::new();
+        for (name, partitions) in &self.streams {
+            streams.insert(name.clone(), StreamReport { partitions: *partitions, ..named(name) });
+        }
+        for source in &self.sources {
+            let board = source.board.lock();
+            for (name, events) in &board.streams {
+                let made = || StreamReport { partitions: self.outbox_partitions, ..named(name) };
+                streams.entry(name.to_string()).or_insert_with(made).events += events;
+            }
+            for (name, reason) in &board.held {
+                streams.entry(name.to_string()).or_insert_with(|| named(name)).stopped = Some(reason.clone());
+            }
+        }
+        for report in streams.values_mut() {
+            report.parked = count(&|usage| *usage.stream == *report.name);
+        }
+        let source = |source: &SourceHandle| source.report(count(&|usage| usage.source == source.name));
+        let (bus, bus_error) = match bus {
+            Ok(Ok(bus)) => (Some(bus), None),
+            Ok(Err(error)) => (None, Some(error.to_string())),
+            Err(_) => (None, Some("the bus did not answer within two seconds".to_owned())),
+        };
+        RuntimeStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: self.started_at,
+            memory_bytes: memory(),
+            sources: self.sources.iter().map(source).collect(),
+            streams: streams.into_values().collect(),
+            bus,
+            bus_error,
+        }
+    }
+}
+
+fn named(name: &str) -> StreamReport {
+    StreamReport { name: name.to_owned(), ..StreamReport::default() }
+}
+
+impl SourceHandle {
+    fn report(&self, parked: u64) -> SourceReport {
+        let (own, board) = (self.connector.status(), self.board.lock());
+        let open = board.phase == Phase::Streaming;
+        let phase = match (board.phase, own.state) {
+            (Phase::Streaming, SourceState::Snapshot) => Phase::Snapshot,
+            (Phase::Streaming, SourceState::Connecting) => Phase::Connecting,
+            (phase, _) => phase,
+        };
+        SourceReport {
+            name: self.name.to_string(),
+            phase,
+            error: board.error.clone(),
+            retrying_since: board.retrying_since,
+            attempts: board.attempts,
+            position: own.position,
+            lag_bytes: own.lag_bytes,
+            lag_seconds: board.lag_seconds(open),
+            snapshot: own.snapshot,
+            events: board.events,
+            bytes: board.bytes,
+            events_per_second: board.rate.per_second(),
+            in_flight_bytes: board.in_flight,
+            parked,
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Shapes the rows of an outbox: each is an event already.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use headwater_core::{Change, EventId, Micros, Result, Table};
+use headwater_wire::format::{Headers, OutboxEncoder, OutboxReader, OutboxRow, OutboxView};
+
+use super::Trouble;
+use super::output::{Head, Output, Parts, To};
+use super::routes::{Named, OutboxTable, Routes};
+use super::shaper::whole_id;
+use crate::config::StreamConfig;
+
+/// How the rows of one shape of an outbox table become events.
+pub struct OutboxPlan {
+    template: String,
+    held_as: String,
+    reader: OutboxReader,
+    /// Encoders by stream.
+    encoders: Vec<(Arc<str>, Box<dyn OutboxEncoder>)>,
+    /// The event type of the row before: most often also of the next.
+    kind: Arc<str>,
+}
+
+impl OutboxTable {
+    /// The name under which rows are parked that do not say which stream they are for.
+    pub fn held_as(&self) -> String {
+        self.table.to_string()
+    }
+}
+
+impl OutboxPlan {
+    /// Compiles it. An error of kind `Contract` when the table lacks a column.
+    pub fn new(outbox: &OutboxTable, table: &Table) -> Result<Self> {
+        Ok(Self {
+            template: outbox.stream.clone(),
+            held_as: outbox.held_as(),
+            reader: outbox.columns.reader(table)?,
+            encoders: Vec::new(),
+            kind: "".into(),
+        })
+    }
+
+    /// Writes the event of a row.
+    pub fn shape(
+        &mut self,
+        change: &Change,
+        at: u32,
+        captured_at: Micros,
+        routes: &Routes,
+        named: &mut Named,
+        out: &mut Output,
+    ) {
+        let Some(row) = &change.after else { return };
+        let trouble =
+            |stream: Arc<str>, id, order_key, reason| Trouble { change: at, stream, id, order_key, reason };
+        let row = match self.reader.read(row) {
+            Ok(row) => row,
+            Err(error) => {
+                // Neither its stream nor its key is known, so nothing can be told to wait behind it.
+                let stream: Arc<str> = self.held_as.as_str().into();
+                let id = whole_id(change, &stream);
+                return out.shaped.troubles.push(trouble(stream, id, Some(Bytes::new()), error.to_string()));
+            }
+        };
+        let id = event_id(change, &row);
+        let key = || {
+            Some(
+                row.aggregate_id.as_ref().map(|id| Bytes::copy_from_slice(id.as_bytes())).unwrap_or_default(),
+            )
+        };
+        let name = self.template.replace("{aggregatetype}", &row.aggregate_type);
+        let (stream, config) = match named.get(&name, routes, &mut out.shaped.new_streams) {
+            Ok(found) => found,
+            Err(reason) => return out.shaped.troubles.push(trouble(name.into(), id, key(), reason)),
+        };
+        let from = out.begin();
+        let view = OutboxView {
+            id,
+            stream: &stream,
+            row: &row,
+            schema: &change.table.schema,
+            table: &change.table.name,
+            transaction: &change.transaction,
+            position: change.position,
+            captured_at,
+        };
+        match write(encoder(&mut self.encoders, &stream, &config), &view, out) {
+            Ok((parts, headers)) => {
+                if *self.kind != *row.kind {
+                    self.kind = Arc::from(&*row.kind);
+                }
+                let (time, position) = (change.transaction.committed_at, change.position);
+                let kind = Arc::clone(&self.kind);
+                out.push(
+                    Head { change: at, id, stream, kind, headers, time, position },
+                    parts,
+                    To::Key(config.partitions),
+                );
+            }
+            Err(error) => {
+                out.buffer.truncate(from);
+                out.shaped.troubles.push(trouble(stream, id, key(), error.to_string()));
+            }
+        }
+    }
+}
+
+/// The encoder of a stream.
+fn encoder<'a>(
+    encoders: &'a mut Vec<(Arc<str>, Box<dyn OutboxEncoder>)>,
+    stream: &Arc<str>,
+    config: &StreamConfig,
+) -> &'a mut dyn OutboxEncoder {
+    let at = encoders.iter().position(|(known, _)| Arc::ptr_eq(known, stream)).unwrap_or_else(|| {
+        encoders.push((Arc::clone(stream), config.format.outbox_encoder(config.version)));
+        encoders.len() - 1
+    });
+    &mut *encoders[at].1
+}
+
+fn write(
+    encoder: &mut dyn OutboxEncoder,
+    view: &OutboxView<'_>,
+    out: &mut Output,
+) -> Result<(Parts, Headers)> {
+    let buffer = &mut out.buffer;
+    let start = buffer.len();
+    let mut parts = Parts::default();
+    if view.row.aggregate_id.is_some() {
+        encoder.key(view.row, buffer)?;
+        parts.key = Some(start..buffer.len());
+        // Parking and partition go by the id itself, whatever the format makes of the key.
+        let id = buffer.len();
+        buffer.extend_from_slice(view.row.aggregate_id.as_deref().unwrap_or_default().as_bytes());
+        parts.order_key = Some(id..buffer.len());
+    }
+    let start = buffer.len();
+    if encoder.payload(view, buffer)? {
+        parts.payload = Some(start..buffer.len());
+    }
+    let mut headers = Headers::new();
+    encoder.headers(view, &mut headers)?;
+    Ok((parts, headers))
+}
+
+/// The row's own id where it is a UUID, otherwise one derived from its text.
+fn event_id(change: &Change, row: &OutboxRow<'_>) -> EventId {
+    row.id.parse().unwrap_or_else(|()| {
+        let system = change.transaction.origin.system_id.as_bytes();
+        let table = change.table.name.as_bytes();
+        EventId::derive(change.transaction.committed_at, &[system, b"outbox", table, row.id.as_bytes()])
+    })
+}

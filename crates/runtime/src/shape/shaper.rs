@@ -1,0 +1,210 @@
+//! Shapes batches: a function of the changes and the config, with a memory of the tables it met.
+
+use std::sync::Arc;
+
+use headwater_core::ports::Parked;
+use headwater_core::{Batch, Change, Event, EventId, Kind, Op, Table};
+
+use super::outbox::OutboxPlan;
+use super::output::Output;
+use super::plan::Plan;
+use super::routes::{Named, Routes};
+use super::rows::RowShaper;
+use super::{EventOrigin, Shaped, Trouble};
+use crate::park;
+
+/// How many shapes of tables are remembered.
+const TABLES: usize = 256;
+
+/// Shapes the changes of one source.
+pub struct Shaper {
+    routes: Arc<Routes>,
+    tables: Vec<Uses>,
+    /// The table of the change before: most often also of the next.
+    last: usize,
+    named: Named,
+    words: Words,
+}
+
+/// What is done with the rows of one shape of a table.
+struct Uses {
+    table: Arc<Table>,
+    streams: Vec<(Arc<str>, Result<Plan, String>)>,
+    outboxes: Vec<Result<OutboxPlan, (Arc<str>, String)>>,
+}
+
+/// The ops as event types, shared.
+pub struct Words([Arc<str>; 5]);
+
+impl Default for Words {
+    fn default() -> Self {
+        Self([Op::Read, Op::Create, Op::Update, Op::Delete, Op::Truncate].map(|op| op.as_str().into()))
+    }
+}
+
+impl Words {
+    /// The event type of an op.
+    pub fn of(&self, op: Op) -> Arc<str> {
+        let [read, create, update, delete, truncate] = &self.0;
+        Arc::clone(match op {
+            Op::Read => read,
+            Op::Create => create,
+            Op::Update => update,
+            Op::Delete => delete,
+            Op::Truncate => truncate,
+        })
+    }
+}
+
+impl Shaper {
+    /// One that has met no table yet.
+    pub fn new(routes: Arc<Routes>) -> Self {
+        Self { routes, tables: Vec::new(), last: 0, named: Named::default(), words: Words::default() }
+    }
+
+    /// Whether a stream can still get changes of this source.
+    pub fn knows(&self, stream: &str) -> bool {
+        self.routes.streams.iter().any(|route| &*route.name == stream) || !self.routes.outboxes.is_empty()
+    }
+
+    /// Shapes a batch.
+    pub fn shape(&mut self, batch: Batch) -> Shaped {
+        let mut out = Output::default();
+        out.shaped.events.reserve(batch.changes.len());
+        out.shaped.origins.reserve(batch.changes.len());
+        let captured_at = crate::clock::now();
+        for (at, change) in batch.changes.iter().enumerate() {
+            self.change(change, at as u32, captured_at, &mut out);
+        }
+        let mut shaped = out.finish();
+        shaped.bytes = batch.changes.iter().map(Change::size).sum::<usize>();
+        shaped.bytes += shaped.events.iter().map(Event::size).sum::<usize>();
+        shaped.reads = 1;
+        shaped.changes = batch.changes;
+        shaped.checkpoint = batch.checkpoint;
+        shaped
+    }
+
+    fn change(&mut self, change: &Change, at: u32, captured_at: i64, out: &mut Output) {
+        let index = self.find(&change.table);
+        let Some(uses) = self.tables.get_mut(index) else { return };
+        for (stream, plan) in &mut uses.streams {
+            match plan {
+                Ok(plan) => RowShaper { plan, words: &self.words, change, at, captured_at, out }.shape(),
+                Err(reason) => out.shaped.troubles.push(Trouble {
+                    change: at,
+                    stream: Arc::clone(stream),
+                    id: whole_id(change, stream),
+                    order_key: None,
+                    reason: reason.clone(),
+                }),
+            }
+        }
+        if !matches!(change.op, Op::Create | Op::Read) {
+            return;
+        }
+        for outbox in &mut uses.outboxes {
+            match outbox {
+                Ok(plan) => plan.shape(change, at, captured_at, &self.routes, &mut self.named, out),
+                Err((stream, reason)) => out.shaped.troubles.push(Trouble {
+                    change: at,
+                    stream: Arc::clone(stream),
+                    id: whole_id(change, stream),
+                    order_key: None,
+                    reason: reason.clone(),
+                }),
+            }
+        }
+    }
+
+    /// The place of what is done with a table's rows; compiled when its shape is new.
+    fn find(&mut self, table: &Arc<Table>) -> usize {
+        if self.tables.get(self.last).is_some_and(|uses| Arc::ptr_eq(&uses.table, table)) {
+            return self.last;
+        }
+        let same = |uses: &Uses| Arc::ptr_eq(&uses.table, table);
+        let found = self.tables.iter().position(same).or_else(|| {
+            // The same shape under another pointer: a connector read its catalog again.
+            let at = self.tables.iter().position(|uses| uses.table == *table)?;
+            self.tables.get_mut(at)?.table = Arc::clone(table);
+            Some(at)
+        });
+        self.last = found.unwrap_or_else(|| {
+            if self.tables.len() >= TABLES {
+                self.tables.remove(0);
+            }
+            self.tables.push(compile(&self.routes, table));
+            self.tables.len() - 1
+        });
+        self.last
+    }
+
+    /// Shapes parked changes again for the stream (and order key) they were parked under, up to the
+    /// first that still cannot go: the batch, the ids of the records in it, and why it ended early.
+    pub fn reshape(
+        &mut self,
+        records: &[Parked],
+        order_key: Option<&[u8]>,
+    ) -> (Shaped, Vec<EventId>, Option<String>) {
+        let (mut all, mut ids) = (Shaped::default(), Vec::new());
+        for record in records {
+            let change = match park::decode(&record.change) {
+                Ok(change) => change,
+                Err(error) => return (all, ids, Some(error.to_string())),
+            };
+            let mut shaped = self.shape(Batch { changes: vec![change], checkpoint: None });
+            if self.routes.outboxes.iter().all(|outbox| outbox.held_as() != *record.stream) {
+                shaped.keep(&record.stream, order_key);
+            }
+            let stuck =
+                shaped.troubles.iter().find(|trouble| order_key.is_some() || trouble.order_key.is_none());
+            if let Some(trouble) = stuck {
+                return (all, ids, Some(trouble.reason.clone()));
+            }
+            all.append(shaped);
+            ids.push(record.id);
+        }
+        (all, ids, None)
+    }
+}
+
+impl Shaped {
+    /// Forgets all that is not of this stream and order key.
+    fn keep(&mut self, stream: &str, order_key: Option<&[u8]>) {
+        let events = std::mem::take(&mut self.events).into_iter().zip(std::mem::take(&mut self.origins));
+        let ours = |(event, origin): &(Event, EventOrigin)| {
+            &*event.stream == stream && order_key.is_none_or(|key| *origin.order_key(event) == *key)
+        };
+        (self.events, self.origins) = events.filter(ours).unzip();
+        self.troubles.retain(|trouble| {
+            let key = trouble.order_key.as_deref();
+            &*trouble.stream == stream && (order_key.is_none() || key.is_none() || key == order_key)
+        });
+    }
+}
+
+fn compile(routes: &Routes, table: &Arc<Table>) -> Uses {
+    let feeds =
+        |stream: &&Arc<super::routes::StreamRoute>| stream.tables.iter().any(|named| named.matches(table));
+    let streams = routes.streams.iter().filter(feeds).map(|route| {
+        let plan = Plan::new(route, table).map_err(|error| {
+            if error.kind() != Kind::Contract {
+                tracing::error!(stream = %route.name, table = table.full_name(), %error, "cannot shape");
+            }
+            error.to_string()
+        });
+        (Arc::clone(&route.name), plan)
+    });
+    let outboxes = routes.outboxes.iter().filter(|outbox| outbox.table.matches(table)).map(|outbox| {
+        // Without the table's columns no row says which stream it is for: the outbox is held as one.
+        OutboxPlan::new(outbox, table).map_err(|error| (outbox.held_as().into(), error.to_string()))
+    });
+    Uses { table: Arc::clone(table), streams: streams.collect(), outboxes: outboxes.collect() }
+}
+
+/// The id of what a change would be if its stream could take it.
+pub fn whole_id(change: &Change, stream: &str) -> EventId {
+    let transaction = &change.transaction;
+    let system = transaction.origin.system_id.as_bytes();
+    EventId::derive(transaction.committed_at, &[b"whole", system, stream.as_bytes(), change.position.bytes()])
+}
