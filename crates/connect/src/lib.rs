@@ -2,3 +2,6 @@
 
 pub mod embedded;
 pub mod parked;
+pub mod requests;
+pub mod settings;
+pub mod sqlite;

@@ -6,5 +6,6 @@ pub mod binary;
 pub mod checker;
 pub mod kills;
 pub mod load;
+pub mod null_bus;
 pub mod servers;
 pub mod suites;

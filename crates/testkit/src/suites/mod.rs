@@ -1,3 +1,4 @@
 //! Conformance suites: what every adapter of a port must do, written once.
 
 pub mod bus;
+pub mod source;
