@@ -1,0 +1,91 @@
+//! A parked store in memory.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use headwater_core::ports::{Parked, ParkedStore, ParkedUsage};
+use headwater_core::{Error, EventId, Kind, Result};
+
+/// A parked store in memory, with a budget of bytes.
+#[derive(Default)]
+pub struct MemoryParkedStore {
+    parked: Mutex<Vec<Parked>>,
+    budget: Mutex<Option<usize>>,
+}
+
+impl MemoryParkedStore {
+    /// How many bytes of changes it takes; `None` is no limit.
+    pub fn set_budget(&self, bytes: Option<usize>) {
+        *self.budget.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
+    }
+
+    /// All that is parked, in order.
+    pub fn all(&self) -> Vec<Parked> {
+        self.parked().clone()
+    }
+
+    fn parked(&self) -> MutexGuard<'_, Vec<Parked>> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl ParkedStore for MemoryParkedStore {
+    async fn park(&self, parked: Vec<Parked>) -> Result<()> {
+        let budget = *self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.parked();
+        let new: Vec<Parked> =
+            parked.into_iter().filter(|one| all.iter().all(|known| known.id != one.id)).collect();
+        let bytes: usize = all.iter().chain(&new).map(|one| one.change.len()).sum();
+        if budget.is_some_and(|budget| bytes > budget) {
+            return Err(Error::new(Kind::Full, "the parked store is full"));
+        }
+        for one in new {
+            if all.iter().all(|known| known.id != one.id) {
+                all.push(one);
+            }
+        }
+        Ok(())
+    }
+
+    async fn usage(&self) -> Result<Vec<ParkedUsage>> {
+        let mut lines: Vec<ParkedUsage> = Vec::new();
+        for one in self.parked().iter() {
+            let bytes = one.change.len() as u64;
+            let same = |line: &&mut ParkedUsage| {
+                (&line.source, &line.stream, &line.order_key) == (&one.source, &one.stream, &one.order_key)
+            };
+            match lines.iter_mut().find(same) {
+                Some(line) => (line.count, line.bytes) = (line.count + 1, line.bytes + bytes),
+                None => lines.push(ParkedUsage {
+                    source: Arc::clone(&one.source),
+                    stream: Arc::clone(&one.stream),
+                    order_key: one.order_key.clone(),
+                    count: 1,
+                    bytes,
+                    reason: one.reason.clone(),
+                }),
+            }
+        }
+        Ok(lines)
+    }
+
+    async fn list(
+        &self,
+        source: &str,
+        stream: &str,
+        order_key: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Parked>> {
+        let ours = |one: &&Parked| {
+            *one.source == *source && *one.stream == *stream && one.order_key == order_key.map(Bytes::copy_from_slice)
+        };
+        Ok(self.parked().iter().filter(ours).take(limit).cloned().collect())
+    }
+
+    async fn remove(&self, ids: &[EventId]) -> Result<()> {
+        self.parked().retain(|one| !ids.contains(&one.id));
+        Ok(())
+    }
+}
