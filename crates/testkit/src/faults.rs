@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use headwater_core::ports::{
-    Accepted, Bus, BusStatus, Connector, Durable, Finding, Parked, ParkedStore, ParkedUsage, Published, Source,
-    SourceStatus, Subscribe, Subscription,
+    Accepted, Bus, BusStatus, Connector, Durable, Finding, Parked, ParkedStore, ParkedUsage, Published,
+    Source, SourceStatus, Subscribe, Subscription,
 };
 use headwater_core::{Batch, Checkpoint, Error, Event, EventId, Kind, Result, StreamSpec};
 use rand::rngs::SmallRng;
@@ -227,7 +227,9 @@ impl Source for FaultySource {
         let batch = self.inner.next(budget).await?;
         self.asked = None;
         match fault {
-            Some(Fault::FailAfterWrite(kind)) => Err(Error::new(kind, "injected: Next failed after it was done")),
+            Some(Fault::FailAfterWrite(kind)) => {
+                Err(Error::new(kind, "injected: Next failed after it was done"))
+            }
             _ => Ok(batch),
         }
     }

@@ -4,8 +4,10 @@
 
 pub mod binary;
 pub mod checker;
+pub mod faults;
 pub mod kills;
 pub mod load;
+pub mod memory;
 pub mod null_bus;
 pub mod servers;
 pub mod suites;

@@ -107,7 +107,7 @@ impl State {
             self.checkpoints.insert(checkpoint.source.clone(), checkpoint);
         }
         // Nobody may be waiting any more.
-        drop(waiting.done.send(()));
+        let _ = waiting.done.send(());
     }
 }
 

@@ -79,7 +79,9 @@ impl ParkedStore for MemoryParkedStore {
         limit: usize,
     ) -> Result<Vec<Parked>> {
         let ours = |one: &&Parked| {
-            *one.source == *source && *one.stream == *stream && one.order_key == order_key.map(Bytes::copy_from_slice)
+            *one.source == *source
+                && *one.stream == *stream
+                && one.order_key == order_key.map(Bytes::copy_from_slice)
         };
         Ok(self.parked().iter().filter(ours).take(limit).cloned().collect())
     }

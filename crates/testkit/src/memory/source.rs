@@ -28,7 +28,11 @@ struct State {
     largest_batch: usize,
     opened: u64,
     read: usize,
+    on_confirm: Option<OnConfirm>,
 }
+
+/// Looks at what is confirmed; a panic is its complaint.
+type OnConfirm = Box<dyn Fn(&Checkpoint) + Send>;
 
 impl MemorySource {
     /// An empty log; batches have at most `largest_batch` changes.
@@ -40,6 +44,7 @@ impl MemorySource {
             largest_batch: largest_batch.max(1),
             opened: 0,
             read: 0,
+            on_confirm: None,
         };
         Self(Arc::new(Shared { name: name.to_owned(), state: Mutex::new(state), more: Notify::new() }))
     }
@@ -48,6 +53,11 @@ impl MemorySource {
     pub fn commit(&self, changes: impl IntoIterator<Item = Change>) {
         self.state().log.extend(changes);
         self.0.more.notify_waiters();
+    }
+
+    /// Looks at each checkpoint as it is confirmed.
+    pub fn on_confirm(&self, look: impl Fn(&Checkpoint) + Send + 'static) {
+        self.state().on_confirm = Some(Box::new(look));
     }
 
     /// What was last confirmed.
@@ -106,7 +116,11 @@ impl Open {
             .get(self.next..)?
             .iter()
             .take(count)
-            .take_while(|change| std::mem::replace(&mut size, size + change.size()) < budget)
+            .take_while(|change| {
+                let fits = size < budget;
+                size += change.size();
+                fits
+            })
             .cloned()
             .collect();
         let position = changes.last()?.position;
@@ -134,7 +148,11 @@ impl Source for Open {
     }
 
     async fn confirm(&mut self, checkpoint: &Checkpoint, _: Durable) -> Result<()> {
-        self.source.state().confirmed = Some(checkpoint.clone());
+        let mut state = self.source.state();
+        if let Some(look) = &state.on_confirm {
+            look(checkpoint);
+        }
+        state.confirmed = Some(checkpoint.clone());
         Ok(())
     }
 }
