@@ -29,6 +29,17 @@ pub struct EventView<'a> {
     pub moved: Option<Moved<'a>>,
 }
 
+impl<'a> EventView<'a> {
+    /// The row that has the event's key: of a delete the row before, else the row after.
+    pub fn key_row(&self) -> Option<&'a Row> {
+        match self.op {
+            Op::Truncate => None,
+            Op::Delete => self.before.or(self.after),
+            _ => self.after.or(self.before),
+        }
+    }
+}
+
 /// The other half of an update that changed the key.
 #[derive(Debug, Clone, Copy)]
 pub struct Moved<'a> {
@@ -74,8 +85,8 @@ pub struct OutboxView<'a> {
 
 /// Writes the events that outbox rows become, of any stream. The rules of [`Encoder`] hold.
 pub trait OutboxEncoder: Send + Sync {
-    /// Writes the message key: the row's aggregate id.
-    fn key(&mut self, row: &OutboxRow<'_>, out: &mut Vec<u8>) -> Result<()>;
+    /// Writes the message key: the row's aggregate id. Says `false` when the row has none.
+    fn key(&mut self, row: &OutboxRow<'_>, out: &mut Vec<u8>) -> Result<bool>;
 
     /// Writes the payload; says `false`, having written nothing, when the event is a tombstone.
     fn payload(&mut self, event: &OutboxView<'_>, out: &mut Vec<u8>) -> Result<bool>;

@@ -46,7 +46,7 @@ impl DebeziumOutbox {
 }
 
 impl OutboxEncoder for DebeziumOutbox {
-    fn key(&mut self, _: &OutboxRow<'_>, _: &mut Vec<u8>) -> Result<()> {
+    fn key(&mut self, _: &OutboxRow<'_>, _: &mut Vec<u8>) -> Result<bool> {
         Err(Error::new(Kind::Internal, "not yet"))
     }
 

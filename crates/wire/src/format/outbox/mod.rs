@@ -1,9 +1,18 @@
-//! Reading an outbox row.
+//! Outbox rows: which columns an outbox table has, and what a row of it says.
+
+mod headers;
+mod reader;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
-use headwater_core::{Error, Kind, Micros, Result, Row, Table};
+use bytes::Bytes;
+use headwater_core::{Header, Micros};
 use serde::Deserialize;
+
+use super::Headers;
+
+pub use reader::OutboxReader;
 
 /// The columns of an outbox table. The defaults are those of the widespread layout that Debezium's
 /// outbox event router made common.
@@ -21,9 +30,10 @@ pub struct OutboxColumns {
     pub kind: String,
     /// What the event says.
     pub payload: String,
-    /// Headers: a JSON object of strings. `None`: `headers`, if the table has such a column.
+    /// Headers: a JSON object, or an hstore. `None`: the column `headers`, if the table has one.
     pub headers: Option<String>,
-    /// When it happened. `None`: the commit's time.
+    /// When it happened: a timestamp, or a number of milliseconds since 1970. `None`: the column
+    /// `timestamp`, if the table has one.
     pub timestamp: Option<String>,
 }
 
@@ -41,18 +51,6 @@ impl Default for OutboxColumns {
     }
 }
 
-impl OutboxColumns {
-    /// Finds the columns in a table. One that is missing is an error of kind `Contract`.
-    pub fn reader(&self, table: &Table) -> Result<OutboxReader> {
-        let _ = table;
-        Err(Error::new(Kind::Internal, "outbox rows are not read yet"))
-    }
-}
-
-/// Reads the rows of one version of an outbox table.
-#[derive(Debug, Clone)]
-pub struct OutboxReader {}
-
 /// What an outbox row says, borrowed from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboxRow<'a> {
@@ -65,19 +63,46 @@ pub struct OutboxRow<'a> {
     /// What happened; empty when NULL.
     pub kind: Cow<'a, str>,
     /// What the event says; `None` when NULL.
-    pub payload: Option<Cow<'a, [u8]>>,
-    /// Whether the payload is JSON: its column's type says so, or (text, bytes) it reads as JSON.
-    pub payload_is_json: bool,
-    /// Its headers.
+    pub payload: Option<Payload<'a>>,
+    /// Its headers, in order.
     pub headers: Vec<(String, Option<String>)>,
     /// When it happened, where a column says so.
     pub timestamp: Option<Micros>,
 }
 
-impl OutboxReader {
-    /// Reads a row. Errors are of kind `Decode`.
-    pub fn read<'a>(&self, row: &'a Row) -> Result<OutboxRow<'a>> {
-        let _ = row;
-        Err(Error::new(Kind::Internal, "outbox rows are not read yet"))
+/// The payload of an outbox row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Payload<'a> {
+    /// JSON: a json or jsonb column, or text or bytes that are a JSON object or array.
+    Json(Cow<'a, str>),
+    /// Other text.
+    Text(Cow<'a, str>),
+    /// Other bytes.
+    Bytes(Cow<'a, [u8]>),
+}
+
+impl Payload<'_> {
+    /// Its bytes, whatever they are.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Json(text) | Self::Text(text) => text.as_bytes(),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl OutboxRow<'_> {
+    /// Appends the key; says whether there is one.
+    pub(super) fn write_key(&self, out: &mut Vec<u8>) -> bool {
+        out.extend_from_slice(self.aggregate_id.as_deref().unwrap_or_default().as_bytes());
+        self.aggregate_id.is_some()
+    }
+
+    /// Adds the row's own headers.
+    pub(super) fn add_headers(&self, headers: &mut Headers) {
+        headers.extend(self.headers.iter().map(|(name, value)| Header {
+            name: Arc::from(name.as_str()),
+            value: value.as_ref().map(|value| Bytes::copy_from_slice(value.as_bytes())),
+        }));
     }
 }
