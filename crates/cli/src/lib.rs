@@ -1,0 +1,3 @@
+//! The config of the `headwater` binary, as a library so that tests and the fuzzer reach it.
+
+pub mod config;
