@@ -104,10 +104,12 @@ pub struct InitArgs {
 
 /// `headwater tail`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  headwater tail orders\n  headwater tail orders --from beginning --json | jq .payload\n  \
+#[command(
+    after_help = "Examples:\n  headwater tail orders\n  headwater tail orders --from beginning --json | jq .payload\n  \
     headwater tail orders --from '10m ago' --key 42\n  headwater tail orders --group billing --limit 100\n\n\
     A line shows: when it was committed, what happened, its key, the payload, and with events that \
-    arrive while it waits, how long that took since the commit.")]
+    arrive while it waits, how long that took since the commit."
+)]
 pub struct TailArgs {
     /// The stream
     pub stream: String,
@@ -136,8 +138,10 @@ pub struct TailArgs {
 
 /// `headwater status`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  headwater status\n  headwater status my.toml --watch\n  headwater status --json | jq .sources\n\n\
-    It asks the running process over HTTP. When none runs it reads the bus and says so.")]
+#[command(
+    after_help = "Examples:\n  headwater status\n  headwater status my.toml --watch\n  headwater status --json | jq .sources\n\n\
+    It asks the running process over HTTP. When none runs it reads the bus and says so."
+)]
 pub struct StatusArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -185,10 +189,12 @@ pub struct ParkedArgs {
 
 /// `headwater demo`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  headwater demo\n  headwater demo --events 50\n  headwater demo --rate 100 --events 5000 --json\n\n\
+#[command(
+    after_help = "Examples:\n  headwater demo\n  headwater demo --events 50\n  headwater demo --rate 100 --events 5000 --json\n\n\
     A second terminal may change the shop; it arrives too:\n  \
     sqlite3 headwater-demo/shop.db \"update orders set status = 'shipped' where id = 1\"\n\n\
-    With --events it ends with a summary; exit code 1 when what arrived differs from the database.")]
+    With --events it ends with a summary; exit code 1 when what arrived differs from the database."
+)]
 pub struct DemoArgs {
     /// End after this many events, compare all that arrived with the database, and print a summary
     #[arg(long, value_name = "N")]

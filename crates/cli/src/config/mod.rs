@@ -11,6 +11,7 @@ mod problem;
 mod section;
 mod sources;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -59,8 +60,7 @@ pub enum BusConfig {
 }
 
 /// The sections and keys at the top of the file.
-const TOP: &[&str] =
-    &["data_dir", "source", "bus", "stream", "outbox", "http", "log", "parked", "runtime"];
+const TOP: &[&str] = &["data_dir", "source", "bus", "stream", "outbox", "http", "log", "parked", "runtime"];
 
 /// Reads a config file; relative paths in it are relative to its folder.
 pub fn load(path: &Path) -> Result<Config> {
@@ -85,20 +85,31 @@ pub fn parse(
     env: &dyn Fn(&str) -> Option<String>,
     base: &Path,
 ) -> std::result::Result<Config, Problems> {
+    let mut root = document::parse(text).map_err(Problems)?;
     let mut reader = Reader { lines: Lines(text), problems: Vec::new() };
-    let config = match document::parse(text) {
-        Ok(mut root) => {
-            for (key, value) in &mut root {
-                document::fill_in(key.get_ref(), value, reader.lines, env, &mut reader.problems);
-            }
-            reader.config(&root, base)
-        }
-        Err(problems) => return Err(Problems(problems)),
+    let used = RefCell::new(Vec::new());
+    let noting = |name: &str| {
+        let value = env(name);
+        used.borrow_mut().extend(value.clone().map(|value| (format!("${{{name}}}"), value)));
+        value
     };
-    match reader.problems.is_empty() {
-        true => Ok(config),
-        false => Err(Problems(reader.problems)),
+    for (key, value) in &mut root {
+        document::fill_in(key.get_ref(), value, reader.lines, &noting, &mut reader.problems);
     }
+    let config = reader.config(&root, base);
+    if reader.problems.is_empty() {
+        return Ok(config);
+    }
+    Err(Problems(reader.problems.into_iter().map(|problem| hide(problem, &used.borrow())).collect()))
+}
+
+/// What came from the environment may be secret: its name stands for it.
+fn hide(mut problem: Problem, used: &[(String, String)]) -> Problem {
+    for (name, value) in used.iter().filter(|(_, value)| !value.is_empty()) {
+        problem.message = problem.message.replace(value, name);
+        problem.hint = problem.hint.map(|hint| hint.replace(value, name));
+    }
+    problem
 }
 
 /// Reads sections and collects what is wrong with them.
@@ -148,7 +159,8 @@ impl Reader<'_> {
         let default = || BusConfig::Embedded(EmbeddedConfig::default());
         let Some(section) = section else { return default() };
         let known = &["embedded", "kafka"];
-        let kind = section::take_kind("bus", section, known, Some("embedded"), self.lines, &mut self.problems);
+        let kind =
+            section::take_kind("bus", section, known, Some("embedded"), self.lines, &mut self.problems);
         let Some((kind, rest)) = kind else { return default() };
         let bus = match kind.as_str() {
             _ => self.section("bus", &rest).map(BusConfig::Embedded),

@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 
 use headwater_runtime::StreamConfig;
-use headwater_runtime::config::{FormatConfig, RetentionConfig, parse_bytes};
+use headwater_runtime::config::{RetentionConfig, parse_bytes};
+use headwater_wire::format::Format;
 use serde::{Deserialize, Deserializer, de};
 
 /// `[http]`: health, metrics and status.
@@ -100,7 +101,7 @@ impl Default for ParkedConfig {
 
 fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged)]
+    #[serde(untagged, expecting = "expected a number of bytes, or text as 10GiB")]
     enum NumberOrText {
         Number(u64),
         Text(String),
@@ -124,7 +125,7 @@ pub struct OutboxConfig {
     /// The version that their events carry.
     pub version: u32,
     /// How their events are written, as in `[stream.NAME]`.
-    pub format: FormatConfig,
+    pub format: Format,
     /// How long their events stay, as in `[stream.NAME]`.
     pub retention: RetentionConfig,
 }

@@ -44,6 +44,10 @@ fn unknown_key(
     let (span, within) = take_key(section, &error.span()?, name)?;
     let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
     let path = if within.is_empty() { path.to_owned() } else { format!("{path}.{within}") };
+    if super::TOP.contains(&name) && nearest(name, &known).is_none() {
+        let problem = Problem::new(path, lines.of(&span), format!("\"{name}\" does not belong here"));
+        return Some(problem.hint("it stands at the top of the file, above the first [section]"));
+    }
     Some(unknown(&path, lines.of(&span), "key", name, &known))
 }
 
@@ -62,6 +66,9 @@ fn explain(path: &str, section: &Spanned<DeValue<'_>>, error: &toml::de::Error, 
         let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
         return unknown(&at, line, "value", name, &known);
     }
+    if message.starts_with("invalid value: integer") {
+        return Problem::new(at, line, "the number is too small or too large");
+    }
     if let Some((found, expected)) = message
         .strip_prefix("invalid type: ")
         .or_else(|| message.strip_prefix("invalid value: "))
@@ -73,9 +80,6 @@ fn explain(path: &str, section: &Spanned<DeValue<'_>>, error: &toml::de::Error, 
             line,
             format!("expected {}, found {}", in_words(expected), found_in_words(found)),
         );
-    }
-    if message.starts_with("data did not match any variant") {
-        return Problem::new(at, line, "this is not a value that the key can have");
     }
     Problem::new(at, line, message)
 }

@@ -61,7 +61,8 @@ pub fn now() -> Micros {
 /// The time of day here, with milliseconds; with the date when it is not today's.
 pub fn clock(time: Micros, now: Micros) -> String {
     let zone = TimeZone::system();
-    let zoned = |micros| Timestamp::from_microsecond(micros).ok().map(|at: Timestamp| at.to_zoned(zone.clone()));
+    let zoned =
+        |micros| Timestamp::from_microsecond(micros).ok().map(|at: Timestamp| at.to_zoned(zone.clone()));
     match (zoned(time), zoned(now)) {
         (Some(time), Some(now)) if time.date() == now.date() => time.strftime("%H:%M:%S%.3f").to_string(),
         (Some(time), _) => time.strftime("%Y-%m-%d %H:%M:%S%.3f").to_string(),
@@ -86,7 +87,10 @@ mod tests {
 
     #[test]
     fn figures_read_well() {
-        assert_eq!([bytes(0), bytes(1023), bytes(1536), bytes(5 << 30)], ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]);
+        assert_eq!(
+            [bytes(0), bytes(1023), bytes(1536), bytes(5 << 30)],
+            ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
+        );
         assert_eq!([count(0), count(999), count(1000), count(1_234_567)], ["0", "999", "1,000", "1,234,567"]);
         let spans = [0.000_25, 0.0032, 1.5, 125.0, 12_000.0, 360_000.0];
         let words = ["250 µs", "3.2 ms", "1.5 s", "2 min 5 s", "3 h 20 min", "4 d 4 h"];

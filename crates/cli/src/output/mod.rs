@@ -29,7 +29,9 @@ pub enum Colour {
 /// Whether stdout is a terminal that takes colour (and nobody set `NO_COLOR`).
 pub fn coloured() -> bool {
     let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    io::stdout().is_terminal() && !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    io::stdout().is_terminal()
+        && !set("NO_COLOR")
+        && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// The text in a colour, where `coloured`.

@@ -113,7 +113,7 @@ impl<'de> Visitor<'de> for ColumnsVisitor {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a string or a list of strings")]
 enum OneOrMany {
     One(String),
     Many(Vec<String>),

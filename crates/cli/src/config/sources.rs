@@ -1,0 +1,86 @@
+//! `[source.NAME]`: which adapter's section it is.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use headwater_connect::settings::Outbox;
+use headwater_connect::sqlite::SqliteConfig;
+use toml::Spanned;
+
+use super::problem::Problem;
+use super::{Reader, Section, document, section};
+
+/// The kinds of source.
+const KINDS: &[&str] = &["sqlite"];
+
+/// A source's settings, by the adapter that owns them.
+#[derive(Debug, Clone)]
+pub enum SourceConfig {
+    /// `kind = "sqlite"`.
+    Sqlite(SqliteConfig),
+}
+
+impl SourceConfig {
+    /// The tables that it captures, as the config names them.
+    pub fn tables(&self) -> &[String] {
+        match self {
+            Self::Sqlite(config) => &config.tables,
+        }
+    }
+
+    /// Its outbox, where it has one.
+    pub fn outbox(&self) -> Option<&Outbox> {
+        match self {
+            Self::Sqlite(config) => config.outbox.as_ref(),
+        }
+    }
+}
+
+impl Reader<'_> {
+    pub(super) fn sources(
+        &mut self,
+        section: Option<&Section<'_>>,
+        base: &Path,
+    ) -> BTreeMap<String, SourceConfig> {
+        let Some(section) = section else {
+            let problem = Problem::new("", None, "no source is configured");
+            self.problems.push(problem.hint("add a [source.NAME] with its kind, url and tables"));
+            return BTreeMap::new();
+        };
+        let mut sources = BTreeMap::new();
+        for (name, section) in section::named("source", section, self.lines, &mut self.problems) {
+            let path = document::join("source", name);
+            self.check_source_name(&path, name, section);
+            if let Some(source) = self.source(&path, section, base) {
+                sources.insert(name.to_owned(), source);
+            }
+        }
+        sources
+    }
+
+    fn source(
+        &mut self,
+        path: &str,
+        section: &Spanned<toml::de::DeValue<'_>>,
+        base: &Path,
+    ) -> Option<SourceConfig> {
+        let (kind, rest) = section::take_kind(path, section, KINDS, None, self.lines, &mut self.problems)?;
+        match kind.as_str() {
+            _ => {
+                let mut config: SqliteConfig = self.section(path, &rest)?;
+                config.path = base.join(&config.path);
+                Some(SourceConfig::Sqlite(config))
+            }
+        }
+    }
+
+    /// A source's name stands in front of a dot in `from`, and in the names of files.
+    fn check_source_name(&mut self, path: &str, name: &str, section: &Section<'_>) {
+        let ok = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        if name.is_empty() || name.len() > 100 || !name.chars().all(ok) {
+            let line = self.lines.of(&section.span());
+            let problem = Problem::new(path, line, format!("\"{name}\" cannot be the name of a source"));
+            self.problems.push(problem.hint("use 1 to 100 letters, digits, dashes and underscores"));
+        }
+    }
+}
