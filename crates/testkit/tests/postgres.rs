@@ -3,6 +3,7 @@
 
 use headwater_testkit::servers::{Database, Postgres};
 use sqlx::Row;
+use std::io::BufRead;
 use std::time::{Duration, Instant};
 
 /// A zombie that nobody reaps is not alive.
@@ -50,4 +51,34 @@ async fn nothing_is_left_after_drop() {
 async fn a_wrong_setting_is_told_with_the_log() {
     let error = Postgres::settings().set("wal_level", "sideways").start().await.unwrap_err();
     assert!(error.to_string().contains("sideways"), "{error}");
+}
+
+/// Not a test: what the next one starts and kills.
+#[tokio::test]
+#[ignore = "waits for ever"]
+async fn starts_and_waits() {
+    let server = Postgres::start().await.unwrap();
+    println!("server {} {}", server.pid().unwrap(), server.dir().display());
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn nothing_is_left_after_kill_9_of_the_starter() {
+    let mut starter = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "starts_and_waits", "--ignored", "--nocapture"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = std::io::BufReader::new(starter.stdout.take().unwrap()).lines();
+    let line = said.map_while(Result::ok).find(|line| line.contains("server ")).unwrap();
+    let mut words = line.split_whitespace().rev();
+    let (dir, pid) = (words.next().unwrap(), words.next().unwrap().parse().unwrap());
+    assert!(is_alive(pid));
+    starter.kill().unwrap();
+    starter.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while is_alive(pid) || std::path::Path::new(dir).exists() {
+        assert!(Instant::now() < deadline, "{line} is still there");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

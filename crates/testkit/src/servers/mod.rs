@@ -3,7 +3,11 @@
 //! Whatever is started here ends with the process that started it, however that process ends: each
 //! server has a watchdog that waits for the end of a pipe only this process holds.
 
+mod kafka;
 mod postgres;
 mod process;
+mod proxy;
 
+pub use kafka::{Kafka, KafkaSettings};
 pub use postgres::{Database, Postgres, PostgresSettings};
+pub use proxy::Proxy;

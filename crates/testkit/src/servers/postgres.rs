@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use sqlx::{Connection, PgConnection};
 
 use super::process::{Process, User, free_port};
+use super::proxy::Proxy;
 
 /// How long a server may take to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -199,7 +200,7 @@ impl Postgres {
 
     async fn launch(&self) -> Result<()> {
         let data = self.process.dir().join("data").display().to_string();
-        self.process.start(&self.bin.join("postgres"), &["-D".into(), data], &[])?;
+        self.process.start(&self.bin.join("postgres"), &["-D".into(), data])?;
         let admin = self.database("postgres");
         let deadline = Instant::now() + PATIENCE;
         while admin.connect().await.is_err() {
@@ -237,6 +238,11 @@ impl Database {
     /// Its address by the Unix socket.
     pub fn unix_url(&self) -> &str {
         &self.unix_url
+    }
+
+    /// Its address through a proxy.
+    pub fn url_through(&self, proxy: &Proxy) -> String {
+        format!("postgresql://postgres@127.0.0.1:{}/{}", proxy.port(), self.name)
     }
 
     /// Connects, by the Unix socket.

@@ -126,14 +126,13 @@ impl Process {
     }
 
     /// Starts the server; what it says goes to its log.
-    pub fn start(&self, program: &Path, args: &[String], envs: &[(&str, String)]) -> Result<()> {
+    pub fn start(&self, program: &Path, args: &[String]) -> Result<()> {
         let doing = || format!("starting {}", program.display());
         let log =
             File::options().create(true).append(true).open(self.log_path()).doing(Kind::Config, doing)?;
         let log_too = log.try_clone().doing(Kind::Config, doing)?;
         let mut command = Command::new("sh");
         command.args(["-c", LAUNCH]).arg(self.dir.join("pid")).arg(program).args(args);
-        command.envs(envs.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(log).stderr(log_too).process_group(0);
         let child = self.as_user(&mut command).spawn().doing(Kind::Config, doing)?;
         *self.lock() = Some(child);
@@ -148,11 +147,15 @@ impl Process {
         self.dir.join("log")
     }
 
+    /// What the server said so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
+    }
+
     /// The last lines of the server's log.
     pub fn log_tail(&self) -> String {
-        let log = fs::read(self.log_path()).unwrap_or_default();
-        let text = String::from_utf8_lossy(&log);
-        let lines: Vec<&str> = text.lines().collect();
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
 

@@ -1,0 +1,135 @@
+//! A TCP proxy that breaks connections on demand.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use headwater_core::{Kind, Result, ResultExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Forwards connections of a port of 127.0.0.1 to a server, unless told otherwise.
+///
+/// It lives in the runtime that started it, and ends with its handle.
+#[derive(Debug)]
+pub struct Proxy {
+    port: u16,
+    mode: watch::Sender<Mode>,
+    _listening: AbortOnDropHandle<()>,
+}
+
+/// What happens to connections now.
+#[derive(Debug, Clone, Copy, Default)]
+struct Mode {
+    /// Nothing is forwarded; connections stay, and new ones are taken.
+    held: bool,
+    /// New connections are reset at once.
+    refused: bool,
+    /// Rises with each cut; a connection of an earlier one is reset.
+    cuts: u64,
+    /// How long each piece waits before it is forwarded.
+    delay: Duration,
+}
+
+impl Proxy {
+    /// Starts a proxy before the server at `target`, which need not listen yet.
+    pub async fn start(target: impl ToSocketAddrs) -> Result<Self> {
+        let doing = || "starting a proxy".to_owned();
+        let target = tokio::net::lookup_host(target).await.doing(Kind::Config, doing)?.next();
+        let target = target.ok_or(std::io::ErrorKind::NotFound).map_err(std::io::Error::from);
+        let target = target.doing(Kind::Config, doing)?;
+        let listener = TcpListener::bind(("127.0.0.1", super::process::free_port())).await;
+        let listener = listener.doing(Kind::Unavailable, doing)?;
+        let port = listener.local_addr().doing(Kind::Unavailable, doing)?.port();
+        let (mode, told) = watch::channel(Mode::default());
+        let listening = AbortOnDropHandle::new(tokio::spawn(listen(listener, target, told)));
+        Ok(Self { port, mode, _listening: listening })
+    }
+
+    /// The port of 127.0.0.1 to connect to.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Stops forwarding, both ways; connections stay, and nobody can tell why it is so quiet.
+    pub fn hold(&self) {
+        self.mode.send_modify(|mode| mode.held = true);
+    }
+
+    /// Forwards again what was held, and takes new connections.
+    pub fn release(&self) {
+        self.mode.send_modify(|mode| (mode.held, mode.refused) = (false, false));
+    }
+
+    /// Resets all connections; new ones are welcome.
+    pub fn cut(&self) {
+        self.mode.send_modify(|mode| mode.cuts += 1);
+    }
+
+    /// Resets all connections, and new ones too, until [`Proxy::release`].
+    pub fn refuse(&self) {
+        self.mode.send_modify(|mode| (mode.refused, mode.cuts) = (true, mode.cuts + 1));
+    }
+
+    /// Forwards each piece only after this long; zero takes it back.
+    pub fn delay(&self, delay: Duration) {
+        self.mode.send_modify(|mode| mode.delay = delay);
+    }
+}
+
+async fn listen(listener: TcpListener, target: SocketAddr, mode: watch::Receiver<Mode>) {
+    let mut connections = tokio::task::JoinSet::new();
+    while let Ok((client, _)) = listener.accept().await {
+        while connections.try_join_next().is_some() {}
+        if mode.borrow().refused {
+            reset(&client);
+        } else {
+            connections.spawn(serve(client, target, mode.clone()));
+        }
+    }
+}
+
+/// Serves one connection until it ends or is cut.
+async fn serve(mut client: TcpStream, target: SocketAddr, mut mode: watch::Receiver<Mode>) {
+    let cuts = mode.borrow_and_update().cuts;
+    let watched = mode.clone();
+    let Ok(mut server) = TcpStream::connect(target).await else { return reset(&client) };
+    client.set_nodelay(true).ok();
+    server.set_nodelay(true).ok();
+    let cut = {
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = server.split();
+        let up = forward(from_client, to_server, watched.clone());
+        let down = forward(from_server, to_client, watched);
+        tokio::select! {
+            _ = async { tokio::join!(up, down) } => false,
+            _ = mode.wait_for(|mode| mode.cuts != cuts) => true,
+        }
+    };
+    if cut {
+        reset(&client);
+        reset(&server);
+    }
+}
+
+/// Copies one way until either end closes.
+async fn forward(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut mode: watch::Receiver<Mode>) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        let delay = mode.borrow().delay;
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        if mode.wait_for(|mode| !mode.held).await.is_err() || to.write_all(&buffer[..length]).await.is_err() {
+            break;
+        }
+    }
+    to.shutdown().await.ok();
+}
+
+/// Makes closing the connection a reset, as a firewall or a dead peer would.
+fn reset(stream: &TcpStream) {
+    stream.set_zero_linger().ok();
+}
