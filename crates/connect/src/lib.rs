@@ -5,3 +5,4 @@ pub mod parked;
 pub mod requests;
 pub mod settings;
 pub mod sqlite;
+mod store;

@@ -1,62 +1,239 @@
 //! The embedded bus: streams in SQLite files under `data_dir/bus`, nothing to install.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `segment-NNNNNNNN.db` | events of all streams, with the checkpoints of their sources; the last one is written |
+//! | `compacted.db` | the newest event of each key of compacted streams, from segments that are closed |
+//! | `groups.db` | cursors and leases of groups |
+//! | `lock` | held by the process that publishes |
+//!
+//! A batch and its checkpoint are one transaction in one segment (invariant 1): `schema.sql` is the
+//! layout, and every file opens with `sqlite3`. One thread writes; it commits together what waits
+//! together. Each subscription has a thread that reads. Subscriptions of the writing process are woken,
+//! those of other processes look every few milliseconds.
 
+mod catalog;
+mod compacted;
 mod config;
+mod fence;
+mod follower;
+mod groups;
+mod lock;
+mod rows;
+mod segment;
+mod status;
+mod subscription;
+mod wake;
+mod writer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use async_trait::async_trait;
-use headwater_core::ports::{Bus, BusStatus, Published, Subscribe, Subscription};
-use headwater_core::{Checkpoint, Error, Event, Kind, Micros, Result, StreamSpec};
+use headwater_core::ports::{Accepted, Bus, BusStatus, Published, Rejection, Subscribe, Subscription};
+use headwater_core::{
+    Checkpoint, Error, Event, Kind, Micros, Result, ResultExt, StreamSpec, check_stream_name,
+};
+use tokio::sync::{Semaphore, oneshot};
 
+use catalog::Catalog;
 pub use config::EmbeddedConfig;
+use fence::Fence;
+use wake::Wakers;
+use writer::{Command, Directory, Pending, Writer};
+
+/// The unit of the queue's room.
+const KIB: usize = 1024;
+/// The largest event: SQLite takes rows below a gigabyte, and a reader holds one whole.
+const MAX_EVENT_BYTES: usize = 512 << 20;
 
 /// A bus in a directory.
-pub struct EmbeddedBus {}
+pub struct EmbeddedBus {
+    dir: PathBuf,
+    config: EmbeddedConfig,
+    publisher: Option<Publisher>,
+}
+
+/// What only the process that publishes has.
+struct Publisher {
+    commands: Option<Sender<Command>>,
+    thread: Option<JoinHandle<()>>,
+    fence: Arc<Mutex<Fence>>,
+    directory: Arc<Directory>,
+    wakers: Arc<Wakers>,
+    room: Arc<Semaphore>,
+    /// How much room there is in all, in KiB.
+    capacity: u32,
+}
 
 impl EmbeddedBus {
     /// Opens the bus in `data_dir/bus` for publishing and reading, making it if there is none. One
     /// process at a time may: an error of kind `Busy` names the one that does.
     ///
-    /// Dropping the bus writes what it accepted, then lets the next process in.
-    pub async fn open(_data_dir: &Path, _config: EmbeddedConfig) -> Result<Self> {
-        Err(unfinished())
+    /// Dropping the bus waits until what it accepted is written, then lets the next process in.
+    pub async fn open(data_dir: &Path, config: EmbeddedConfig) -> Result<Self> {
+        let dir = data_dir.join("bus");
+        let (commands, receiver) = channel();
+        let (opened, ready) = oneshot::channel();
+        let (writer_dir, writer_config) = (dir.clone(), config.clone());
+        let work = move || {
+            let doing = || format!("making {}", writer_dir.display());
+            let made = std::fs::create_dir_all(&writer_dir).doing(Kind::Unavailable, doing);
+            match made.and_then(|()| Writer::open(writer_dir, writer_config)) {
+                Ok(writer) => {
+                    let shared = (&writer.fence, &writer.directory, &writer.wakers);
+                    let shared = (Arc::clone(shared.0), Arc::clone(shared.1), Arc::clone(shared.2));
+                    if opened.send(Ok(shared)).is_ok() {
+                        writer.run(&receiver);
+                    }
+                }
+                Err(error) => drop(opened.send(Err(error))),
+            }
+        };
+        let thread = std::thread::Builder::new().name("bus-writer".into()).spawn(work);
+        let thread = thread.doing(Kind::Unavailable, || "starting the embedded bus".into())?;
+        let (fence, directory, wakers) = ready.await.map_err(|_| stopped())??;
+        let capacity = u32::try_from(config.queue_bytes / KIB).unwrap_or(u32::MAX).max(1);
+        let room = Arc::new(Semaphore::new(capacity as usize));
+        let (commands, thread) = (Some(commands), Some(thread));
+        let publisher = Publisher { commands, thread, fence, directory, wakers, room, capacity };
+        Ok(Self { dir, config, publisher: Some(publisher) })
     }
 
     /// Opens the bus in `data_dir/bus` for reading beside the process that publishes (`tail`, `status`):
     /// `ensure` and `publish` are refused.
-    pub async fn open_reader(_data_dir: &Path, _config: EmbeddedConfig) -> Result<Self> {
-        Err(unfinished())
+    pub async fn open_reader(data_dir: &Path, config: EmbeddedConfig) -> Result<Self> {
+        let dir = data_dir.join("bus");
+        let found = blocking({
+            let dir = dir.clone();
+            move || Ok(segment::list(&dir).unwrap_or_default())
+        });
+        if found.await?.is_empty() {
+            return Err(Error::new(Kind::Config, format!("there is no bus in {}", dir.display()))
+                .hint("start `headwater run` with this data_dir first, or name the one it uses"));
+        }
+        Ok(Self { dir, config, publisher: None })
     }
 
     /// Lets go what is past its stream's retention at `now`; happens by itself every `retain_interval`.
-    pub async fn retain(&self, _now: Micros) -> Result<()> {
-        Err(unfinished())
+    pub async fn retain(&self, now: Micros) -> Result<()> {
+        self.publisher()?.ask(|reply| Command::Roll { now, reply }).await
+    }
+
+    fn publisher(&self) -> Result<&Publisher> {
+        self.publisher.as_ref().ok_or_else(|| {
+            Error::new(Kind::Refused, format!("{} was opened for reading only", self.dir.display()))
+                .hint("the process that runs Headwater publishes")
+        })
     }
 }
 
-fn unfinished() -> Error {
-    Error::new(Kind::Internal, "the embedded bus is being built")
+fn stopped() -> Error {
+    Error::new(Kind::Internal, "the embedded bus has stopped")
+}
+
+/// Does what blocks on a thread for it.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(stopped()))
+}
+
+impl Publisher {
+    fn send(&self, command: Command) -> Result<()> {
+        let commands = self.commands.as_ref().ok_or_else(stopped)?;
+        commands.send(command).map_err(|_| stopped())
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.send(command(reply))?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    /// Which events of a batch no stream can take.
+    fn rejections(&self, events: &[Event]) -> Vec<Rejection> {
+        let directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rejections = Vec::new();
+        for (index, event) in events.iter().enumerate() {
+            let partitions = directory.get(&event.stream).map(|stream| stream.partitions);
+            let reason = match (partitions, event.partition) {
+                (None, _) => format!("there is no stream \"{}\"", event.stream),
+                (Some(partitions), Some(partition)) if partition >= partitions => {
+                    format!("stream \"{}\" has no partition {partition}, only {partitions}", event.stream)
+                }
+                _ if event.size() > MAX_EVENT_BYTES => {
+                    format!("{} bytes are more than an event may have, {MAX_EVENT_BYTES}", event.size())
+                }
+                _ => continue,
+            };
+            rejections.push(Rejection { index, reason });
+        }
+        rejections
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.commands = None;
+        if let Some(Err(panic)) = self.thread.take().map(JoinHandle::join) {
+            tracing::error!(?panic, "the embedded bus's writer ended in a panic");
+        }
+    }
 }
 
 #[async_trait]
 impl Bus for EmbeddedBus {
-    async fn ensure(&self, _spec: &StreamSpec) -> Result<u32> {
-        Err(unfinished())
+    async fn ensure(&self, spec: &StreamSpec) -> Result<u32> {
+        check_stream_name(&spec.name)?;
+        let spec = spec.clone();
+        self.publisher()?.ask(|reply| Command::Ensure { spec, reply }).await
     }
 
-    async fn publish(&self, _events: Vec<Event>, _checkpoint: Option<Checkpoint>) -> Result<Published> {
-        Err(unfinished())
+    async fn publish(&self, events: Vec<Event>, checkpoint: Option<Checkpoint>) -> Result<Published> {
+        let publisher = self.publisher()?;
+        let rejections = publisher.rejections(&events);
+        if !rejections.is_empty() {
+            return Ok(Published::Rejected { events, rejections });
+        }
+        let bytes: usize = events.iter().map(Event::size).sum();
+        let room = u32::try_from(bytes / KIB + 1).unwrap_or(u32::MAX).min(publisher.capacity);
+        let room = Arc::clone(&publisher.room).acquire_many_owned(room).await.map_err(|_| stopped())?;
+        let (done, durable) = oneshot::channel();
+        {
+            let mut fence = publisher.fence.lock().unwrap_or_else(PoisonError::into_inner);
+            let generation = fence.admit(checkpoint.as_ref().map(|checkpoint| checkpoint.source.as_str()))?;
+            let pending = Pending { events, checkpoint, bytes, generation, _room: room, done };
+            publisher.send(Command::Publish(pending))?;
+        }
+        Ok(Published::Accepted(Accepted::new(async move {
+            durable.await.map_err(|_| stopped())?.map_err(|failure| failure.error())
+        })))
     }
 
-    async fn checkpoint(&self, _source: &str) -> Result<Option<Checkpoint>> {
-        Err(unfinished())
+    async fn checkpoint(&self, source: &str) -> Result<Option<Checkpoint>> {
+        let Some(publisher) = &self.publisher else {
+            let (dir, source) = (self.dir.clone(), source.to_owned());
+            return blocking(move || {
+                Catalog::open(&dir)?.newest(|segment| segment::checkpoint(segment, &source))
+            })
+            .await;
+        };
+        let generation = publisher.fence.lock().unwrap_or_else(PoisonError::into_inner).generation();
+        let asked = source.to_owned();
+        let checkpoint = publisher.ask(|reply| Command::Checkpoint { source: asked, reply }).await?;
+        publisher.fence.lock().unwrap_or_else(PoisonError::into_inner).reopen(source, generation);
+        Ok(checkpoint)
     }
 
-    async fn subscribe(&self, _subscribe: Subscribe) -> Result<Box<dyn Subscription>> {
-        Err(unfinished())
+    async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>> {
+        let wakers = self.publisher.as_ref().map(|publisher| Arc::clone(&publisher.wakers));
+        let (dir, config) = (self.dir.clone(), self.config.clone());
+        Ok(Box::new(subscription::subscribe(dir, config, subscribe, wakers).await?))
     }
 
     async fn status(&self) -> Result<BusStatus> {
-        Err(unfinished())
+        let dir = self.dir.clone();
+        blocking(move || status::status(&dir)).await
     }
 }

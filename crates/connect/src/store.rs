@@ -1,0 +1,89 @@
+//! Headwater's own SQLite files: how they are opened, and what their errors mean.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use headwater_core::{Error, Kind, Micros, Result};
+use rusqlite::ffi::{self, ErrorCode};
+use rusqlite::{Connection, OpenFlags};
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// It is made when it is not there.
+    Create,
+    /// It must be there; it may be written.
+    Write,
+    /// It must be there; nothing of this connection changes what it holds.
+    Read,
+}
+
+/// Opens an SQLite file. Readers get write access to the file where they may: the first and the last
+/// connection of a WAL file have to recover and to tidy up.
+pub(crate) fn open(path: &Path, access: Access) -> Result<Connection> {
+    let base = OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let write = base | OpenFlags::SQLITE_OPEN_READ_WRITE;
+    let opened = match access {
+        Access::Create => Connection::open_with_flags(path, write | OpenFlags::SQLITE_OPEN_CREATE),
+        Access::Write | Access::Read => Connection::open_with_flags(path, write),
+    };
+    let connection = opened.sql(&format!("opening {}", path.display()))?;
+    let ready = || -> rusqlite::Result<()> {
+        connection.busy_timeout(Duration::from_secs(5))?;
+        connection.set_prepared_statement_cache_capacity(32);
+        if access == Access::Read {
+            connection.pragma_update(None, "query_only", true)?;
+        }
+        Ok(())
+    };
+    ready().sql(&format!("opening {}", path.display()))?;
+    Ok(connection)
+}
+
+/// Turns SQLite's errors into Headwater's.
+pub(crate) trait SqlExt<T> {
+    /// Wraps the error with the kind that SQLite's code stands for, and with what was being done.
+    fn sql(self, doing: &str) -> Result<T>;
+}
+
+impl<T> SqlExt<T> for rusqlite::Result<T> {
+    fn sql(self, doing: &str) -> Result<T> {
+        self.map_err(|error| {
+            let (kind, hint) = meaning(&error);
+            let wrapped = Error::new(kind, doing).because(error);
+            if hint.is_empty() { wrapped } else { wrapped.hint(hint) }
+        })
+    }
+}
+
+fn meaning(error: &rusqlite::Error) -> (Kind, &'static str) {
+    let Some(code) = error.sqlite_error() else {
+        return (Kind::Decode, "the file was written by another version, or changed by hand");
+    };
+    match (code.code, code.extended_code) {
+        (ErrorCode::DiskFull, _) | (_, ffi::SQLITE_IOERR_SHMSIZE) => {
+            (Kind::Full, "make room on the disk of data_dir; Headwater goes on by itself")
+        }
+        (ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked, _) => {
+            (Kind::Busy, "another program holds the file; close it")
+        }
+        (ErrorCode::ReadOnly | ErrorCode::PermissionDenied, _) => {
+            (Kind::Refused, "give the user who runs this the right to write in data_dir")
+        }
+        (ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, _) => {
+            (Kind::Decode, "the file is damaged: look at the disk, and restore data_dir from a backup")
+        }
+        _ => (Kind::Unavailable, ""),
+    }
+}
+
+/// The time now.
+pub(crate) fn now() -> Micros {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Micros::try_from(since.as_micros()).unwrap_or(Micros::MAX)
+}
+
+/// A duration in microseconds.
+pub(crate) fn micros(duration: Duration) -> Micros {
+    Micros::try_from(duration.as_micros()).unwrap_or(Micros::MAX)
+}

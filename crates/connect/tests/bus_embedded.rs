@@ -1,0 +1,43 @@
+//! The embedded bus does what every bus must.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use headwater_connect::embedded::{EmbeddedBus, EmbeddedConfig};
+use headwater_core::Result;
+use headwater_core::ports::Bus;
+use headwater_testkit::suites::bus::{Capabilities, Factory};
+
+struct InDirectory {
+    dir: tempfile::TempDir,
+}
+
+impl InDirectory {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn config() -> EmbeddedConfig {
+        EmbeddedConfig { lease: Duration::from_secs(2), ..EmbeddedConfig::default() }
+    }
+}
+
+#[async_trait]
+impl Factory for InDirectory {
+    async fn open(&self) -> Result<Arc<dyn Bus>> {
+        Ok(Arc::new(EmbeddedBus::open(self.dir.path(), Self::config()).await?))
+    }
+
+    async fn open_reader(&self) -> Result<Arc<dyn Bus>> {
+        Ok(Arc::new(EmbeddedBus::open_reader(self.dir.path(), Self::config()).await?))
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { atomic_checkpoint: true, max_payload: 40 << 20, rejected_payload: None }
+    }
+}
+
+headwater_testkit::bus_suite!(InDirectory::new());

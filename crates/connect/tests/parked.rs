@@ -1,0 +1,84 @@
+//! The parked store keeps order, counts its bytes, and takes each change once.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use headwater_connect::parked::SqliteParkedStore;
+use headwater_core::ports::{Parked, ParkedStore};
+use headwater_core::{EventId, Kind};
+
+async fn open(dir: &Path, budget: u64) -> SqliteParkedStore {
+    SqliteParkedStore::open(dir, budget).await.unwrap()
+}
+
+fn parked(n: u8, order_key: Option<&str>) -> Parked {
+    Parked {
+        id: EventId::from_bytes([n; 16]),
+        source: "shop".into(),
+        stream: "orders".into(),
+        order_key: order_key.map(|key| key.as_bytes().to_vec().into()),
+        reason: format!("reason {n}"),
+        change: vec![n; 100].into(),
+        parked_at: i64::from(n),
+    }
+}
+
+#[tokio::test]
+async fn keeps_the_order_of_each_key_and_tells_keys_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), 1 << 20).await;
+    let first = vec![parked(9, Some("a")), parked(3, Some("b")), parked(7, None), parked(1, Some("a"))];
+    store.park(first).await.unwrap();
+    let other = Parked { source: "other".into(), ..parked(2, Some("a")) };
+    store.park(vec![other.clone(), parked(5, Some("a"))]).await.unwrap();
+    drop(store);
+    let store = open(dir.path(), 1 << 20).await;
+    let of_a = store.list("shop", "orders", Some(b"a"), 10).await.unwrap();
+    assert_eq!(of_a, [parked(9, Some("a")), parked(1, Some("a")), parked(5, Some("a"))]);
+    assert_eq!(store.list("shop", "orders", Some(b"a"), 1).await.unwrap(), [parked(9, Some("a"))]);
+    assert_eq!(store.list("shop", "orders", None, 10).await.unwrap(), [parked(7, None)]);
+    assert_eq!(store.list("other", "orders", Some(b"a"), 10).await.unwrap(), [other]);
+    let usage = store.usage().await.unwrap();
+    let lines: Vec<_> = usage
+        .iter()
+        .map(|line| (&*line.source, line.order_key.as_deref(), line.count, &*line.reason))
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            ("shop", Some(&b"a"[..]), 3, "reason 9"),
+            ("shop", Some(&b"b"[..]), 1, "reason 3"),
+            ("shop", None, 1, "reason 7"),
+            ("other", Some(&b"a"[..]), 1, "reason 2"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn parking_again_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), 1 << 20).await;
+    store.park(vec![parked(1, Some("a")), parked(2, Some("a"))]).await.unwrap();
+    let before = store.usage().await.unwrap();
+    let again = Parked { reason: "another".into(), parked_at: 99, ..parked(1, Some("a")) };
+    store.park(vec![again.clone(), again]).await.unwrap();
+    assert_eq!(store.usage().await.unwrap(), before);
+    assert_eq!(store.list("shop", "orders", Some(b"a"), 1).await.unwrap(), [parked(1, Some("a"))]);
+}
+
+#[tokio::test]
+async fn over_the_budget_nothing_is_added_until_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), 800).await;
+    store.park(vec![parked(1, Some("a")), parked(2, Some("b"))]).await.unwrap();
+    let before = store.usage().await.unwrap();
+    let error = store.park(vec![parked(3, Some("a")), parked(4, Some("a"))]).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Full);
+    assert!(error.hint_text().is_some());
+    assert_eq!(store.usage().await.unwrap(), before);
+    store.park(vec![parked(1, Some("a"))]).await.unwrap(); // is there already: needs no room
+    store.remove(&[EventId::from_bytes([1; 16]), EventId::from_bytes([77; 16])]).await.unwrap();
+    store.park(vec![parked(3, Some("a"))]).await.unwrap();
+    assert_eq!(store.list("shop", "orders", Some(b"a"), 10).await.unwrap(), [parked(3, Some("a"))]);
+}
