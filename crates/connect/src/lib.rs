@@ -2,6 +2,7 @@
 
 pub mod embedded;
 pub mod parked;
+pub mod postgres;
 pub mod requests;
 pub mod settings;
 pub mod sqlite;

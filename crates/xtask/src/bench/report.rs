@@ -53,7 +53,8 @@ impl Case {
 
 /// Prints the table; with `json`, ends with one line: the first case's fields, and all cases in `cases`.
 pub fn print(cases: &[Case], json: bool) {
-    let head = ["case", "rate", "baseline", "ratio", "cpu s", "base cpu s", "p50 ms", "p99 ms", "rss MiB", "goal"];
+    let head =
+        ["case", "rate", "baseline", "ratio", "cpu s", "base cpu s", "p50 ms", "p99 ms", "rss MiB", "goal"];
     let mut rows = vec![head.map(str::to_owned)];
     rows.extend(cases.iter().map(cells));
     let width = |at: usize| rows.iter().map(|row| row[at].len()).max().unwrap_or(0);
@@ -70,7 +71,8 @@ pub fn print(cases: &[Case], json: bool) {
 }
 
 fn cells(case: &Case) -> [String; 10] {
-    let number = |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |n| format!("{n:.digits$}"));
+    let number =
+        |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |n| format!("{n:.digits$}"));
     [
         case.name.clone(),
         format!("{:.0} {}", case.rate, case.unit),
