@@ -19,7 +19,9 @@ mod text;
 mod time;
 
 pub use contract::Contract;
-pub use debezium::{BinaryMode, DebeziumOptions, DecimalMode, HstoreMode, IntervalMode, TimeMode};
+pub use debezium::{
+    BinaryMode, DebeziumOptions, DecimalMode, HstoreMode, IntervalMode, PlacedField, Placement, TimeMode,
+};
 pub use encoder::{Encoder, EventView, Headers, Moved, OutboxEncoder, OutboxView};
 pub use key::KeyWriter;
 pub use options::Format;

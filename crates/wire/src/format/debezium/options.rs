@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use super::outbox::{Placement, placements};
+
 /// The options of the `debezium` format; each default is Debezium's.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -22,6 +24,10 @@ pub struct DebeziumOptions {
     pub unavailable_value_placeholder: String,
     /// `tombstones.on.delete`.
     pub tombstones_on_delete: bool,
+    /// `table.fields.additional.placement` of the outbox event router, written as there:
+    /// `"type:header:eventType,aggregatetype:envelope"`.
+    #[serde(deserialize_with = "placements")]
+    pub table_fields_additional_placement: Vec<Placement>,
 }
 
 impl Default for DebeziumOptions {
@@ -35,6 +41,7 @@ impl Default for DebeziumOptions {
             interval_handling_mode: IntervalMode::default(),
             unavailable_value_placeholder: "__debezium_unavailable_value".into(),
             tombstones_on_delete: true,
+            table_fields_additional_placement: Vec::new(),
         }
     }
 }
