@@ -105,7 +105,11 @@ impl Reader {
                 }
                 () = stop.cancelled(), if !stopping => stopping = true,
                 Some(release) = releases.recv(), if !stopping => self.send(Work::Release(release))?,
-                batch = self.source.next(budget), if room && !stopping => self.read(batch?, &mut flow)?,
+                batch = self.source.next(budget), if room && !stopping => {
+                    self.read(batch?, &mut flow)?;
+                    // A source that is always ready must not keep the publisher from its turn.
+                    tokio::task::yield_now().await;
+                }
             }
         }
     }

@@ -1,0 +1,140 @@
+//! Whatever fails whenever: nothing is lost, keys keep their order, ids are stable, and nothing is
+//! confirmed early.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use headwater_core::{Change, Event, EventId};
+use proptest::prelude::*;
+
+use crate::common::{World, all_orders, eventually, insert};
+
+/// What a run of the property is drawn from.
+#[derive(Debug, Clone)]
+struct Case {
+    seed: u64,
+    /// The key of each change, and whether it is one that the bus rejects.
+    changes: Vec<(u64, bool)>,
+    /// How many changes are committed before each crash.
+    crashes: Vec<usize>,
+    probability: f64,
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let change = (0..6_u64, proptest::bool::weighted(0.03));
+    let crashes = proptest::collection::vec(1..60_usize, 0..4);
+    (any::<u64>(), proptest::collection::vec(change, 1..150), crashes, 0.0..0.2)
+        .prop_map(|(seed, changes, crashes, probability)| Case { seed, changes, crashes, probability })
+}
+
+const LARGE: usize = 600;
+
+fn made(case: &Case) -> Vec<Change> {
+    let note = |large: &bool| "x".repeat(if *large { LARGE } else { 1 });
+    let change = |(at, (key, large)): (usize, &(u64, bool))| insert(at as u64 + 1, *key, &note(large));
+    case.changes.iter().enumerate().map(change).collect()
+}
+
+async fn run(case: &Case) {
+    let world = World::new(case.seed);
+    world.bus.reject_larger_than(Some(LARGE));
+    let (bus, store) = (Arc::clone(&world.bus), Arc::clone(&world.parked));
+    world.source.on_confirm(move |checkpoint| {
+        let stored = bus.stored("shop").expect("confirmed, but nothing is stored");
+        assert!(checkpoint.position <= stored.position, "confirmed before the checkpoint was durable");
+        let kept = bus.events().iter().map(place).collect::<HashSet<_>>().len() + store.all().len();
+        assert!(kept as u64 >= checkpoint.position.numbers()[0], "confirmed before all was durable");
+    });
+    let mut changes = made(case).into_iter();
+    for crash in &case.crashes {
+        world.faults.at_random(case.seed, case.probability);
+        world.bus.hold();
+        world.source.commit(changes.by_ref().take(*crash));
+        let running = world.run(all_orders());
+        for _ in 0..crash % 7 {
+            tokio::time::sleep(std::time::Duration::from_millis((crash * 3 % 40) as u64)).await;
+            world.bus.flush(crash % 3 + 1);
+        }
+        running.kill().await;
+        world.bus.crash();
+    }
+    world.faults.stop();
+    world.bus.let_go();
+    world.source.commit(changes);
+    let running = world.run(all_orders());
+    let last = case.changes.len() as u64;
+    let done = || world.source.confirmed().is_some_and(|at| at.position.numbers()[0] == last);
+    eventually("all is confirmed", done).await;
+    check(case, &world.bus.events(), &world);
+
+    // Then the bus takes large ones, and what was parked goes on.
+    world.bus.reject_larger_than(None);
+    for key in 0..6_u64 {
+        running.runtime.release("orders", Some(key.to_string().as_bytes())).await.expect("it can go now");
+    }
+    running.stop().await;
+    assert_eq!(world.parked.all(), []);
+    let events = world.bus.events();
+    in_order(&events);
+    let arrived: HashSet<u64> = events.iter().map(place).collect();
+    assert_eq!(arrived.len() as u64, last, "nothing is lost");
+}
+
+fn place(event: &Event) -> u64 {
+    event.position.numbers()[0]
+}
+
+/// Every change is on the bus or parked; a key's are parked from its first large one on, in order.
+fn check(case: &Case, events: &[Event], world: &World) {
+    in_order(events);
+    let arrived: HashSet<u64> = events.iter().map(place).collect();
+    let parked = world.parked.all();
+    for key in 0..6_u64 {
+        let ours = case.changes.iter().enumerate().filter(|(_, (of, _))| *of == key);
+        let mut blocked = false;
+        let mut expected = 0;
+        for (at, (_, large)) in ours {
+            blocked |= large;
+            let at = at as u64 + 1;
+            assert_eq!(arrived.contains(&at), !blocked, "change {at} of key {key}");
+            expected += usize::from(blocked);
+        }
+        let name = key.to_string();
+        let waiting = parked.iter().filter(|one| one.order_key.as_deref() == Some(name.as_bytes()));
+        assert_eq!(waiting.count(), expected, "parked of key {key}");
+    }
+}
+
+/// Of each key a place is followed by the next one or, repeated, by an earlier one; and one place has
+/// one id, each time.
+fn in_order(events: &[Event]) {
+    let mut ids: HashMap<u64, EventId> = HashMap::new();
+    let mut seen: HashMap<&[u8], Vec<u64>> = HashMap::new();
+    for event in events {
+        let id = *ids.entry(place(event)).or_insert(event.id);
+        assert_eq!(id, event.id, "the id of a redelivered event");
+        seen.entry(event.key.as_deref().unwrap()).or_default().push(place(event));
+    }
+    for (key, places) in seen {
+        let mut all = places.clone();
+        all.sort_unstable();
+        all.dedup();
+        let rank = |place: &u64| all.binary_search(place).unwrap();
+        let ranks: Vec<usize> = places.iter().map(rank).collect();
+        assert_eq!(ranks.first(), Some(&0), "key {key:?} begins with its first change: {places:?}");
+        for pair in ranks.windows(2) {
+            assert!(pair[1] <= pair[0] + 1, "key {key:?} skipped a change: {places:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_is_lost_overtaken_or_confirmed_early(case in cases()) {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(run(&case));
+    }
+}

@@ -1,0 +1,9 @@
+//! The runtime's own logic, on ports in memory: order, parking, holding, retry, stopping.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+mod faults;
+mod flow;
+mod parking;
+mod shaping;
