@@ -164,6 +164,13 @@ struct Sorting<'a> {
 
 impl Sorting<'_> {
     fn event(&mut self, event: Event, origin: EventOrigin) -> Result<()> {
+        if let Some(outbox) = &origin.outbox
+            && let Some(whole) = self.holds.streams.get(outbox).and_then(|held| held.whole.as_ref())
+            && event.position >= whole.first
+        {
+            let reason = whole.reason.clone();
+            return self.park(origin.change, outbox, event.id, None, reason);
+        }
         let Some(stream) = self.holds.streams.get(&event.stream) else { return self.pass(event, origin) };
         if let Some(whole) = stream.whole.as_ref().filter(|whole| event.position >= whole.first) {
             let reason = whole.reason.clone();

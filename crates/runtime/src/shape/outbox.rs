@@ -15,7 +15,7 @@ use crate::config::StreamConfig;
 /// How the rows of one shape of an outbox table become events.
 pub struct OutboxPlan {
     template: String,
-    held_as: String,
+    held_as: Arc<str>,
     reader: OutboxReader,
     /// Encoders by stream.
     encoders: Vec<(Arc<str>, Box<dyn OutboxEncoder>)>,
@@ -35,7 +35,7 @@ impl OutboxPlan {
     pub fn new(outbox: &OutboxTable, table: &Table) -> Result<Self> {
         Ok(Self {
             template: outbox.stream.clone(),
-            held_as: outbox.held_as(),
+            held_as: outbox.held_as().into(),
             reader: outbox.columns.reader(table)?,
             encoders: Vec::new(),
             kind: "".into(),
@@ -59,7 +59,7 @@ impl OutboxPlan {
             Ok(row) => row,
             Err(error) => {
                 // Neither its stream nor its key is known, so nothing can be told to wait behind it.
-                let stream: Arc<str> = self.held_as.as_str().into();
+                let stream = Arc::clone(&self.held_as);
                 let id = whole_id(change, &stream);
                 return out.shaped.troubles.push(trouble(stream, id, Some(Bytes::new()), error.to_string()));
             }
@@ -92,9 +92,9 @@ impl OutboxPlan {
                     self.kind = Arc::from(&*row.kind);
                 }
                 let (time, position) = (change.transaction.committed_at, change.position);
-                let kind = Arc::clone(&self.kind);
+                let (kind, outbox) = (Arc::clone(&self.kind), Some(Arc::clone(&self.held_as)));
                 out.push(
-                    Head { change: at, id, stream, kind, headers, time, position },
+                    Head { change: at, outbox, id, stream, kind, headers, time, position },
                     parts,
                     To::Key(config.partitions),
                 );

@@ -26,6 +26,8 @@ pub struct Output {
 pub struct Head {
     /// The change it comes from.
     pub change: u32,
+    /// The outbox it was a row of.
+    pub outbox: Option<Arc<str>>,
     /// Its id.
     pub id: EventId,
     /// Its stream.
@@ -85,10 +87,10 @@ impl Output {
             To::Partition(partition) => Some(partition),
             To::Key(partitions) => self.order_key(&parts).map(|key| partition_of(key, partitions)),
         };
-        let Head { change, id, stream, kind, headers, time, position } = head;
+        let Head { change, outbox, id, stream, kind, headers, time, position } = head;
         let (key, payload) = (None, None);
         self.shaped.events.push(Event { id, stream, partition, kind, key, payload, headers, time, position });
-        self.shaped.origins.push(EventOrigin { change, order_key: None });
+        self.shaped.origins.push(EventOrigin { change, order_key: None, outbox });
         self.open.push(parts);
     }
 

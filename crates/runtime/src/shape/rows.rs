@@ -218,6 +218,7 @@ impl RowShaper<'_> {
     fn head(&self, id: EventId, kind: Arc<str>, headers: Headers) -> Head {
         Head {
             change: self.at,
+            outbox: None,
             id,
             stream: Arc::clone(&self.plan.stream),
             kind,

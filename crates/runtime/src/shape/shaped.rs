@@ -33,6 +33,8 @@ pub struct EventOrigin {
     pub change: u32,
     /// Its order key, where that is not the event's key.
     pub order_key: Option<Bytes>,
+    /// The outbox it was a row of, which may be held back as a whole like a stream.
+    pub outbox: Option<Arc<str>>,
 }
 
 impl EventOrigin {

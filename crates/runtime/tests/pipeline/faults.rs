@@ -27,7 +27,7 @@ fn cases() -> impl Strategy<Value = Case> {
         .prop_map(|(seed, changes, crashes, probability)| Case { seed, changes, crashes, probability })
 }
 
-const LARGE: usize = 600;
+const LARGE: usize = 2000;
 
 fn made(case: &Case) -> Vec<Change> {
     let note = |large: &bool| "x".repeat(if *large { LARGE } else { 1 });

@@ -5,5 +5,6 @@
 mod common;
 mod faults;
 mod flow;
+mod outbox;
 mod parking;
 mod shaping;

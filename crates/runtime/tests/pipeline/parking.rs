@@ -8,8 +8,8 @@ use crate::common::{Running, World, all_orders, change, eventually, insert, orde
 #[tokio::test(start_paused = true)]
 async fn what_is_rejected_holds_back_its_key_and_nothing_else() {
     let world = World::new(2);
-    world.bus.reject_larger_than(Some(300));
-    let large = "x".repeat(500);
+    world.bus.reject_larger_than(Some(2000));
+    let large = "x".repeat(5000);
     world.source.commit([
         insert(1, 1, "a"),
         insert(2, 2, "a"),
@@ -23,7 +23,7 @@ async fn what_is_rejected_holds_back_its_key_and_nothing_else() {
     assert_eq!(story(&world.bus.events()), ["1 create", "2 create", "2 create"]);
     let parked = world.parked.all();
     assert_eq!(parked.len(), 2);
-    assert!(parked[0].reason.contains("larger than 300"), "{}", parked[0].reason);
+    assert!(parked[0].reason.contains("larger than 2000"), "{}", parked[0].reason);
     assert_eq!(parked[1].reason, format!("waits behind {}", parked[0].id));
 
     // After a restart the key still waits.

@@ -1,0 +1,124 @@
+//! Outbox rows: each is an event already.
+
+use std::sync::Arc;
+
+use headwater_core::{Change, Column, ColumnType, Event, Identity, Op, Table, partition_of};
+use headwater_runtime::{OutboxRoute, StreamConfig};
+
+use crate::common::{Running, World, change, eventually, stream};
+
+fn outbox() -> Arc<Table> {
+    let column = |name: &str| Column { name: name.into(), ty: ColumnType::Text, key: name == "id" };
+    let columns = ["id", "aggregatetype", "aggregateid", "type", "payload"].map(column).into();
+    Arc::new(Table { schema: "public".into(), name: "outbox".into(), columns, identity: Identity::Key })
+}
+
+fn add(at: u64, values: [&str; 5]) -> Change {
+    change(at, Op::Create, &outbox(), None, Some(&values))
+}
+
+fn run(world: &World, template: &str, streams: &[(&str, StreamConfig)]) -> Running {
+    let route = OutboxRoute {
+        table: "shop.public.outbox".parse().unwrap(),
+        columns: Default::default(),
+        stream: template.into(),
+    };
+    let builder = headwater_runtime::Runtime::builder()
+        .source("shop", Arc::new(world.source.clone()), [route])
+        .bus(world.bus.clone())
+        .parked(world.parked.clone());
+    let with = |builder: headwater_runtime::Builder, (name, config): &(&str, StreamConfig)| {
+        builder.stream(name, config.clone())
+    };
+    Running::start(streams.iter().fold(builder, with))
+}
+
+async fn confirmed(world: &World, at: u64) {
+    eventually("all is confirmed", || {
+        world.source.confirmed().is_some_and(|it| it.position.numbers()[0] == at)
+    })
+    .await;
+}
+
+fn payload(event: &Event) -> String {
+    String::from_utf8(event.payload.clone().unwrap().to_vec()).unwrap()
+}
+
+const ID: &str = "018bcfe5-687b-7000-8000-000000000001";
+
+#[tokio::test(start_paused = true)]
+async fn rows_go_to_the_stream_of_their_type_declared_or_not() {
+    let world = World::new(40);
+    world.source.commit([
+        add(1, [ID, "order", "o-1", "OrderPlaced", "{\"total\":5}"]),
+        add(2, ["not a uuid", "customer", "c-1", "CustomerJoined", "{}"]),
+        change(3, Op::Delete, &outbox(), Some(&[ID, "?", "?", "?", "?"]), None),
+    ]);
+    let running = run(&world, "{aggregatetype}.events", &[("order.events", stream("partitions = 3"))]);
+    confirmed(&world, 3).await;
+    let status = running.runtime.status().await;
+    let names: Vec<_> = status.streams.iter().map(|stream| (&*stream.name, stream.partitions)).collect();
+    assert_eq!(names, [("customer.events", 8), ("order.events", 3)]);
+    running.stop().await;
+    let events = world.bus.events();
+    assert_eq!(events.len(), 2, "the relay's own delete is no event");
+    assert_eq!((&*events[0].stream, &*events[0].kind), ("order.events", "OrderPlaced"));
+    assert_eq!(events[0].id.to_string(), ID);
+    assert_eq!(events[0].key.as_deref(), Some(&b"o-1"[..]));
+    assert_eq!(events[0].partition, Some(partition_of(b"o-1", 3)));
+    assert!(payload(&events[0]).contains("\"total\":5"), "{}", payload(&events[0]));
+    assert_eq!((&*events[1].stream, &*events[1].kind), ("customer.events", "CustomerJoined"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_id_that_is_no_uuid_is_stable() {
+    let ids = async |seed| {
+        let world = World::new(seed);
+        world
+            .source
+            .commit([add(1, ["a", "order", "o-1", "A", "{}"]), add(2, ["b", "order", "o-1", "A", "{}"])]);
+        let running = run(&world, "{aggregatetype}", &[]);
+        confirmed(&world, 2).await;
+        running.stop().await;
+        world.bus.events().iter().map(|event| event.id).collect::<Vec<_>>()
+    };
+    let (first, again) = (ids(41).await, ids(42).await);
+    assert_eq!(first, again);
+    assert_ne!(first[0], first[1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_for_an_impossible_stream_is_parked_by_its_key() {
+    let world = World::new(43);
+    world.source.commit([
+        add(1, [ID, "or der", "o-1", "A", "{}"]),
+        add(2, ["x", "order", "!", "A", "{}"]),
+        add(3, ["y", "order", "o-1", "A", "{}"]),
+    ]);
+    let running = run(&world, "{aggregatetype}", &[]);
+    confirmed(&world, 3).await;
+    running.stop().await;
+    let parked = world.parked.all();
+    assert_eq!(parked.len(), 2);
+    assert_eq!((&*parked[0].stream, parked[0].order_key.as_deref()), ("or der", Some(&b"o-1"[..])));
+    assert_eq!((&*parked[1].stream, parked[1].order_key.as_deref()), ("shop.public.outbox", Some(&b""[..])));
+    assert_eq!(world.bus.events().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outbox_without_its_columns_holds_back_all_that_follows() {
+    let world = World::new(44);
+    let mut broken = (*outbox()).clone();
+    broken.columns[4].name = "body".into();
+    let broken = Arc::new(broken);
+    let row = |at, id| change(at, Op::Create, &broken, None, Some(&[id, "order", "o-1", "A", "{}"]));
+    world.source.commit([
+        add(1, ["a", "order", "o-1", "A", "{}"]),
+        row(2, "b"),
+        add(3, ["c", "order", "o-1", "A", "{}"]),
+    ]);
+    let running = run(&world, "{aggregatetype}", &[]);
+    confirmed(&world, 3).await;
+    running.stop().await;
+    assert_eq!((world.bus.events().len(), world.parked.all().len()), (1, 2), "what follows is held too");
+}
