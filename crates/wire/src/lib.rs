@@ -1,3 +1,4 @@
 //! Pure codecs: bytes to messages and back. No I/O.
 
 pub mod format;
+pub mod pgoutput;
