@@ -1,0 +1,88 @@
+//! A config, running.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use headwater_cli::config::Config;
+use headwater_core::ports::Bus;
+use headwater_core::{Error, Kind, Result};
+use headwater_runtime::Runtime;
+use headwater_server::Server;
+use tokio_util::sync::CancellationToken;
+
+use super::data_dir::DataDir;
+use super::progress;
+use crate::wiring::{self, Connectors};
+
+/// Everything that a config names, opened.
+pub struct Engine {
+    runtime: Arc<Runtime>,
+    connectors: Connectors,
+    server: Option<Server>,
+    bus: Arc<dyn Bus>,
+    _data_dir: DataDir,
+}
+
+impl Engine {
+    /// Takes the data_dir, opens the bus and the parked store, and listens for HTTP. Sources are opened by
+    /// [`Engine::run`], which goes on trying while a server is away.
+    pub async fn open(config: &Config) -> Result<Self> {
+        let path = config.data_dir.clone();
+        let data_dir = tokio::task::spawn_blocking(move || DataDir::take(&path)).await;
+        let data_dir =
+            data_dir.map_err(|error| Error::new(Kind::Internal, "taking the data_dir").because(error))??;
+        let connectors = wiring::connectors(config)?;
+        let bus = wiring::bus(config).await?;
+        let parked = wiring::parked(config).await?;
+        let runtime = Arc::new(wiring::runtime(config, &connectors, Arc::clone(&bus), parked)?);
+        let server = match config.http {
+            Some(address) => Some(Server::bind(address, Arc::clone(&runtime)).await?),
+            None => None,
+        };
+        Ok(Self { runtime, connectors, server, bus, _data_dir: data_dir })
+    }
+
+    /// Where HTTP is served.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.server.as_ref().map(Server::addr)
+    }
+
+    /// The bus, for a consumer in this process.
+    pub fn bus(&self) -> Arc<dyn Bus> {
+        Arc::clone(&self.bus)
+    }
+
+    /// Logs what runs.
+    pub fn announce(&self, config: &Config) {
+        let sources: Vec<&str> = config.sources.keys().map(String::as_str).collect();
+        let streams: Vec<&str> = config.streams.keys().map(String::as_str).collect();
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            data_dir = %config.data_dir.display(),
+            sources = sources.join(","),
+            streams = streams.join(","),
+            "headwater runs"
+        );
+        if let Some(address) = self.address() {
+            tracing::info!("status on http://{address}/status, metrics on http://{address}/metrics");
+        }
+    }
+
+    /// Runs until `stop` (then: drains, confirms, returns `Ok`) or until every source has failed.
+    pub async fn run(self, stop: CancellationToken) -> Result<()> {
+        let done = CancellationToken::new();
+        let guard = done.clone().drop_guard();
+        let server = self.server.map(|server| tokio::spawn(server.run(done.clone())));
+        let progress = tokio::spawn(progress::show(self.connectors, done.clone()));
+        let ended = self.runtime.run(stop).await;
+        drop(guard);
+        if let Some(Ok(Err(error))) = match server {
+            Some(server) => Some(server.await),
+            None => None,
+        } {
+            tracing::warn!("{error}");
+        }
+        let _ = progress.await;
+        ended
+    }
+}

@@ -1,0 +1,176 @@
+//! The status for people.
+
+use headwater_core::Result;
+use headwater_core::ports::{BusStatus, StreamStatus};
+use headwater_runtime::{Phase, RuntimeStatus, SourceReport, StreamReport};
+
+use super::Answer;
+use crate::output::table::{Cell, Table};
+use crate::output::{self, Colour, human, paint};
+
+/// Prints an answer.
+pub fn print(answer: &Answer) -> Result<()> {
+    let colour = output::coloured();
+    if let Some(status) = &answer.status {
+        return running(status, colour);
+    }
+    match &answer.note {
+        Some(note) => {
+            output::line(paint("It runs, but it could not be asked:", Colour::Yellow, colour))?;
+            output::line(note)?;
+        }
+        None => output::line(paint("Not running. This is what the bus holds:", Colour::Yellow, colour))?,
+    }
+    match &answer.stored {
+        Some(bus) => stored(bus, colour),
+        None => Ok(()),
+    }
+}
+
+fn running(status: &RuntimeStatus, colour: bool) -> Result<()> {
+    let now = human::now();
+    let memory = status.memory_bytes.map(|bytes| format!(", memory {}", human::bytes(bytes))).unwrap_or_default();
+    let bus = status.bus.as_ref().map(|bus| format!(", bus {}", bus.kind)).unwrap_or_default();
+    let since = human::micros(now - status.started_at);
+    let title = format!("headwater {}, running for {since}{memory}{bus}", status.version);
+    output::line(paint(&title, Colour::Bold, colour))?;
+    if let Some(error) = &status.bus_error {
+        output::line(paint(&format!("bus: {error}"), Colour::Red, colour))?;
+    }
+    section(&sources(&status.sources), colour)?;
+    for source in &status.sources {
+        troubles(source, now, colour)?;
+        snapshot(source, colour)?;
+    }
+    let held = status.bus.as_ref().map_or(&[][..], |bus| &bus.streams);
+    section(&streams(&status.streams, held, now), colour)?;
+    for stream in &status.streams {
+        if let Some(reason) = &stream.stopped {
+            let text = format!("  {} is stopped: {reason}", stream.name);
+            output::line(paint(&text, Colour::Red, colour))?;
+        }
+    }
+    section(&groups(held), colour)
+}
+
+fn stored(bus: &BusStatus, colour: bool) -> Result<()> {
+    section(&streams(&[], &bus.streams, human::now()), colour)?;
+    section(&groups(&bus.streams), colour)?;
+    let mut table = Table::new(&["source", "checkpoint"]);
+    for checkpoint in &bus.checkpoints {
+        table.row([checkpoint.source.as_str().into(), checkpoint.position.to_string().into()]);
+    }
+    section(&table, colour)
+}
+
+/// A table, with an empty line above it; nothing when it is empty.
+fn section(table: &Table, colour: bool) -> Result<()> {
+    if table.is_empty() {
+        return Ok(());
+    }
+    output::line("")?;
+    output::line(table.render(colour))
+}
+
+fn sources(sources: &[SourceReport]) -> Table {
+    let headings = &["source", "state", "position", ">behind", ">unread log", ">events", ">events/s", ">parked"];
+    let mut table = Table::new(headings);
+    for source in sources {
+        table.row([
+            source.name.as_str().into(),
+            Cell::coloured(source.phase.as_str(), phase_colour(source.phase)),
+            source.position.as_deref().unwrap_or("-").into(),
+            source.lag_seconds.map_or("-".into(), behind),
+            source.lag_bytes.map_or("-".into(), |bytes| human::bytes(bytes).into()),
+            human::count(source.events).into(),
+            format!("{:.1}", source.events_per_second).into(),
+            parked(source.parked),
+        ]);
+    }
+    table
+}
+
+fn behind(seconds: f64) -> Cell {
+    if seconds <= 0.0 { "0".into() } else { human::seconds(seconds).into() }
+}
+
+fn parked(count: u64) -> Cell {
+    if count == 0 { "0".into() } else { Cell::coloured(human::count(count), Colour::Red) }
+}
+
+fn phase_colour(phase: Phase) -> Colour {
+    match phase {
+        Phase::Streaming => Colour::Green,
+        Phase::Snapshot => Colour::Cyan,
+        Phase::Starting | Phase::Connecting | Phase::Retrying => Colour::Yellow,
+        Phase::Failed => Colour::Red,
+        Phase::Stopped => Colour::Dim,
+    }
+}
+
+fn troubles(source: &SourceReport, now: i64, colour: bool) -> Result<()> {
+    let Some(error) = &source.error else { return Ok(()) };
+    let since = source.retrying_since.map(|since| {
+        let attempts = human::plural(u64::from(source.attempts), "attempt");
+        format!(" (for {}, {attempts})", human::micros(now - since))
+    });
+    let paint_as = if source.phase == Phase::Failed { Colour::Red } else { Colour::Yellow };
+    let text = format!("  {}{}: {error}", source.name, since.unwrap_or_default());
+    output::line(paint(&text, paint_as, colour))
+}
+
+fn snapshot(source: &SourceReport, colour: bool) -> Result<()> {
+    if source.phase != Phase::Snapshot {
+        return Ok(());
+    }
+    let mut table = Table::new(&["snapshot of", ">rows", ">of about", "done"]);
+    for progress in &source.snapshot {
+        table.row([
+            progress.table.as_str().into(),
+            human::count(progress.rows).into(),
+            progress.estimate.map_or("-".into(), |rows| human::count(rows).into()),
+            if progress.done { "yes" } else { "" }.into(),
+        ]);
+    }
+    section(&table, colour)
+}
+
+/// Every stream that Headwater reports or the bus holds.
+fn streams(reports: &[StreamReport], held: &[StreamStatus], now: i64) -> Table {
+    let mut table =
+        Table::new(&["stream", ">partitions", ">events", ">size", ">newest", ">since start", ">parked"]);
+    let mut add = |name: &str, partitions: u32, held: Option<&StreamStatus>, report: Option<&StreamReport>| {
+        table.row([
+            name.into(),
+            partitions.to_string().into(),
+            held.map_or("-".into(), |held| human::count(held.events).into()),
+            held.and_then(|held| held.bytes).map_or("-".into(), |bytes| human::bytes(bytes).into()),
+            held.and_then(|held| held.newest).map_or("-".into(), |newest| human::ago(newest, now).into()),
+            report.map_or("-".into(), |report| human::count(report.events).into()),
+            report.map_or("-".into(), |report| parked(report.parked)),
+        ]);
+    };
+    for report in reports {
+        let held = held.iter().find(|held| *held.stream == *report.name);
+        add(&report.name, held.map_or(report.partitions, |held| held.partitions), held, Some(report));
+    }
+    for held in held.iter().filter(|held| reports.iter().all(|report| *report.name != *held.stream)) {
+        add(&held.stream, held.partitions, Some(held), None);
+    }
+    table
+}
+
+fn groups(held: &[StreamStatus]) -> Table {
+    let mut table = Table::new(&["group", "stream", ">behind", ">oldest"]);
+    for stream in held {
+        for group in &stream.groups {
+            table.row([
+                group.group.as_str().into(),
+                (&*stream.stream).into(),
+                human::plural(group.lag_events, "event").into(),
+                group.lag_seconds.map_or("-".into(), behind),
+            ]);
+        }
+    }
+    table
+}
