@@ -1,7 +1,15 @@
 //! The `headwater` binary: flags, config, wiring.
 
 mod args;
+mod check;
+mod init;
 mod output;
+mod parked;
+mod run;
+mod snapshot;
+mod status;
+mod tail;
+mod wiring;
 
 use std::process::ExitCode;
 
@@ -34,6 +42,14 @@ fn main() -> ExitCode {
 
 /// Does what was asked for; the exit code.
 async fn dispatch(command: Command) -> Result<u8> {
-    let _ = command;
-    Ok(0)
+    match command {
+        Command::Run(args) => run::run(&args).await,
+        Command::Check(args) => check::check(&args).await,
+        Command::Init(args) => init::init(&args).await,
+        Command::Tail(args) => tail::tail(&args).await,
+        Command::Status(args) => status::status(&args).await,
+        Command::Snapshot(args) => snapshot::snapshot(&args).await,
+        Command::Parked(args) => parked::parked(&args).await,
+        Command::Demo(_) => Ok(0),
+    }
 }

@@ -39,7 +39,8 @@ pub async fn parked(args: &ParkedArgs) -> Result<u8> {
         output::line("nothing is parked")?;
         return Ok(0);
     }
-    let mut table = Table::new(&["source", "stream", "order key", ">changes", ">size", "reason of the first"]);
+    let mut table =
+        Table::new(&["source", "stream", "order key", ">changes", ">size", "reason of the first"]);
     for line in &lines {
         table.row([
             line.source.into(),

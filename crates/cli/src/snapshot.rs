@@ -29,7 +29,9 @@ pub async fn snapshot(args: &SnapshotArgs) -> Result<u8> {
         tables => tables.join(", "),
     };
     let when = match owner {
-        Some(process) => format!("{process} begins with it within seconds; `headwater status` shows how far it is"),
+        Some(process) => {
+            format!("{process} begins with it within seconds; `headwater status` shows how far it is")
+        }
         None => "nothing runs now: it begins with the next `headwater run`".to_owned(),
     };
     output::line(format!("source {} is asked to read {tables} anew\n{when}", args.source))?;

@@ -1,7 +1,5 @@
 //! `headwater tail`: follow a stream from outside.
 
-use std::time::Duration;
-
 use headwater_cli::config::{self, BusConfig};
 use headwater_connect::embedded::EmbeddedConfig;
 use headwater_core::ports::{Cursor, Delivery, Start, Subscribe, Subscription};
@@ -33,12 +31,7 @@ pub async fn tail(args: &TailArgs) -> Result<u8> {
     }
 }
 
-async fn follow(
-    args: &TailArgs,
-    start: Start,
-    bus: &BusConfig,
-    data_dir: &std::path::Path,
-) -> Result<()> {
+async fn follow(args: &TailArgs, start: Start, bus: &BusConfig, data_dir: &std::path::Path) -> Result<()> {
     let bus = wiring::bus_reader(bus, data_dir).await?;
     let subscribe =
         Subscribe { streams: vec![args.stream.as_str().into()], group: args.group.clone(), start };
@@ -147,9 +140,6 @@ fn instant(text: &str) -> Option<Micros> {
     let local = text.parse::<civil::DateTime>().ok()?;
     local.to_zoned(TimeZone::system()).ok().map(|zoned| zoned.timestamp().as_microsecond())
 }
-
-/// How long anything that talks to a bus once may take.
-pub const PATIENCE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,7 @@ use headwater_connect::parked::SqliteParkedStore;
 use headwater_connect::sqlite::SqliteConnector;
 use headwater_core::ports::{Bus, Connector, ParkedStore};
 use headwater_core::{Error, Kind, Result};
-use headwater_runtime::{OutboxRoute, Runtime};
+use headwater_runtime::{Builder, OutboxRoute, Runtime};
 
 /// The sources of a config, by name, ready to be opened.
 pub type Connectors = Vec<(String, Arc<dyn Connector>)>;
@@ -42,7 +42,9 @@ pub async fn bus(config: &Config) -> Result<Arc<dyn Bus>> {
 /// Opens the bus for reading beside a process that may be publishing.
 pub async fn bus_reader(bus: &BusConfig, data_dir: &Path) -> Result<Arc<dyn Bus>> {
     Ok(match bus {
-        BusConfig::Embedded(embedded) => Arc::new(EmbeddedBus::open_reader(data_dir, embedded.clone()).await?),
+        BusConfig::Embedded(embedded) => {
+            Arc::new(EmbeddedBus::open_reader(data_dir, embedded.clone()).await?)
+        }
     })
 }
 
@@ -51,18 +53,10 @@ pub async fn parked(config: &Config) -> Result<Arc<dyn ParkedStore>> {
     Ok(Arc::new(SqliteParkedStore::open(&config.data_dir, config.parked.budget).await?))
 }
 
-/// Puts the runtime together; what does not fit is an error of kind `Config`.
-pub fn runtime(
-    config: &Config,
-    connectors: &Connectors,
-    bus: Arc<dyn Bus>,
-    parked: Arc<dyn ParkedStore>,
-) -> Result<Runtime> {
-    let mut builder = Runtime::builder()
-        .bus(bus)
-        .parked(parked)
-        .settings(config.runtime.clone())
-        .outbox_streams(config.outbox.streams());
+/// Everything of the runtime but its bus and its parked store.
+pub fn builder(config: &Config, connectors: &Connectors) -> Result<Builder> {
+    let mut builder =
+        Runtime::builder().settings(config.runtime.clone()).outbox_streams(config.outbox.streams());
     for (name, connector) in connectors {
         let outbox = config.sources.get(name).and_then(SourceConfig::outbox);
         let route = outbox.map(|outbox| -> Result<OutboxRoute> {
@@ -79,5 +73,5 @@ pub fn runtime(
     for (name, stream) in &config.streams {
         builder = builder.stream(name, stream.clone());
     }
-    builder.build()
+    Ok(builder)
 }

@@ -91,8 +91,14 @@ impl Builder {
         self
     }
 
-    /// Checks everything against each other: unknown sources and tables, conditions that do not
-    /// compile, names a stream cannot have. Errors are of kind `Config`.
+    /// Checks everything against each other, without a bus: unknown sources and tables, conditions that
+    /// do not compile, names a stream cannot have. Errors are of kind `Config`.
+    pub fn verify(&self) -> Result<()> {
+        self.check()?;
+        self.sources.iter().try_for_each(|setup| self.routes(setup).map(|_| ()))
+    }
+
+    /// Checks as [`Builder::verify`] does, and puts the runtime together.
     pub fn build(self) -> Result<Runtime> {
         self.check()?;
         let missing = |what: &str| Error::new(Kind::Internal, format!("the runtime was given no {what}"));

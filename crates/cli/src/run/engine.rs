@@ -34,7 +34,8 @@ impl Engine {
         let connectors = wiring::connectors(config)?;
         let bus = wiring::bus(config).await?;
         let parked = wiring::parked(config).await?;
-        let runtime = Arc::new(wiring::runtime(config, &connectors, Arc::clone(&bus), parked)?);
+        let runtime =
+            Arc::new(wiring::builder(config, &connectors)?.bus(Arc::clone(&bus)).parked(parked).build()?);
         let server = match config.http {
             Some(address) => Some(Server::bind(address, Arc::clone(&runtime)).await?),
             None => None,

@@ -89,14 +89,23 @@ impl Shown {
                 self.logged = Instant::now();
             }
             (Some(since), false) => {
-                tracing::info!(source, "every table was read, in {}", human::seconds(since.elapsed().as_secs_f64()));
+                tracing::info!(
+                    source,
+                    "every table was read, in {}",
+                    human::seconds(since.elapsed().as_secs_f64())
+                );
                 self.running.remove(source);
             }
             (Some(_), true) if self.logged.elapsed() >= LOG => {
                 self.logged = Instant::now();
                 let rows: u64 = tables.iter().map(|table| table.rows).sum();
                 let done = tables.iter().filter(|table| table.done).count();
-                tracing::info!(source, "read {} so far, {done} of {} tables done", human::plural(rows, "row"), tables.len());
+                tracing::info!(
+                    source,
+                    "read {} so far, {done} of {} tables done",
+                    human::plural(rows, "row"),
+                    tables.len()
+                );
             }
             _ => {}
         }
@@ -108,7 +117,8 @@ impl Shown {
 }
 
 fn bar(source: &str, table: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix} {bar:30} {human_pos}/{human_len} rows {per_sec} eta {eta}");
+    let style =
+        ProgressStyle::with_template("{prefix} {bar:30} {human_pos}/{human_len} rows {per_sec} eta {eta}");
     let bar = ProgressBar::no_length().with_prefix(format!("{source}: {table}"));
     match style {
         Ok(style) => bar.with_style(style),

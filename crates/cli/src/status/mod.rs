@@ -42,7 +42,11 @@ pub async fn status(args: &StatusArgs) -> Result<u8> {
             // Home, and clear to the end of the screen.
             output::line("\x1b[H\x1b[2J")?;
         }
-        if args.json { output::json(&answer)? } else { show::print(&answer)? }
+        if args.json {
+            output::json(&answer)?
+        } else {
+            show::print(&answer)?
+        }
         if !args.watch {
             return Ok(0);
         }
@@ -60,17 +64,21 @@ async fn ask(config: &Config) -> Result<Answer> {
             }
             Err(error) => Some(error.to_string()),
         },
-        (None, Some(_)) => Some("[http] listen is \"off\", so the running process cannot be asked".to_owned()),
+        (None, Some(_)) => {
+            Some("[http] listen is \"off\", so the running process cannot be asked".to_owned())
+        }
         (_, None) => None,
     };
     let bus = wiring::bus_reader(&config.bus, &config.data_dir).await?;
     let stored = tokio::time::timeout(Duration::from_secs(10), bus.status()).await.unwrap_or_else(|_| {
-        Err(Error::new(Kind::Unavailable, "asking the bus for its status").hint("it did not answer within 10 s"))
+        Err(Error::new(Kind::Unavailable, "asking the bus for its status")
+            .hint("it did not answer within 10 s"))
     })?;
     Ok(Answer { running: owner.is_some(), status: None, stored: Some(stored), note })
 }
 
-async fn running(address: SocketAddr, config: &Config) -> Result<RuntimeStatus> {
+/// The status of the process that runs this config.
+pub async fn running(address: SocketAddr, config: &Config) -> Result<RuntimeStatus> {
     let body = http::get(address, "/status").await?;
     let status: RuntimeStatus = serde_json::from_slice(&body).map_err(|error| {
         Error::new(Kind::Decode, format!("what answers on {address} is no headwater of this version"))
@@ -80,8 +88,11 @@ async fn running(address: SocketAddr, config: &Config) -> Result<RuntimeStatus> 
     names.sort_unstable();
     if !names.iter().copied().eq(config.sources.keys().map(String::as_str)) {
         let sources = names.join(", ");
-        return Err(Error::new(Kind::Refused, format!("what answers on {address} runs other sources ({sources})"))
-            .hint("give each config its own [http] listen"));
+        return Err(Error::new(
+            Kind::Refused,
+            format!("what answers on {address} runs other sources ({sources})"),
+        )
+        .hint("give each config its own [http] listen"));
     }
     Ok(status)
 }

@@ -29,7 +29,8 @@ pub fn print(answer: &Answer) -> Result<()> {
 
 fn running(status: &RuntimeStatus, colour: bool) -> Result<()> {
     let now = human::now();
-    let memory = status.memory_bytes.map(|bytes| format!(", memory {}", human::bytes(bytes))).unwrap_or_default();
+    let memory =
+        status.memory_bytes.map(|bytes| format!(", memory {}", human::bytes(bytes))).unwrap_or_default();
     let bus = status.bus.as_ref().map(|bus| format!(", bus {}", bus.kind)).unwrap_or_default();
     let since = human::micros(now - status.started_at);
     let title = format!("headwater {}, running for {since}{memory}{bus}", status.version);
@@ -73,7 +74,8 @@ fn section(table: &Table, colour: bool) -> Result<()> {
 }
 
 fn sources(sources: &[SourceReport]) -> Table {
-    let headings = &["source", "state", "position", ">behind", ">unread log", ">events", ">events/s", ">parked"];
+    let headings =
+        &["source", "state", "position", ">behind", ">unread log", ">events", ">events/s", ">parked"];
     let mut table = Table::new(headings);
     for source in sources {
         table.row([
@@ -139,17 +141,18 @@ fn snapshot(source: &SourceReport, colour: bool) -> Result<()> {
 fn streams(reports: &[StreamReport], held: &[StreamStatus], now: i64) -> Table {
     let mut table =
         Table::new(&["stream", ">partitions", ">events", ">size", ">newest", ">since start", ">parked"]);
-    let mut add = |name: &str, partitions: u32, held: Option<&StreamStatus>, report: Option<&StreamReport>| {
-        table.row([
-            name.into(),
-            partitions.to_string().into(),
-            held.map_or("-".into(), |held| human::count(held.events).into()),
-            held.and_then(|held| held.bytes).map_or("-".into(), |bytes| human::bytes(bytes).into()),
-            held.and_then(|held| held.newest).map_or("-".into(), |newest| human::ago(newest, now).into()),
-            report.map_or("-".into(), |report| human::count(report.events).into()),
-            report.map_or("-".into(), |report| parked(report.parked)),
-        ]);
-    };
+    let mut add =
+        |name: &str, partitions: u32, held: Option<&StreamStatus>, report: Option<&StreamReport>| {
+            table.row([
+                name.into(),
+                partitions.to_string().into(),
+                held.map_or("-".into(), |held| human::count(held.events).into()),
+                held.and_then(|held| held.bytes).map_or("-".into(), |bytes| human::bytes(bytes).into()),
+                held.and_then(|held| held.newest).map_or("-".into(), |newest| human::ago(newest, now).into()),
+                report.map_or("-".into(), |report| human::count(report.events).into()),
+                report.map_or("-".into(), |report| parked(report.parked)),
+            ]);
+        };
     for report in reports {
         let held = held.iter().find(|held| *held.stream == *report.name);
         add(&report.name, held.map_or(report.partitions, |held| held.partitions), held, Some(report));

@@ -1,0 +1,216 @@
+//! `headwater check`: is the config right, are the servers ready, what must be mended.
+
+use std::path::Path;
+use std::time::Duration;
+
+use headwater_cli::config::{self, BusConfig, Config};
+use headwater_core::ports::{Finding, Severity};
+use headwater_core::{Error, Kind, Result};
+use serde::Serialize;
+
+use crate::args::CheckArgs;
+use crate::output::event::one_line;
+use crate::output::table::{Cell, Table};
+use crate::output::{self, Colour, human};
+use crate::run::{DataDir, free_bytes};
+use crate::wiring::Connectors;
+use crate::{status, wiring};
+
+/// How long one server may take to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Less free space than this is an error; less than ten times it, a warning.
+const SPACE: u64 = 100 << 20;
+
+/// What was found, and where.
+#[derive(Serialize)]
+struct Found {
+    /// `config`, `data_dir`, `bus`, `http`, `streams`, or `source.NAME`.
+    r#where: String,
+    #[serde(flatten)]
+    finding: Finding,
+}
+
+#[derive(Serialize)]
+struct Report {
+    /// Whether `headwater run` can work.
+    ok: bool,
+    findings: Vec<Found>,
+}
+
+/// Checks everything and changes nothing.
+pub async fn check(args: &CheckArgs) -> Result<u8> {
+    let config = match config::load(&args.config.config) {
+        Ok(config) => config,
+        Err(error) if args.json => {
+            let finding = of_error(&error);
+            output::json(&Report { ok: false, findings: vec![Found { r#where: "config".into(), finding }] })?;
+            return Ok(2);
+        }
+        Err(error) => return Err(error),
+    };
+    let findings = findings(&config, &args.config.config).await;
+    let ok = findings.iter().all(|found| found.finding.severity != Severity::Error);
+    let of_config = |found: &Found| found.r#where == "streams" && found.finding.severity == Severity::Error;
+    let code = if ok {
+        0
+    } else if findings.iter().any(of_config) {
+        2
+    } else {
+        3
+    };
+    let report = Report { ok, findings };
+    if args.json {
+        output::json(&report)?
+    } else {
+        print(&report)?
+    }
+    Ok(code)
+}
+
+async fn findings(config: &Config, path: &Path) -> Vec<Found> {
+    let mut found = Vec::new();
+    let mut add = |place: &str, findings: Vec<Finding>| {
+        found.extend(findings.into_iter().map(|finding| Found { r#where: place.to_owned(), finding }));
+    };
+    add("config", vec![Finding::ok(format!("{} reads well", path.display()))]);
+    let warning = |problem: &config::Problem| {
+        let message = format!("{}: {}", problem.path, problem.message);
+        Finding::warning(message, problem.hint.clone().unwrap_or_default())
+    };
+    add("config", config.warnings.iter().map(warning).collect());
+    add("data_dir", data_dir(&config.data_dir));
+    add("http", http(config).await);
+    match wiring::bus_reader(&config.bus, &config.data_dir).await {
+        Ok(bus) => {
+            let answer = tokio::time::timeout(PATIENCE, bus.status()).await;
+            add("bus", vec![bus_finding(&config.bus, answer.unwrap_or_else(|_| Err(late())))]);
+        }
+        Err(error) => add("bus", vec![of_error(&error)]),
+    }
+    match wiring::connectors(config) {
+        Ok(connectors) => {
+            add("streams", streams(config, &connectors));
+            let checks = connectors.iter().map(async |(name, connector)| {
+                let answer = tokio::time::timeout(PATIENCE, connector.check()).await;
+                let findings = answer.unwrap_or_else(|_| Err(late()));
+                (name, findings.unwrap_or_else(|error| vec![of_error(&error)]))
+            });
+            for (name, findings) in futures::future::join_all(checks).await {
+                add(&format!("source.{name}"), findings);
+            }
+        }
+        Err(error) => add("config", vec![of_error(&error)]),
+    }
+    found
+}
+
+fn late() -> Error {
+    Error::new(Kind::Unavailable, "no answer within 20 s")
+}
+
+/// An error, with its hint where a finding has it.
+fn of_error(error: &Error) -> Finding {
+    let text = error.to_string();
+    match (text.rsplit_once("\n  hint: "), error.hint_text()) {
+        (Some((message, _)), Some(hint)) => Finding::error(message, hint),
+        _ => Finding { severity: Severity::Error, message: text, hint: None },
+    }
+}
+
+fn data_dir(path: &Path) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Some(owner) = DataDir::owner(path) {
+        findings.push(Finding::ok(format!("{} is in use: {owner} runs on it", path.display())));
+    } else if let Some(there) = path.ancestors().find(|ancestor| ancestor.exists()) {
+        use rustix::fs::{Access, access};
+        findings.push(match access(there, Access::WRITE_OK | Access::EXEC_OK) {
+            Ok(()) if there.is_dir() => Finding::ok(format!("{} can be written to", path.display())),
+            _ => Finding::error(
+                format!("{} cannot be written to", there.display()),
+                "data_dir must be a folder that this user may write to",
+            ),
+        });
+    }
+    if let Some(free) = free_bytes(path) {
+        let text = format!("{} are free", human::bytes(free));
+        let hint = "the embedded bus, parked changes and large transactions are written there";
+        findings.push(match free {
+            free if free < SPACE => Finding::error(text, hint),
+            free if free < 10 * SPACE => Finding::warning(text, hint),
+            _ => Finding::ok(text),
+        });
+    }
+    findings
+}
+
+async fn http(config: &Config) -> Vec<Finding> {
+    let Some(address) = config.http else { return Vec::new() };
+    if DataDir::owner(&config.data_dir).is_some() {
+        return vec![match status::running(address, config).await {
+            Ok(status) => Finding::ok(format!("headwater {} answers on {address}", status.version)),
+            Err(error) => of_error(&error),
+        }];
+    }
+    vec![match tokio::net::TcpListener::bind(address).await {
+        Ok(_) => Finding::ok(format!("{address} is free")),
+        Err(error) => Finding::error(
+            format!("{address} cannot be listened on: {error}"),
+            "set `listen` under [http] to another address, or to \"off\"",
+        ),
+    }]
+}
+
+fn bus_finding(config: &BusConfig, status: Result<headwater_core::ports::BusStatus>) -> Finding {
+    match (config, status) {
+        (_, Ok(status)) => {
+            let streams = human::plural(status.streams.len() as u64, "stream");
+            Finding::ok(format!("the {} bus answers, it holds {streams}", status.kind))
+        }
+        (_, Err(error)) => of_error(&error),
+    }
+}
+
+/// Whether every stream's declaration makes sense: its names, its condition.
+fn streams(config: &Config, connectors: &Connectors) -> Vec<Finding> {
+    match wiring::builder(config, connectors).and_then(|builder| builder.verify()) {
+        Ok(()) => {
+            let declared = human::plural(config.streams.len() as u64, "stream");
+            vec![Finding::ok(format!("{declared} declared"))]
+        }
+        Err(error) => vec![of_error(&error)],
+    }
+}
+
+fn print(report: &Report) -> Result<()> {
+    let colour = output::coloured();
+    let mut table = Table::new(&["", "where", "finding"]);
+    for Found { r#where, finding } in &report.findings {
+        let mark = match finding.severity {
+            Severity::Ok => Cell::coloured("ok", Colour::Green),
+            Severity::Warning => Cell::coloured("warning", Colour::Yellow),
+            Severity::Error => Cell::coloured("error", Colour::Red),
+        };
+        let mut lines = finding.message.lines();
+        table.row([mark, r#where.as_str().into(), one_line(lines.next().unwrap_or_default()).into()]);
+        for line in lines {
+            table.row(["".into(), "".into(), one_line(line).into()]);
+        }
+        for (at, line) in finding.hint.iter().flat_map(|hint| hint.lines()).enumerate() {
+            let arrow = if at == 0 { "→ " } else { "  " };
+            table.row([
+                "".into(),
+                "".into(),
+                Cell::coloured(format!("{arrow}{}", one_line(line)), Colour::Cyan),
+            ]);
+        }
+    }
+    output::line(table.render(colour))?;
+    let count =
+        |severity| report.findings.iter().filter(|found| found.finding.severity == severity).count() as u64;
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    output::line(match (errors, warnings) {
+        (0, 0) => "\nready".to_owned(),
+        (0, n) => format!("\nready, with {}", human::plural(n, "warning")),
+        (n, _) => format!("\nnot ready: {}", human::plural(n, "error")),
+    })
+}

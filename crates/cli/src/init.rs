@@ -1,0 +1,58 @@
+//! `headwater init`: what a service's database needs.
+
+use std::path::PathBuf;
+
+use headwater_connect::settings::Outbox;
+use headwater_connect::sqlite;
+use headwater_core::{Error, Kind, Result};
+use serde_json::json;
+
+use crate::args::InitArgs;
+use crate::output;
+
+/// Prepares the database, or takes that back.
+pub async fn init(args: &InitArgs) -> Result<u8> {
+    let kind = args.url.split(':').next().unwrap_or_default();
+    let done = match kind {
+        "sqlite" => on_sqlite(args).await?,
+        _ => {
+            return Err(Error::new(Kind::Config, "this is not the URL of a database that Headwater knows")
+                .hint("write sqlite:///path/to/file.db or postgres://user@host/database"));
+        }
+    };
+    match done {
+        Done::Sql(sql) => output::line(sql.trim_end())?,
+        Done::Lines(lines) if args.json => output::json(&json!({ "done": lines }))?,
+        Done::Lines(lines) if lines.is_empty() => output::line("nothing to do: all is there")?,
+        Done::Lines(lines) => lines.iter().try_for_each(output::line)?,
+    }
+    Ok(0)
+}
+
+/// What became of it.
+enum Done {
+    /// The SQL that would be run.
+    Sql(String),
+    /// A line for each thing that was done.
+    Lines(Vec<String>),
+}
+
+async fn on_sqlite(args: &InitArgs) -> Result<Done> {
+    let path: PathBuf = sqlite::file_of(&args.url);
+    let outbox = (!args.no_outbox).then(|| Outbox::new(args.outbox.clone()));
+    let (tables, print, remove) = (args.tables.clone(), args.print, args.remove);
+    let work = move || {
+        if remove && print {
+            return Err(Error::new(Kind::Config, "--remove has no SQL to print").hint("leave out --print"));
+        }
+        if remove {
+            return sqlite::remove(&path).map(Done::Lines);
+        }
+        if print {
+            return sqlite::script(&path, &tables, outbox.as_ref()).map(Done::Sql);
+        }
+        sqlite::install(&path, &tables, outbox.as_ref()).map(Done::Lines)
+    };
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Error::new(Kind::Internal, "preparing the database").because(error))?
+}
