@@ -1,4 +1,7 @@
 //! PostgreSQL 14 to 18: capture by logical replication.
 
 pub mod client;
+mod config;
 pub mod url;
+
+pub use config::{Names, PostgresConfig, TablePattern};
