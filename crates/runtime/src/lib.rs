@@ -16,4 +16,5 @@ mod status;
 pub use builder::Builder;
 pub use config::{OutboxRoute, Settings, StreamConfig, TableRef};
 pub use runtime::Runtime;
+pub use shape::Shaping;
 pub use status::{Phase, RuntimeStatus, SourceReport, StreamReport};
