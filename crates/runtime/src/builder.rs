@@ -184,8 +184,12 @@ impl Builder {
             let Some(tables) = &source.tables else { continue };
             if !tables.iter().any(|known| table.matches_name(known)) {
                 let meant = table.to_string();
-                let known: Vec<String> =
-                    tables.iter().map(|table| format!("{}.{table}", source.name)).collect();
+                // Guessed in the form that was written: with the schema, or without it.
+                let form = |known: &String| match known.split_once('.').filter(|_| table.schema.is_none()) {
+                    Some((_, name)) => format!("{}.{name}", source.name),
+                    None => format!("{}.{known}", source.name),
+                };
+                let known: Vec<String> = tables.iter().map(form).collect();
                 return Err(says(format!(
                     "is fed by {table}, which source {} does not capture",
                     source.name

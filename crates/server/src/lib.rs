@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -76,29 +76,22 @@ fn unavailable(addr: SocketAddr, error: std::io::Error) -> Error {
 
 /// The process's one metrics recorder, installed on first use.
 fn recorder() -> Result<PrometheusHandle> {
-    static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
-    if let Some(installed) = RECORDER.get() {
+    static RECORDER: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
+    let mut recorder = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(installed) = &*recorder {
         return Ok(installed.clone());
     }
-    let size = [1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6];
+    let events = [1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6];
     let bytes = [1e3, 1e4, 1e5, 1e6, 4e6, 16e6, 64e6];
-    let installed = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Full("headwater_batch_events".into()), &size)
-        .and_then(|builder| {
-            builder.set_buckets_for_metric(Matcher::Full("headwater_batch_bytes".into()), &bytes)
-        })
-        .and_then(PrometheusBuilder::install_recorder);
-    match installed {
-        Ok(handle) => {
-            metrics::describe();
-            Ok(RECORDER.get_or_init(|| handle).clone())
-        }
-        // Another thread may have been faster.
-        Err(error) => RECORDER
-            .get()
-            .cloned()
-            .ok_or_else(|| Error::new(Kind::Internal, "installing the metrics recorder").because(error)),
-    }
+    let named = |name: &str| Matcher::Full(name.to_owned());
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(named("headwater_batch_events"), &events)
+        .and_then(|builder| builder.set_buckets_for_metric(named("headwater_batch_bytes"), &bytes))
+        .and_then(PrometheusBuilder::install_recorder)
+        .doing(Kind::Internal, || "installing the metrics recorder".to_owned())?;
+    metrics::describe();
+    *recorder = Some(handle.clone());
+    Ok(handle)
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
