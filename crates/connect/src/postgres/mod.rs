@@ -3,10 +3,19 @@
 pub mod catalog;
 pub mod client;
 mod config;
+mod connector;
+mod decode;
+mod feedback;
+mod follow;
 pub mod lsn;
+mod messages;
+mod slot;
+mod source;
+mod spill;
 mod state;
 mod types;
 pub mod url;
 
 pub use config::{Names, PostgresConfig, TablePattern};
+pub use connector::PostgresConnector;
 pub use state::State;

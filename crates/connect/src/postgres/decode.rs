@@ -1,0 +1,251 @@
+//! From messages of pgoutput to changes: which transaction, which table, which place.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use headwater_core::{
+    Cell, CellKind, Change, Error, Kind, Micros, Op, Origin, Position, Result, ResultExt, Row, Table,
+    Transaction,
+};
+use headwater_wire::pgoutput::{self, Message, Old, Relation, Tuple};
+
+use super::catalog::Catalog;
+use super::lsn;
+use super::messages::Messages;
+
+/// Turns messages into changes; knows the tables, the transaction that is open, and the place.
+pub struct Decoder {
+    origin: Arc<Origin>,
+    epoch: u64,
+    catalog: Catalog,
+    relations: HashMap<u32, Known>,
+    outbox: Option<(String, String)>,
+    messages: Messages,
+    open: Option<Open>,
+    /// The log place of the last row, and how many rows had it.
+    place: (u64, u64),
+    changes: Vec<Change>,
+    bytes: usize,
+}
+
+/// A table, and which of its columns an old key has.
+struct Known {
+    table: Arc<Table>,
+    identity: Box<[bool]>,
+    /// Its updates, deletes and truncates mean nothing: a row of it is an event once it is inserted.
+    outbox: bool,
+}
+
+/// The transaction that is decoded.
+struct Open {
+    commit_lsn: u64,
+    transaction: Arc<Transaction>,
+}
+
+impl Decoder {
+    /// A decoder for one connection: tables are told anew on each.
+    pub fn new(
+        origin: Arc<Origin>,
+        epoch: u64,
+        catalog: Catalog,
+        outbox: Option<(String, String)>,
+        messages: Messages,
+    ) -> Self {
+        Self {
+            origin,
+            epoch,
+            catalog,
+            relations: HashMap::new(),
+            outbox,
+            messages,
+            open: None,
+            place: (0, 0),
+            changes: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Whether a transaction is open.
+    pub fn in_transaction(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// About how many bytes are decoded and not taken.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Where the last of what is decoded and not taken stands.
+    pub fn last(&self) -> Option<Position> {
+        self.changes.last().map(|change| change.position)
+    }
+
+    /// What is decoded.
+    pub fn take(&mut self) -> Vec<Change> {
+        self.bytes = 0;
+        std::mem::take(&mut self.changes)
+    }
+
+    /// A transaction begins whose commit stands at `commit_lsn`.
+    pub fn begin(&mut self, commit_lsn: u64, committed_at: Micros, xid: u32) {
+        let transaction = Transaction {
+            origin: self.origin.clone(),
+            id: xid.to_string(),
+            committed_at,
+            log_position: lsn::text(commit_lsn),
+        };
+        self.open = Some(Open { commit_lsn, transaction: Arc::new(transaction) });
+        self.place = (0, 0);
+    }
+
+    /// The open transaction ends.
+    pub fn end(&mut self) {
+        self.open = None;
+    }
+
+    /// A change of the open transaction, or what must be known for one. Only a table's description waits.
+    pub async fn apply(&mut self, bytes: &Bytes, lsn: u64, streamed: bool) -> Result<()> {
+        let doing = || format!("decoding a change at {}", super::lsn::text(lsn));
+        match pgoutput::decode(bytes, streamed).doing(Kind::Decode, doing)? {
+            Message::Insert { relation, new } => self.row(bytes, lsn, relation, Op::Create, None, Some(new)),
+            Message::Update { relation, old, new } => {
+                self.row(bytes, lsn, relation, Op::Update, old, Some(new))
+            }
+            Message::Delete { relation, old } => self.row(bytes, lsn, relation, Op::Delete, Some(old), None),
+            Message::Relation(relation) => self.describe(&relation).await,
+            Message::Truncate { relations } => relations
+                .into_iter()
+                .try_for_each(|relation| self.row(bytes, lsn, relation, Op::Truncate, None, None)),
+            Message::Logical { transactional: true, prefix, content } => {
+                match self.messages.row(prefix, content) {
+                    Some((table, row)) => self.push(table, lsn, Op::Create, None, Some(row)),
+                    None => Ok(()),
+                }
+            }
+            Message::Logical { .. } | Message::Origin | Message::Type => Ok(()),
+            other => {
+                Err(Error::new(Kind::Decode, format!("{}: {other:?} where a change was expected", doing())))
+            }
+        }
+    }
+
+    async fn describe(&mut self, relation: &Relation<'_>) -> Result<()> {
+        let table = self.catalog.relation(relation).await?;
+        let outbox =
+            self.outbox.as_ref().is_some_and(|(schema, name)| *schema == table.schema && *name == table.name);
+        let identity = relation.columns.iter().map(|column| column.key).collect();
+        self.relations.insert(relation.oid, Known { table, identity, outbox });
+        Ok(())
+    }
+
+    fn row(
+        &mut self,
+        bytes: &Bytes,
+        lsn: u64,
+        relation: u32,
+        op: Op,
+        old: Option<Old>,
+        new: Option<Tuple>,
+    ) -> Result<()> {
+        let Some(known) = self.relations.get(&relation) else {
+            return Err(Error::new(
+                Kind::Decode,
+                format!("a change of relation {relation}, which was not described"),
+            ));
+        };
+        if known.outbox && op != Op::Create {
+            return self.skip(lsn);
+        }
+        let (old, new) = settle(old, new, &known.identity);
+        let row = |cells: Option<Tuple>| {
+            cells.map(|cells| {
+                Row::new(bytes.clone(), cells)
+                    .ok_or_else(|| Error::new(Kind::Decode, "a value out of its message"))
+            })
+        };
+        let (before, after) = (row(old).transpose()?, row(new).transpose()?);
+        let table = known.table.clone();
+        self.push(table, lsn, op, before, after)
+    }
+
+    /// Counts a row that is left out, so that those after it keep their places.
+    fn skip(&mut self, lsn: u64) -> Result<()> {
+        self.place = if self.place.0 == lsn { (lsn, self.place.1 + 1) } else { (lsn, 0) };
+        Ok(())
+    }
+
+    fn push(
+        &mut self,
+        table: Arc<Table>,
+        lsn: u64,
+        op: Op,
+        before: Option<Row>,
+        after: Option<Row>,
+    ) -> Result<()> {
+        self.skip(lsn)?;
+        let Some(open) = &self.open else {
+            return Err(Error::new(
+                Kind::Decode,
+                format!("a change at {} outside of any transaction", lsn::text(lsn)),
+            ));
+        };
+        let position = Position::of(self.epoch, [open.commit_lsn, lsn, self.place.1]);
+        let change = Change { op, table, before, after, position, transaction: open.transaction.clone() };
+        self.bytes += change.size();
+        self.changes.push(change);
+        Ok(())
+    }
+}
+
+/// An old key has only the identity's columns: the others are absent, not NULL. A value that the update
+/// did not touch and that only the old row has is taken from there: it is exact.
+fn settle(old: Option<Old>, mut new: Option<Tuple>, identity: &[bool]) -> (Option<Tuple>, Option<Tuple>) {
+    let absent = Cell { kind: CellKind::Absent, start: 0, len: 0 };
+    let old = match old {
+        None => None,
+        Some(Old::Full(old)) => {
+            for (new, old) in new.iter_mut().flatten().zip(&old) {
+                if new.kind == CellKind::Unchanged {
+                    *new = *old;
+                }
+            }
+            Some(old)
+        }
+        Some(Old::Key(mut old)) => {
+            for (cell, key) in old.iter_mut().zip(identity) {
+                if !key {
+                    *cell = absent;
+                }
+            }
+            Some(old)
+        }
+    };
+    (old, new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell(kind: CellKind) -> Cell {
+        Cell { kind, start: 7, len: 0 }
+    }
+
+    #[test]
+    fn an_untouched_value_is_taken_from_the_old_row() {
+        let new: Tuple = Box::new([cell(CellKind::Text), cell(CellKind::Unchanged)]);
+        let old = Old::Full(Box::new([cell(CellKind::Null), cell(CellKind::Text)]));
+        let (old, new) = settle(Some(old), Some(new), &[true, true]);
+        let kinds = |tuple: Option<Tuple>| tuple.unwrap().iter().map(|cell| cell.kind).collect::<Vec<_>>();
+        assert_eq!(kinds(new), [CellKind::Text, CellKind::Text]);
+        assert_eq!(kinds(old), [CellKind::Null, CellKind::Text]);
+    }
+
+    #[test]
+    fn what_is_not_in_the_key_is_absent() {
+        let old = Old::Key(Box::new([cell(CellKind::Text), cell(CellKind::Null)]));
+        let (old, _) = settle(Some(old), None, &[true, false]);
+        assert_eq!(old.unwrap()[1].kind, CellKind::Absent);
+    }
+}
