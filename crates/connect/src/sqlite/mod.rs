@@ -1,6 +1,17 @@
 //! Capture from SQLite: triggers write each change to a change table in the transaction that made it.
 
 mod config;
+mod definition;
+mod errors;
+mod index;
+mod install;
+mod layout;
+mod outbox;
+mod plan;
+mod shape;
+mod triggers;
+#[cfg(test)]
+mod triggers_test;
 
 use std::path::Path;
 
@@ -9,9 +20,9 @@ use headwater_core::ports::{Connector, Finding, Source, SourceStatus};
 use headwater_core::{Checkpoint, Error, Kind, Result};
 
 use crate::requests::Requests;
-use crate::settings::Outbox;
 
 pub use config::{SqliteConfig, file_of};
+pub use install::{install, remove, script};
 
 /// A SQLite database that changes are captured from.
 pub struct SqliteConnector {
@@ -51,22 +62,4 @@ impl Connector for SqliteConnector {
     fn status(&self) -> SourceStatus {
         SourceStatus::default()
     }
-}
-
-/// Installs what capture needs, in one transaction: the change table, triggers on `tables` (names, or
-/// `"*"`), and the outbox table with its trigger, where one is named and missing. Doing it again changes
-/// nothing but what a changed table asks for. Returns a line for each thing done. Blocks.
-pub fn install(_path: &Path, _tables: &[String], _outbox: Option<&Outbox>) -> Result<Vec<String>> {
-    Err(unfinished())
-}
-
-/// The SQL that [`install`] would run now, as a script for the `sqlite3` command. Blocks.
-pub fn script(_path: &Path, _tables: &[String], _outbox: Option<&Outbox>) -> Result<String> {
-    Err(unfinished())
-}
-
-/// Removes the triggers and the change table, with all changes that were not read yet; the outbox
-/// table stays. Returns a line for each thing done. Blocks.
-pub fn remove(_path: &Path) -> Result<Vec<String>> {
-    Err(unfinished())
 }

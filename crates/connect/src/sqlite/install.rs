@@ -1,0 +1,133 @@
+//! Carrying out a plan: `headwater init`, and what an open source does when a table was altered.
+
+use std::path::Path;
+
+use headwater_core::{Error, Kind, Result};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use super::errors::Sql as _;
+use super::layout::{self, ident};
+use super::plan::{Captured, Note, Plan, Wanted, plan};
+use crate::settings::Outbox;
+
+/// How long a lock is waited for.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Opens a database that exists, for reading and writing.
+pub fn connect(path: &Path) -> Result<Connection> {
+    if !path.exists() {
+        let error = Error::new(Kind::Unavailable, format!("there is no database at {}", path.display()));
+        return Err(error.hint("is the path right? the application makes the database, Headwater does not"));
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let doing = || format!("opening {}", path.display());
+    let conn = Connection::open_with_flags(path, flags).sql(doing)?;
+    conn.busy_timeout(PATIENCE).sql(doing)?;
+    // Reads the file: one that is no database, or is locked for good, is found here.
+    let mode: String = conn.pragma_query_value(None, "journal_mode", |row| row.get(0)).sql(doing)?;
+    if mode.eq_ignore_ascii_case("wal") {
+        // All that this connection writes may be written again: only the application's own commits
+        // have to wait for the disk.
+        conn.pragma_update(None, "synchronous", "NORMAL").sql(doing)?;
+    }
+    Ok(conn)
+}
+
+/// Brings the triggers in step with the tables, in one transaction, and says what was done.
+pub fn bring_in_step(conn: &mut Connection, wanted: Wanted<'_>) -> Result<Plan> {
+    let doing = || "installing the change table and triggers".to_owned();
+    let found = {
+        let read = conn.transaction().sql(doing)?;
+        let found = plan(&read, wanted)?;
+        read.finish().sql(doing)?;
+        found
+    };
+    if found.statements.is_empty() {
+        return Ok(found);
+    }
+    let write = conn.transaction_with_behavior(TransactionBehavior::Immediate).sql(doing)?;
+    let plan = plan(&write, wanted)?;
+    let usable = plan.captured.iter().map(|captured| usable(&write, captured)).collect::<Vec<_>>();
+    for statement in &plan.statements {
+        write.execute_batch(statement).sql(|| first_line(statement))?;
+    }
+    for (captured, before) in plan.captured.iter().zip(usable) {
+        refuse_broken(&write, captured, before)?;
+    }
+    // What was noted under older triggers means nothing to the new ones.
+    write.execute("DELETE FROM headwater_displaced", []).sql(doing)?;
+    write.commit().sql(doing)?;
+    Ok(plan)
+}
+
+fn first_line(statement: &str) -> String {
+    statement.lines().next().unwrap_or_default().chars().take(200).collect()
+}
+
+/// Whether statements on a table can be prepared, which compiles its triggers. An application's own
+/// functions may be missing here: then nothing is known.
+fn usable(conn: &Connection, captured: &Captured) -> Result<(), rusqlite::Error> {
+    let table = ident(&captured.shape.name);
+    let column = captured.shape.columns.iter().find(|column| !column.generated);
+    conn.prepare(&format!("INSERT INTO {table} DEFAULT VALUES"))?;
+    conn.prepare(&format!("DELETE FROM {table}"))?;
+    if let Some(column) = column {
+        let name = ident(&column.name);
+        conn.prepare(&format!("UPDATE {table} SET {name} = {name}"))?;
+    }
+    Ok(())
+}
+
+/// Triggers must never make the application's own writes fail.
+fn refuse_broken(conn: &Connection, captured: &Captured, before: Result<(), rusqlite::Error>) -> Result<()> {
+    match (before, usable(conn, captured)) {
+        (Ok(()), Err(error)) => {
+            let what = format!("the triggers for table \"{}\" do not fit it", captured.shape.name);
+            Err(Error::new(Kind::Refused, what).because(error).hint(
+                "nothing was changed; leave the table out of `tables`, and please report its definition",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Installs what capture needs, in one transaction: the change table, triggers on `tables` (names, or
+/// `"*"`), and the outbox table with its trigger, where one is named and missing. Doing it again changes
+/// nothing but what a changed table asks for. Returns a line for each thing done. Blocks.
+pub fn install(path: &Path, tables: &[String], outbox: Option<&Outbox>) -> Result<Vec<String>> {
+    let plan = bring_in_step(&mut connect(path)?, Wanted { tables, outbox })?;
+    Ok(plan.notes.iter().map(Note::to_string).collect())
+}
+
+/// The SQL that [`install`] would run now, as a script for the `sqlite3` command; empty when there is
+/// nothing to do. Blocks.
+pub fn script(path: &Path, tables: &[String], outbox: Option<&Outbox>) -> Result<String> {
+    let conn = connect(path)?;
+    let plan = plan(&conn, Wanted { tables, outbox })?;
+    if plan.statements.is_empty() {
+        return Ok(String::new());
+    }
+    // A table's name may hold a line's end: it must not end the comment.
+    let notes = plan.notes.iter().map(|note| note.to_string().replace(['\n', '\r'], " "));
+    let notes: String = notes.map(|note| format!("-- {note}\n")).collect();
+    Ok(format!("{notes}BEGIN IMMEDIATE;\n{};\nCOMMIT;\n", plan.statements.join(";\n")))
+}
+
+/// Removes the triggers and the change table, with all changes that were not read yet; the outbox
+/// table stays. Returns a line for each thing done. Blocks.
+pub fn remove(path: &Path) -> Result<Vec<String>> {
+    let doing = || "removing the change table and triggers".to_owned();
+    let mut conn = connect(path)?;
+    if !layout::installed(&conn)? {
+        return Ok(Vec::new());
+    }
+    let write = conn.transaction_with_behavior(TransactionBehavior::Immediate).sql(doing)?;
+    let plan = plan(&write, Wanted { tables: &[], outbox: None })?;
+    let drops = layout::DROP.map(str::to_owned);
+    for statement in plan.statements.iter().chain(&drops) {
+        write.execute_batch(statement).sql(|| first_line(statement))?;
+    }
+    write.commit().sql(doing)?;
+    let removed = std::iter::once("removed the change table".to_owned());
+    Ok(plan.notes.iter().map(Note::to_string).chain(removed).collect())
+}
