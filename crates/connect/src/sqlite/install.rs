@@ -11,7 +11,7 @@ use super::plan::{Captured, Note, Plan, Wanted, plan};
 use crate::settings::Outbox;
 
 /// How long a lock is waited for.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Opens a database that exists, for reading and writing.
 pub fn connect(path: &Path) -> Result<Connection> {

@@ -1,5 +1,17 @@
 //! Capture from SQLite: triggers write each change to a change table in the transaction that made it.
+//!
+//! - `layout`: our tables; `shape`, `index`: what the application's tables look like; `triggers`: the SQL
+//!   on them; `plan`, `install`: bringing the ones in step with the others.
+//! - `reader`: changes; `chunk`, `snapshot`: whole tables; `capture`: both in order.
+//! - `worker`, `source`: the thread that does it, and its async side; `prune`, `watch`, `check`.
+//!
+//! A trigger cannot know which transaction it runs in, so each change is its own transaction here: its id
+//! is the change's. Changes of one transaction still follow each other, and none of it is read before it
+//! commits. `committed_at` is when the statement ran, to the millisecond.
 
+mod capture;
+mod check;
+mod chunk;
 mod config;
 mod definition;
 mod errors;
@@ -8,58 +20,90 @@ mod install;
 mod layout;
 mod outbox;
 mod plan;
+mod prune;
+mod reader;
+mod row;
 mod shape;
+mod snapshot;
+mod source;
+mod state;
 mod triggers;
 #[cfg(test)]
 mod triggers_test;
+mod watch;
+mod worker;
 
 use std::path::Path;
 
 use async_trait::async_trait;
-use headwater_core::ports::{Connector, Finding, Source, SourceStatus};
+use headwater_core::ports::{Connector, Finding, Source, SourceState, SourceStatus};
 use headwater_core::{Checkpoint, Error, Kind, Result};
 
 use crate::requests::Requests;
+use capture::Setup;
+use source::SqliteSource;
 
 pub use config::{SqliteConfig, file_of};
 pub use install::{install, remove, script};
 
 /// A SQLite database that changes are captured from.
 pub struct SqliteConnector {
-    _name: String,
-    _config: SqliteConfig,
-    _requests: Option<Requests>,
+    setup: Setup,
 }
 
 impl SqliteConnector {
     /// The source `name`. Nothing is opened yet. A config that makes no sense is an error of kind `Config`.
     pub fn new(name: &str, config: SqliteConfig) -> Result<Self> {
-        Ok(Self { _name: name.to_owned(), _config: config, _requests: None })
+        let problem = |what: &str, hint: &str| {
+            Err(Error::new(Kind::Config, format!("source {name}: {what}")).hint(hint))
+        };
+        if config.tables.is_empty() && config.outbox.is_none() {
+            return problem(
+                "it names no tables and no outbox",
+                "set tables = [\"*\"] to capture every table",
+            );
+        }
+        if config.poll_min > config.poll_max {
+            return problem(
+                "poll_min is longer than poll_max",
+                "leave both out: the defaults are 1ms and 20ms",
+            );
+        }
+        let setup = Setup {
+            name: name.to_owned(),
+            config,
+            requests: None,
+            status: Default::default(),
+            started: Default::default(),
+        };
+        Ok(Self { setup })
     }
 
     /// Follows requests for a snapshot that `headwater snapshot` leaves under `data_dir`.
     #[must_use]
     pub fn requests(mut self, data_dir: &Path) -> Self {
-        self._requests = Some(Requests::new(data_dir, &self._name));
+        self.setup.requests = Some(Requests::new(data_dir, &self.setup.name));
         self
     }
 }
 
-fn unfinished() -> Error {
-    Error::new(Kind::Internal, "the SQLite source is being built")
-}
-
 #[async_trait]
 impl Connector for SqliteConnector {
-    async fn open(&self, _from: Option<&Checkpoint>) -> Result<Box<dyn Source>> {
-        Err(unfinished())
+    async fn open(&self, from: Option<&Checkpoint>) -> Result<Box<dyn Source>> {
+        let opened = SqliteSource::open(self.setup.clone(), from.cloned()).await;
+        if opened.is_err() {
+            self.setup.say(|status| status.state = SourceState::Closed);
+        }
+        Ok(Box::new(opened?))
     }
 
     async fn check(&self) -> Result<Vec<Finding>> {
-        Err(unfinished())
+        let setup = self.setup.clone();
+        let findings = tokio::task::spawn_blocking(move || check::check(&setup)).await;
+        findings.map_err(|error| Error::new(Kind::Internal, "checking a SQLite source").because(error))
     }
 
     fn status(&self) -> SourceStatus {
-        SourceStatus::default()
+        self.setup.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 }

@@ -1,0 +1,307 @@
+//! One open source: where it stands, and what comes next. Blocks; runs on its own thread.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use headwater_core::ports::{SourceState, SourceStatus};
+use headwater_core::{Batch, Change, Checkpoint, Error, Kind, Origin, Position, Result};
+use rusqlite::Connection;
+
+use super::config::SqliteConfig;
+use super::definition;
+use super::install::{bring_in_step, connect};
+use super::layout;
+use super::plan::{Captured, Note, Wanted};
+use super::reader::{Reader, still_has};
+use super::snapshot::Tables;
+use super::state::State;
+use super::watch::{Watch, schema_version};
+use crate::requests::{Requests, SnapshotRequest};
+use crate::settings::SnapshotMode;
+
+/// How often rare things are looked for: requests, and the file itself.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What a connector gives to each of its sources.
+#[derive(Clone)]
+pub struct Setup {
+    /// The source's name.
+    pub name: String,
+    /// Its settings.
+    pub config: SqliteConfig,
+    /// Where requests to it lie.
+    pub requests: Option<Requests>,
+    /// What it says of itself.
+    pub status: Arc<Mutex<SourceStatus>>,
+    /// Whether a source was opened before: `snapshot = "always"` asks for one snapshot a start, and
+    /// opening anew after a failure is none.
+    pub started: Arc<AtomicBool>,
+}
+
+/// An open source.
+pub struct Capture {
+    pub(super) setup: Setup,
+    pub(super) conn: Connection,
+    watch: Watch,
+    pub(super) reader: Reader,
+    pub(super) state: State,
+    epoch: u64,
+    /// The place of the last thing handed out: a change's id, and the number of reads behind it.
+    pub(super) place: (u64, u64),
+    pub(super) tables: Tables,
+    /// Whether there may be changes that were not read.
+    unread: bool,
+    looked: Instant,
+}
+
+impl Capture {
+    /// Opens the database and finds the place to go on from.
+    pub fn open(setup: Setup, from: Option<&Checkpoint>) -> Result<Self> {
+        setup.say(|status| status.state = SourceState::Connecting);
+        let path = &setup.config.path;
+        let mut conn = connect(path)?;
+        let watch = Watch::new(path)?;
+        let captured = in_step(&setup, &mut conn)?;
+        let request = setup.requests.as_ref().map(Requests::read).transpose()?.flatten();
+        let resumed = resume(&setup, &conn, from, request.as_ref())?;
+        let origin = Arc::new(Origin {
+            source: setup.name.clone(),
+            connector: "sqlite".into(),
+            database: path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+            system_id: resumed.state.system_id.clone(),
+        });
+        let mut capture = Self {
+            reader: Reader::new(origin, resumed.epoch),
+            tables: Tables::default(),
+            watch,
+            state: resumed.state,
+            epoch: resumed.epoch,
+            place: resumed.place,
+            unread: true,
+            looked: Instant::now(),
+            conn,
+            setup,
+        };
+        capture.captured(captured)?;
+        capture.follow(request)?;
+        if capture.setup.config.snapshot == SnapshotMode::Always
+            && !capture.setup.started.swap(true, Ordering::Relaxed)
+        {
+            capture.state.done.clear();
+            capture.state.snapshot = None;
+        }
+        let position = format!("change {}", capture.place.0);
+        capture.setup.say(|status| status.position = Some(position));
+        capture.show_phase();
+        Ok(capture)
+    }
+
+    /// What comes next: about `budget` bytes; `None` when there is nothing.
+    pub fn next(&mut self, budget: usize) -> Result<Option<Batch>> {
+        if self.looked.elapsed() >= LOOK {
+            self.looked = Instant::now();
+            self.watch.same_file()?;
+            let request = self.setup.requests.as_ref().map(Requests::read).transpose()?.flatten();
+            self.follow(request)?;
+        }
+        if self.watch.moved(&self.conn)? {
+            self.unread = true;
+            self.keep_in_step()?;
+        }
+        if let Some(batch) = self.next_of_snapshot(budget)? {
+            return Ok(Some(batch));
+        }
+        if !self.unread {
+            return Ok(None);
+        }
+        let changes = self.changes(u64::MAX, budget)?;
+        if changes.is_empty() { Ok(None) } else { self.batch(changes).map(Some) }
+    }
+
+    /// Changes up to the id `until`.
+    pub(super) fn changes(&mut self, until: u64, budget: usize) -> Result<Vec<Change>> {
+        let read = self.reader.read(&self.conn, self.place.0, until, budget)?;
+        if let Some(last) = read.last {
+            self.place = (last.id, 0);
+            self.state.anchor = Some(last);
+        }
+        if until == u64::MAX {
+            self.unread = read.more;
+        }
+        Ok(read.changes)
+    }
+
+    /// Changes, and where the source stands after them.
+    pub(super) fn batch(&self, changes: Vec<Change>) -> Result<Batch> {
+        let checkpoint = Checkpoint {
+            source: self.setup.name.clone(),
+            position: self.position(self.place),
+            state: self.state.to_json()?,
+        };
+        Ok(Batch { changes, checkpoint: Some(checkpoint) })
+    }
+
+    pub(super) fn position(&self, (id, read): (u64, u64)) -> Position {
+        Position::of(self.epoch, [id, read])
+    }
+
+    /// Sees to the triggers when the schema changed.
+    fn keep_in_step(&mut self) -> Result<()> {
+        if schema_version(&self.conn)? == self.state.schema {
+            return Ok(());
+        }
+        match in_step(&self.setup, &mut self.conn) {
+            Ok(captured) => self.captured(captured),
+            Err(error) if error.kind() == Kind::Unavailable => {
+                tracing::warn!(source = self.setup.name, "a table was altered; looking again soon: {error}");
+                self.watch.look_again();
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes over what is captured now.
+    fn captured(&mut self, captured: Vec<Captured>) -> Result<()> {
+        let schema = schema_version(&self.conn)?;
+        let moved = self.state.schema != schema;
+        self.state.schema = schema;
+        let mut gaps = BTreeMap::new();
+        for one in &captured {
+            gaps.insert(one.shape.name.clone(), definition::gap(&self.conn, &one.shape.name)?);
+        }
+        self.tables = Tables::new(captured, gaps);
+        if moved {
+            self.begin_again_if_moved();
+        }
+        Ok(())
+    }
+
+    /// Begins what an operator asked for.
+    fn follow(&mut self, request: Option<SnapshotRequest>) -> Result<()> {
+        let Some(request) = request.filter(|request| self.state.request.as_ref() != Some(&request.id)) else {
+            return Ok(());
+        };
+        let asked = |table: &&String| {
+            let named =
+                |name: &String| name.strip_prefix("main.").unwrap_or(name).eq_ignore_ascii_case(table);
+            request.tables.is_empty() || request.tables.iter().any(named)
+        };
+        tracing::info!(source = self.setup.name, tables = ?request.tables, "reading tables anew as asked");
+        self.state.asked.extend(self.tables.names().filter(asked).cloned());
+        // A name of its own: reads of this snapshot are not those of the last one.
+        self.state.snapshot = None;
+        self.tables.drop_chunk();
+        self.state.request = Some(request.id);
+        Ok(())
+    }
+
+    fn show_phase(&self) {
+        if self.unfinished().is_some() {
+            self.show_tables();
+        } else {
+            self.setup.say(|status| status.state = SourceState::Streaming);
+        }
+    }
+}
+
+impl Setup {
+    /// Changes what the source says of itself.
+    pub fn say(&self, change: impl FnOnce(&mut SourceStatus)) {
+        change(&mut self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    }
+
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted { tables: &self.config.tables, outbox: self.config.outbox.as_ref() }
+    }
+}
+
+/// Brings the triggers in step, and says so.
+fn in_step(setup: &Setup, conn: &mut Connection) -> Result<Vec<Captured>> {
+    if !setup.config.install {
+        let plan = super::plan::plan(conn, setup.wanted())?;
+        let news = |note: &&Note| matches!(note, Note::Installed | Note::OutboxMade(_) | Note::New(_));
+        if let Some(note) = plan.notes.iter().find(news) {
+            let what = match note {
+                Note::New(table) => format!("table \"{table}\" has no triggers that capture it"),
+                _ => "the database is not set up for capture".into(),
+            };
+            return Err(Error::new(Kind::Refused, what)
+                .hint(format!("run: {}; or set install = true", init_command(&setup.config))));
+        }
+    }
+    let plan = bring_in_step(conn, setup.wanted())?;
+    for note in &plan.notes {
+        match note {
+            Note::Missed(_) | Note::Changed(..) | Note::Dropped(_) | Note::Released(_) => {
+                tracing::warn!(source = setup.name, "{note}");
+            }
+            _ => tracing::info!(source = setup.name, "{note}"),
+        }
+    }
+    Ok(plan.captured)
+}
+
+/// The command that installs what a config asks for.
+pub fn init_command(config: &SqliteConfig) -> String {
+    let mut command = format!("headwater init sqlite://{}", config.path.display());
+    if !config.tables.is_empty() {
+        command += &format!(" --tables '{}'", config.tables.join(","));
+    }
+    if let Some(outbox) = &config.outbox {
+        command += &format!(" --outbox {}", outbox.table);
+    }
+    command
+}
+
+/// Where a source goes on.
+struct Resumed {
+    epoch: u64,
+    place: (u64, u64),
+    state: State,
+}
+
+fn resume(
+    setup: &Setup,
+    conn: &Connection,
+    from: Option<&Checkpoint>,
+    request: Option<&SnapshotRequest>,
+) -> Result<Resumed> {
+    let system_id = layout::system_id(conn)?;
+    let fresh = |epoch| {
+        let state = State { system_id: system_id.clone(), ..State::default() };
+        Resumed { epoch, place: (0, 0), state }
+    };
+    let Some(from) = from else {
+        return Ok(fresh(1));
+    };
+    let state = State::of(from)?;
+    let [id, read, _] = from.position.numbers();
+    let problem = if state.system_id != system_id {
+        Some("it is another database than the one this source was reading".to_owned())
+    } else if layout::newest(conn)? < id {
+        Some(format!("its newest change is {}, but {id} was read already", layout::newest(conn)?))
+    } else {
+        match state.anchor {
+            Some(anchor) if !still_has(conn, anchor)? => {
+                Some(format!("change {}, the last one read, is missing or another one", anchor.id))
+            }
+            _ => None,
+        }
+    };
+    let Some(problem) = problem else {
+        return Ok(Resumed { epoch: from.position.epoch(), place: (id, read), state });
+    };
+    // A snapshot that was asked for and not yet followed repairs it.
+    if request.is_some_and(|request| state.request.as_ref() != Some(&request.id)) {
+        tracing::warn!(source = setup.name, "starting anew, by a snapshot: {problem}");
+        return Ok(fresh(from.position.epoch() + 1));
+    }
+    let what = format!("{} was replaced by another copy: {problem}", setup.config.path.display());
+    Err(Error::new(Kind::Hole, what).hint(format!(
+        "put the right file back; or repair: `headwater snapshot --source {}` reads every table anew",
+        setup.name
+    )))
+}

@@ -1,0 +1,101 @@
+//! What `headwater check` says about a SQLite source.
+
+use headwater_core::Result;
+use headwater_core::ports::Finding;
+use rusqlite::{Connection, OpenFlags};
+
+use super::capture::{Setup, init_command};
+use super::definition::Captures;
+use super::errors::Sql as _;
+use super::plan::{Note, Wanted, plan};
+use super::shape::Place;
+
+/// Looks at everything, changes nothing. Blocks.
+pub fn check(setup: &Setup) -> Vec<Finding> {
+    match look(setup) {
+        Ok(findings) => findings,
+        Err(error) => {
+            let hint = error.hint_text().unwrap_or("see the message").to_owned();
+            let whole = error.to_string();
+            let message = whole.split("\n  hint:").next().unwrap_or(&whole);
+            vec![Finding::error(message, hint)]
+        }
+    }
+}
+
+fn look(setup: &Setup) -> Result<Vec<Finding>> {
+    let path = &setup.config.path;
+    let conn = super::install::connect(path)?;
+    let doing = || format!("looking at {}", path.display());
+    let mut findings = vec![Finding::ok(format!("{} can be opened", path.display()))];
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
+    let writable = Connection::open_with_flags(path, flags).and_then(|conn| conn.is_readonly("main"));
+    if writable.sql(doing)? || directory_is_read_only(path) {
+        findings.push(Finding::error(
+            format!("{} cannot be written to", path.display()),
+            "Headwater prunes the change table: let its user write to the file and its directory",
+        ));
+    }
+    let mode: String = conn.pragma_query_value(None, "journal_mode", |row| row.get(0)).sql(doing)?;
+    findings.push(if mode.eq_ignore_ascii_case("wal") {
+        Finding::ok("journal mode is WAL")
+    } else {
+        Finding::warning(
+            format!("journal mode is {mode}: readers and writers wait for each other"),
+            format!("run: sqlite3 {} 'PRAGMA journal_mode = WAL'", path.display()),
+        )
+    });
+    findings.extend(capture(setup, &conn)?);
+    Ok(findings)
+}
+
+fn directory_is_read_only(path: &std::path::Path) -> bool {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(std::path::Path::new("."));
+    std::fs::metadata(folder).is_ok_and(|meta| meta.permissions().readonly())
+}
+
+fn capture(setup: &Setup, conn: &Connection) -> Result<Vec<Finding>> {
+    let config = &setup.config;
+    let wanted = Wanted { tables: &config.tables, outbox: config.outbox.as_ref() };
+    let plan = plan(conn, wanted)?;
+    let mut findings: Vec<Finding> = plan.notes.iter().map(|note| finding(setup, note)).collect();
+    if plan.statements.is_empty() {
+        findings.push(Finding::ok(format!("triggers are in step with {} tables", plan.captured.len())));
+    }
+    for captured in plan.captured.iter().filter(|captured| captured.captures == Captures::Changes) {
+        let keyless = !captured.shape.columns.iter().any(|column| column.key);
+        if keyless && matches!(captured.shape.place, Place::Rowid { .. }) {
+            findings.push(Finding::warning(
+                format!(
+                    "table \"{}\" has no primary key: its events have no key and no order",
+                    captured.shape.name
+                ),
+                "give it a primary key, or a key in the stream's config",
+            ));
+        }
+    }
+    if plan.captured.is_empty() {
+        findings
+            .push(Finding::error("nothing is captured", "name tables or an outbox in the source's config"));
+    }
+    Ok(findings)
+}
+
+/// What is not so yet, or no longer so.
+fn finding(setup: &Setup, note: &Note) -> Finding {
+    let init = format!("run: {}", init_command(&setup.config));
+    let by_itself = "the source will see to it when it starts".to_owned();
+    match note {
+        Note::Dropped(table) => {
+            Finding::warning(format!("table \"{table}\" is not there any more"), "remove it from `tables`")
+        }
+        Note::Installed | Note::OutboxMade(_) | Note::New(_) if !setup.config.install => {
+            Finding::error(format!("not done yet: {note}"), init)
+        }
+        Note::Installed | Note::OutboxMade(_) | Note::New(_) => {
+            Finding::warning(format!("not done yet: {note}"), format!("{by_itself}; or {init}"))
+        }
+        other => Finding::warning(other.to_string(), by_itself),
+    }
+}
