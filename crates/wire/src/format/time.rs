@@ -164,6 +164,9 @@ pub(super) fn parse_timetz(text: &[u8]) -> Result<(i64, i64)> {
     let mut unit = 3600;
     for part in offset.split(|byte| *byte == b':') {
         let [tens, ones] = part else { return Err(not) };
+        if unit == 0 {
+            return Err(not);
+        }
         seconds += unit * i64::from(two_digits(*tens, *ones).ok_or(not)?);
         unit /= 60;
     }
