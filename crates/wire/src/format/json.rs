@@ -118,31 +118,35 @@ pub(super) fn integer(out: &mut Vec<u8>, number: i64) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
+/// The most digits a 64-bit integer has.
+const INTEGER_DIGITS: usize = 19;
+
 /// Writes text that must be an integer as the number it is.
 #[inline]
 pub(super) fn integer_text(out: &mut Vec<u8>, text: &[u8]) -> Result<()> {
     let digits = text.strip_prefix(b"-").unwrap_or(text);
     let leading_zero = digits.len() > 1 && digits.first() == Some(&b'0');
-    if digits.is_empty() || leading_zero || !digits.iter().all(u8::is_ascii_digit) {
+    if !(1..=INTEGER_DIGITS).contains(&digits.len()) || leading_zero || !digits.iter().all(u8::is_ascii_digit)
+    {
         return Err(Malformed::Not("an integer"));
     }
     out.extend_from_slice(text);
     Ok(())
 }
 
-/// A float's text, sorted out.
+/// A number's text, sorted out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Float<'a> {
-    /// Text that is a JSON number.
-    Number(&'a [u8]),
+pub(super) enum Number<'a> {
+    /// Text that is a JSON number, of any size.
+    Digits(&'a [u8]),
     /// `NaN`, `Infinity` or `-Infinity`.
     Special(&'static str),
 }
 
-/// Sorts out the text of a float.
-pub(super) fn float(text: &[u8]) -> Result<Float<'_>> {
+/// Sorts out the text of a number.
+pub(super) fn number(text: &[u8]) -> Result<Number<'_>> {
     if is_number(text) {
-        return Ok(Float::Number(text));
+        return Ok(Number::Digits(text));
     }
     let (minus, name) = match text.strip_prefix(b"-") {
         Some(name) => (true, name),
@@ -150,18 +154,32 @@ pub(super) fn float(text: &[u8]) -> Result<Float<'_>> {
     };
     let is = |word: &str| name.eq_ignore_ascii_case(word.as_bytes());
     match (is("infinity") || is("inf"), minus) {
-        (true, false) => Ok(Float::Special("Infinity")),
-        (true, true) => Ok(Float::Special("-Infinity")),
-        (false, false) if is("nan") => Ok(Float::Special("NaN")),
+        (true, false) => Ok(Number::Special("Infinity")),
+        (true, true) => Ok(Number::Special("-Infinity")),
+        (false, false) if is("nan") => Ok(Number::Special("NaN")),
         (false, _) => Err(Malformed::Not("a number")),
     }
+}
+
+/// Sorts out the text of a float, which is within what 64 bits hold.
+pub(super) fn float(text: &[u8]) -> Result<Number<'_>> {
+    let number = number(text)?;
+    // The shortest text that could be too large: no reader should be given it as a number.
+    let may_exceed = text.len() > 300 || memchr::memchr2(b'e', b'E', text).is_some();
+    if may_exceed
+        && matches!(number, Number::Digits(_))
+        && !utf8(text)?.parse::<f64>().is_ok_and(f64::is_finite)
+    {
+        return Err(Malformed::Not("a 64-bit float"));
+    }
+    Ok(number)
 }
 
 /// Writes text that must be a float: a number, or a string where JSON has no number for it.
 pub(super) fn float_text(out: &mut Vec<u8>, text: &[u8]) -> Result<()> {
     match float(text)? {
-        Float::Number(number) => out.extend_from_slice(number),
-        Float::Special(word) => str(out, word),
+        Number::Digits(number) => out.extend_from_slice(number),
+        Number::Special(word) => str(out, word),
     }
     Ok(())
 }
@@ -267,8 +285,13 @@ mod tests {
         for bad in ["", "-", "01", ".5", "1.", "1e", "1e+", "+1", "0x1", "1 ", "NaNa", "-nan"] {
             assert_eq!(float_text(&mut Vec::new(), bad.as_bytes()), Err(Malformed::Not("a number")), "{bad}");
         }
+        let large = "9".repeat(310);
+        for large in ["1e400", "-0.1e310", &large] {
+            assert!(float_text(&mut Vec::new(), large.as_bytes()).is_err(), "{large}");
+            assert!(number(large.as_bytes()).is_ok(), "{large}");
+        }
         assert_eq!(written(|out| float_text(out, b"-inf")), "\"-Infinity\"");
-        for bad in ["", "-", "007", "1.0", "1e3", " 1"] {
+        for bad in ["", "-", "12345678901234567890", "007", "1.0", "1e3", " 1"] {
             assert_eq!(
                 integer_text(&mut Vec::new(), bad.as_bytes()),
                 Err(Malformed::Not("an integer")),

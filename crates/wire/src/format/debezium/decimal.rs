@@ -1,6 +1,6 @@
 //! Decimals as `decimal.handling.mode` wants them.
 
-use super::super::json::{self, Float};
+use super::super::json::{self, Number};
 use super::super::malformed::{Malformed, Result};
 use super::options::DecimalMode;
 
@@ -16,9 +16,9 @@ const NOT_NUMERIC: Malformed = Malformed::Not("a numeric");
 
 /// Writes a numeric's text. `scale` is the declared one.
 pub(super) fn write(out: &mut Vec<u8>, mode: DecimalMode, scale: Option<i16>, text: &[u8]) -> Result<()> {
-    let special = match json::float(text).map_err(|_| NOT_NUMERIC)? {
-        Float::Number(_) => None,
-        Float::Special(word) => Some(word),
+    let special = match json::number(text).map_err(|_| NOT_NUMERIC)? {
+        Number::Digits(_) => None,
+        Number::Special(word) => Some(word),
     };
     match (mode, special) {
         (DecimalMode::String, None) => json::string(out, text),

@@ -5,7 +5,7 @@ use headwater_core::{CellKind, ColumnType};
 
 use super::super::bytea;
 use super::super::headwater::value::{boolean, hstore, write_array};
-use super::super::json::{self, Float};
+use super::super::json::{self, Number};
 use super::super::malformed::{Malformed, Result};
 use super::options::{BinaryMode, DebeziumOptions, HstoreMode};
 use super::{decimal, interval, temporal};
@@ -80,13 +80,13 @@ fn text(out: &mut Vec<u8>, options: &DebeziumOptions, ty: &ColumnType, text: &[u
 /// Writes a float; a whole one has `.0`, as Java prints it.
 fn float(out: &mut Vec<u8>, text: &[u8]) -> Result<()> {
     match json::float(text)? {
-        Float::Number(number) => {
+        Number::Digits(number) => {
             out.extend_from_slice(number);
             if number.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-') {
                 out.extend_from_slice(b".0");
             }
         }
-        Float::Special(word) => json::str(out, word),
+        Number::Special(word) => json::str(out, word),
     }
     Ok(())
 }
