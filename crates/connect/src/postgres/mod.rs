@@ -9,6 +9,7 @@ mod feedback;
 mod follow;
 pub mod lsn;
 mod messages;
+pub mod setup;
 mod slot;
 mod source;
 mod spill;

@@ -1,0 +1,262 @@
+//! The publications: which tables each must hold, and the SQL that makes them so.
+//!
+//! There are two. The main one publishes every change. Publishing the updates of a table that has no
+//! usable replica identity makes those updates fail for whoever makes them, so such tables, and the
+//! outbox, are in a second one that publishes inserts (and truncates) alone. Both are made together,
+//! before any slot: a slot cannot decode what was logged before a publication that it is asked for.
+
+use headwater_core::{Error, Kind, Result};
+
+use super::{CapturedTable, Server};
+use crate::postgres::client::{Connection, PgError, quote_ident, quote_literal};
+use crate::postgres::config::Names;
+
+/// What a publication's comment begins with when it is Headwater's own, to be altered with the config.
+const MARK: &str = "made by Headwater";
+
+/// A publication as it is in the database.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Publication {
+    pub marked: bool,
+    /// Whether its tables are not listed one by one: `FOR ALL TABLES`, `FOR TABLES IN SCHEMA`.
+    pub open: bool,
+    /// Which of insert, update, delete, truncate it publishes, as four letters: `iudt`.
+    pub publishes: String,
+    pub via_root: bool,
+    /// `s` where stored generated columns are published; `None` before version 18.
+    pub generated: Option<String>,
+    /// The tables listed, by oid, with their names in SQL.
+    pub listed: Vec<(u32, String)>,
+    /// The tables published in the end, by oid.
+    pub published: Vec<u32>,
+}
+
+/// What there is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The publications to ask for.
+    pub publications: Vec<String>,
+    /// The SQL to run, in one transaction; empty when all is as it should be.
+    pub statements: Vec<String>,
+    /// The publications that the statements make; no older slot can decode for them.
+    pub missing: Vec<String>,
+    /// Whether our user owns all that the statements touch, as far as it can be seen.
+    pub permitted: bool,
+}
+
+impl Publication {
+    async fn find(connection: &mut Connection, name: &str) -> Result<Option<Self>> {
+        let name = quote_literal(name);
+        // As JSON, because the columns differ between versions: pubgencols (18).
+        let sql = format!(
+            "SELECT p.oid, coalesce(obj_description(p.oid, 'pg_publication'), ''), \
+             p.puballtables OR EXISTS (SELECT FROM pg_publication_tables t WHERE t.pubname = p.pubname) \
+                 AND NOT EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid), \
+             CASE WHEN pubinsert THEN 'i' ELSE '' END || CASE WHEN pubupdate THEN 'u' ELSE '' END || \
+             CASE WHEN pubdelete THEN 'd' ELSE '' END || CASE WHEN pubtruncate THEN 't' ELSE '' END, \
+             p.pubviaroot, to_jsonb(p)->>'pubgencols' FROM pg_publication p WHERE p.pubname = {name}"
+        );
+        let rows = connection.query(&sql).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let listed = connection
+            .query(&format!(
+                "SELECT c.oid, format('%I.%I', n.nspname, c.relname) FROM pg_publication_rel r \
+                 JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE r.prpubid = {} ORDER BY 2",
+                row.number::<u32>(0)?
+            ))
+            .await?;
+        let published = connection
+            .query(&format!(
+                "SELECT c.oid FROM pg_publication_tables t JOIN pg_namespace n ON n.nspname = t.schemaname \
+                 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename WHERE t.pubname = {name}"
+            ))
+            .await?;
+        Ok(Some(Self {
+            marked: row.text(1)?.starts_with(MARK),
+            open: row.is_true(2),
+            publishes: row.text(3)?.to_owned(),
+            via_root: row.is_true(4),
+            generated: row.get(5).map(str::to_owned),
+            listed: listed
+                .iter()
+                .map(|row| Ok((row.number(0)?, row.text(1)?.to_owned())))
+                .collect::<Result<_>>()?,
+            published: published.iter().map(|row| row.number(0)).collect::<Result<_>>()?,
+        }))
+    }
+
+    /// The statements that change it into what it should be.
+    fn alter(&self, shape: &Shape<'_>) -> Vec<String> {
+        let name = quote_ident(shape.name);
+        let mut statements = Vec::new();
+        let generated = self.generated.as_deref().is_none_or(|kind| kind == "s");
+        if self.publishes != shape.publishes || !self.via_root || !generated {
+            statements.push(format!("ALTER PUBLICATION {name} SET ({});", shape.options()));
+        }
+        let listed = |table: &CapturedTable| self.listed.iter().any(|(oid, _)| *oid == table.oid);
+        let missing: Vec<&CapturedTable> =
+            shape.tables.iter().copied().filter(|table| !listed(table)).collect();
+        if !missing.is_empty() {
+            statements.push(format!("ALTER PUBLICATION {name} ADD {};", list(&missing)));
+        }
+        let wanted = |oid: u32| shape.tables.iter().any(|table| table.oid == oid);
+        let surplus: Vec<&str> =
+            self.listed.iter().filter(|(oid, _)| !wanted(*oid)).map(|(_, name)| name.as_str()).collect();
+        if !surplus.is_empty() {
+            statements.push(format!("ALTER PUBLICATION {name} DROP TABLE ONLY {};", surplus.join(", ONLY ")));
+        }
+        statements
+    }
+}
+
+/// What one of our publications should be.
+struct Shape<'a> {
+    name: &'a str,
+    publishes: &'static str,
+    tables: Vec<&'a CapturedTable>,
+    server: &'a Server,
+}
+
+impl Shape<'_> {
+    fn options(&self) -> String {
+        let what =
+            if self.publishes == "it" { "insert, truncate" } else { "insert, update, delete, truncate" };
+        let generated =
+            if self.server.publishes_generated() { ", publish_generated_columns = stored" } else { "" };
+        format!("publish = '{what}', publish_via_partition_root = true{generated}")
+    }
+
+    fn create(&self, source: &str) -> Vec<String> {
+        let name = quote_ident(self.name);
+        let tables =
+            if self.tables.is_empty() { String::new() } else { format!(" FOR {}", list(&self.tables)) };
+        let comment = format!("{MARK} for its source {source}, and altered with that source's config");
+        let comment = quote_literal(&comment);
+        vec![
+            format!("CREATE PUBLICATION {name}{tables} WITH ({});", self.options()),
+            format!("COMMENT ON PUBLICATION {name} IS {comment};"),
+        ]
+    }
+}
+
+/// `ONLY`, since the children of a table that is inherited from are tables of their own to us.
+fn list(tables: &[&CapturedTable]) -> String {
+    let names: Vec<String> = tables.iter().map(|table| format!("ONLY {}", table.sql_name())).collect();
+    format!("TABLE {}", names.join(", "))
+}
+
+/// What has to be done so that `tables` are published. An error when the publication is somebody else's
+/// and lacks something.
+pub async fn plan(
+    connection: &mut Connection,
+    names: &Names,
+    is_default: bool,
+    server: &Server,
+    tables: &[CapturedTable],
+) -> Result<Plan> {
+    let main = Publication::find(connection, &names.publication).await?;
+    let inserts = Publication::find(connection, &names.inserts).await?;
+    match main {
+        Some(theirs) if theirs.open || !(theirs.marked || is_default) => {
+            verify(&theirs, names, tables).map(|()| Plan {
+                publications: vec![names.publication.clone()],
+                statements: Vec::new(),
+                missing: Vec::new(),
+                permitted: true,
+            })
+        }
+        ours => Ok(shape(ours, inserts, names, server, tables)),
+    }
+}
+
+fn shape(
+    main: Option<Publication>,
+    inserts: Option<Publication>,
+    names: &Names,
+    server: &Server,
+    tables: &[CapturedTable],
+) -> Plan {
+    let (narrow, whole) = tables.iter().partition(|table| table.publishes_inserts_only());
+    let shapes = [
+        (main, Shape { name: &names.publication, publishes: "iudt", tables: whole, server }),
+        (inserts, Shape { name: &names.inserts, publishes: "it", tables: narrow, server }),
+    ];
+    let missing = shapes.iter().filter(|(there, _)| there.is_none());
+    let missing = missing.map(|(_, shape)| shape.name.to_owned()).collect();
+    let of_shape = |(there, shape): (Option<Publication>, Shape<'_>)| match there {
+        Some(there) => there.alter(&shape),
+        None => shape.create(&names.source),
+    };
+    let statements = shapes.into_iter().flat_map(of_shape).collect();
+    let publications = vec![names.publication.clone(), names.inserts.clone()];
+    Plan { publications, statements, missing, permitted: tables.iter().all(|table| table.owned) }
+}
+
+/// Whether a publication that is not ours publishes all that the config names.
+fn verify(theirs: &Publication, names: &Names, tables: &[CapturedTable]) -> Result<()> {
+    let name = quote_ident(&names.publication);
+    let refused = |what: String, sql: String| {
+        Err(Error::new(Kind::Refused, what).hint(format!(
+            "run as its owner: {sql} or leave `publication` out of the config: Headwater then makes its own"
+        )))
+    };
+    let missing: Vec<&CapturedTable> =
+        tables.iter().filter(|table| !theirs.published.contains(&table.oid)).collect();
+    if !theirs.via_root && missing.iter().any(|table| table.partitioned) {
+        return refused(
+            format!(
+                "publication {name} publishes partitions, not the partitioned tables that they belong to"
+            ),
+            format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = true);"),
+        );
+    }
+    if !missing.is_empty() {
+        let listed: Vec<String> = missing.iter().map(|table| table.full_name()).collect();
+        return refused(
+            format!("publication {name} does not publish {}", listed.join(", ")),
+            format!("ALTER PUBLICATION {name} ADD {};", list(&missing)),
+        );
+    }
+    if !theirs.publishes.contains('i') {
+        return refused(
+            format!("publication {name} does not publish inserts"),
+            format!("ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate');"),
+        );
+    }
+    Ok(())
+}
+
+impl Plan {
+    /// The SQL in one piece, for whoever may run it.
+    pub fn sql(&self) -> String {
+        self.statements.join("\n")
+    }
+
+    /// Runs the statements. When our user may not, the error's hint has them.
+    pub async fn apply(&self, connection: &mut Connection, user: &str) -> Result<()> {
+        if self.statements.is_empty() {
+            return Ok(());
+        }
+        for statement in &self.statements {
+            tracing::info!(%statement, "publication");
+        }
+        // One message, so one transaction. Whoever holds a lock on a table is not waited for without end.
+        let sql = format!("SET LOCAL lock_timeout = '10s';\n{}", self.sql());
+        connection.query(&sql).await.map(|_| ()).map_err(|error| match PgError::code_of(&error) {
+            Some("42501") => self.refused(user).because(error),
+            Some("25006") => error.hint(format!("run on the primary:\n{}", self.sql())),
+            Some("55P03") => {
+                error.hint("a table is locked by a long transaction: wait for its end, or see pg_locks")
+            }
+            _ => error,
+        })
+    }
+
+    /// The error when our user may not run the statements.
+    pub(in crate::postgres) fn refused(&self, user: &str) -> Error {
+        let what = if self.missing.is_empty() { "do not fit the config" } else { "are missing" };
+        Error::new(Kind::Refused, format!("the publications {what}, and user \"{user}\" may not mend that"))
+            .hint(format!("run as an owner of the tables who may CREATE in the database:\n{}", self.sql()))
+    }
+}

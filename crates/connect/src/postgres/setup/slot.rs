@@ -1,0 +1,218 @@
+//! The replication slot: what it must be, and when it no longer continues what we have.
+
+use headwater_core::{Error, Kind, Result};
+
+use super::Server;
+use crate::postgres::client::{Connection, PgError, quote_ident, quote_literal};
+use crate::postgres::config::Names;
+use crate::postgres::lsn::{parse as parse_lsn, text as show_lsn};
+
+/// The output plugin.
+const PLUGIN: &str = "pgoutput";
+
+/// A replication slot as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// Its output plugin; `None` for a physical slot.
+    pub plugin: Option<String>,
+    /// Its database; `None` for a physical slot.
+    pub database: Option<String>,
+    /// The process that uses it now.
+    pub active_pid: Option<u32>,
+    /// Where the log begins that the server keeps for it.
+    pub restart: Option<u64>,
+    /// Everything before this was confirmed; it will not be sent again.
+    pub confirmed: Option<u64>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// Why it can no longer be used, as the server says it.
+    pub invalidation: Option<String>,
+    /// Bytes of log that the server keeps for it.
+    pub kept: Option<u64>,
+    /// Bytes that may still be written before it may be lost; `None` without a limit.
+    pub left: Option<i64>,
+}
+
+/// Where a checkpoint stands: what the slot must continue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// The system identifier of the server that it is of.
+    pub system_id: String,
+    /// The database.
+    pub database: String,
+    /// Everything before this is stored.
+    pub lsn: u64,
+}
+
+/// What `CREATE_REPLICATION_SLOT` returned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreatedSlot {
+    /// The stream begins with the first transaction that commits after this.
+    pub consistent_point: u64,
+    /// The exported snapshot: what was committed before. It is valid until the connection that made the
+    /// slot runs another command or closes.
+    pub snapshot: Option<String>,
+}
+
+impl Slot {
+    /// Looks the slot up.
+    pub async fn find(connection: &mut Connection, name: &str) -> Result<Option<Self>> {
+        // As JSON, because the columns differ between versions: conflicting (16), invalidation_reason (17).
+        let sql = format!(
+            "SELECT plugin, database, CASE WHEN active_pid <> pg_backend_pid() THEN active_pid END, \
+             restart_lsn, confirmed_flush_lsn, wal_status, \
+             coalesce(to_jsonb(s)->>'invalidation_reason', \
+                      CASE WHEN to_jsonb(s)->>'conflicting' = 'true' THEN 'it conflicted with recovery' END), \
+             pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
+                             ELSE pg_current_wal_lsn() END, restart_lsn), \
+             safe_wal_size FROM pg_replication_slots s WHERE slot_name = {}",
+            quote_literal(name)
+        );
+        let rows = connection.query(&sql).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let text = |at: usize| row.get(at).map(str::to_owned);
+        Ok(Some(Self {
+            plugin: text(0),
+            database: text(1),
+            active_pid: row.get(2).and_then(|pid| pid.parse().ok()),
+            restart: row.get(3).map(parse_lsn).transpose()?,
+            confirmed: row.get(4).map(parse_lsn).transpose()?,
+            wal_status: text(5),
+            invalidation: text(6),
+            kept: row.get(7).and_then(|bytes| bytes.parse().ok()),
+            left: row.get(8).and_then(|bytes| bytes.parse().ok()),
+        }))
+    }
+
+    /// Whether it is ours to use, and free.
+    pub fn usable(&self, server: &Server, names: &Names) -> Result<()> {
+        let name = &names.slot;
+        let other = |what: String| {
+            Err(Error::new(Kind::Refused, what).hint(format!(
+                "set `slot` to another name, or drop it if nothing needs it: SELECT pg_drop_replication_slot({});",
+                quote_literal(name)
+            )))
+        };
+        match &self.plugin {
+            Some(plugin) if plugin == PLUGIN => {}
+            Some(plugin) => return other(format!("slot \"{name}\" uses the plugin {plugin}, not {PLUGIN}")),
+            None => return other(format!("slot \"{name}\" is a physical one")),
+        }
+        if let Some(database) = self.database.as_deref().filter(|name| *name != server.database) {
+            return other(format!(
+                "slot \"{name}\" belongs to database \"{database}\", not to \"{}\"",
+                server.database
+            ));
+        }
+        if let Some(pid) = self.active_pid {
+            return Err(Error::new(Kind::Busy, format!("slot \"{name}\" is used by another, process {pid} of the server"))
+                .hint(format!("see who: SELECT * FROM pg_stat_activity WHERE pid = {pid}; if another Headwater runs with this slot, stop it or set `slot` to another name; if it is what a lost connection left behind, it ends by itself (wal_sender_timeout) or by: SELECT pg_terminate_backend({pid});")));
+        }
+        Ok(())
+    }
+
+    /// Why the log that it needs is gone, if it is.
+    pub fn lost(&self) -> Option<String> {
+        match (&self.invalidation, self.wal_status.as_deref()) {
+            (Some(reason), _) => Some(format!("the server invalidated it: {reason}")),
+            (None, Some("lost")) => {
+                Some("the server removed log that it needed (max_slot_wal_keep_size)".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Whether the stream from `slot` goes on where the checkpoint `stored` ends. If not, changes between
+/// them are gone: an error of kind `Hole`, never skipped.
+pub fn continues(slot: Option<&Slot>, stored: &Stored, server: &Server, names: &Names) -> Result<()> {
+    let name = &names.slot;
+    if stored.system_id != server.system_id {
+        return Err(hole(
+            names,
+            format!(
+                "the checkpoint is of another server: its system identifier is {}, this one's is {}",
+                stored.system_id, server.system_id
+            ),
+            "let the url name the server that was captured; or, if this one replaces it",
+        ));
+    }
+    if stored.database != server.database {
+        return Err(hole(
+            names,
+            format!("the checkpoint is of database \"{}\", not of \"{}\"", stored.database, server.database),
+            "let the url name the database that was captured; or, if this one replaces it",
+        ));
+    }
+    let Some(slot) = slot else {
+        return Err(hole(
+            names,
+            format!("slot \"{name}\" is gone, and with it the changes since {}", show_lsn(stored.lsn)),
+            "",
+        ));
+    };
+    if let Some(why) = slot.lost() {
+        return Err(hole(names, format!("slot \"{name}\" is lost: {why}"), ""));
+    }
+    match slot.confirmed {
+        Some(confirmed) if confirmed > stored.lsn => Err(hole(
+            names,
+            format!(
+                "slot \"{name}\" begins at {}, but what is stored ends at {}: the changes between are gone",
+                show_lsn(confirmed),
+                show_lsn(stored.lsn)
+            ),
+            "",
+        )),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn hole(names: &Names, what: String, before: &str) -> Error {
+    let before = if before.is_empty() { String::new() } else { format!("{before}, ") };
+    Error::new(Kind::Hole, what).hint(format!(
+        "{before}read the tables anew and go on from there: headwater snapshot --source {}",
+        names.source
+    ))
+}
+
+/// Makes a logical slot, on a connection made by [`connect`](super::connect). A temporary slot goes with
+/// its connection. With `export`, the snapshot as of the slot's beginning can be used by others.
+pub async fn create_slot(
+    connection: &mut Connection,
+    name: &str,
+    temporary: bool,
+    export: bool,
+) -> Result<CreatedSlot> {
+    // The notation of version 14, which all later ones understand.
+    let sql = format!(
+        "CREATE_REPLICATION_SLOT {}{} LOGICAL {PLUGIN} {}",
+        quote_ident(name),
+        if temporary { " TEMPORARY" } else { "" },
+        if export { "EXPORT_SNAPSHOT" } else { "NOEXPORT_SNAPSHOT" }
+    );
+    let rows = connection.query(&sql).await.map_err(|error| with_hint(error, name))?;
+    let row =
+        rows.first().ok_or_else(|| Error::new(Kind::Decode, "the server did not describe the new slot"))?;
+    Ok(CreatedSlot { consistent_point: parse_lsn(row.text(1)?)?, snapshot: row.get(2).map(str::to_owned) })
+}
+
+/// Drops the slot, where it is there and not in use.
+pub async fn drop_slot(connection: &mut Connection, name: &str) -> Result<()> {
+    let sql = format!(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {}",
+        quote_literal(name)
+    );
+    connection.query(&sql).await.map(|_| ()).map_err(|error| with_hint(error, name))
+}
+
+fn with_hint(error: Error, name: &str) -> Error {
+    let hint = match PgError::code_of(&error) {
+        Some("53400") => "drop a slot that nothing needs (SELECT slot_name, active, restart_lsn FROM pg_replication_slots; SELECT pg_drop_replication_slot('NAME');), or raise max_replication_slots in postgresql.conf and restart PostgreSQL".to_owned(),
+        Some("42501") => "run as a superuser: ALTER ROLE ... REPLICATION; for the user of the url".to_owned(),
+        Some("55000") => "set wal_level = logical in postgresql.conf and restart PostgreSQL".to_owned(),
+        Some("55006") => format!("slot \"{name}\" is in use: stop whoever uses it, see pg_replication_slots.active_pid"),
+        _ => return error,
+    };
+    error.hint(hint)
+}
