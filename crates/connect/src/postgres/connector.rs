@@ -10,14 +10,15 @@ use headwater_core::{Checkpoint, Origin, Position, Result};
 use tokio::time::Instant;
 
 use super::catalog::Catalog;
-use super::client::{Connection, Mode, quote_literal};
+use super::check::check;
+use super::client::{Connection, Mode, quote_ident, quote_literal};
 use super::config::{Names, PostgresConfig};
 use super::decode::Decoder;
 use super::feedback::Feedback;
 use super::follow::Follow;
 use super::lsn;
 use super::messages::Messages;
-use super::slot::{self, System};
+use super::setup::{self, Server};
 use super::source::PostgresSource;
 use super::spill::Spill;
 use super::state::State;
@@ -59,24 +60,26 @@ impl PostgresConnector {
 impl Connector for PostgresConnector {
     async fn open(&self, from: Option<&Checkpoint>) -> Result<Box<dyn Source>> {
         self.set(SourceState::Connecting);
-        let mut connection = Connection::connect(&self.config.url, Mode::Replication).await?;
-        let system = slot::identify(&mut connection).await?;
+        let mut connection = setup::connect(&self.config.url).await?;
         let stored = from.map(State::read).transpose()?;
-        let found = slot::find(&mut connection, &self.names.slot).await?;
-        let confirmed = match (&stored, found) {
+        let ready = setup::prepare(&mut connection, &self.names, &self.config, stored.as_ref()).await?;
+        let confirmed = match (&stored, ready.slot.as_ref().map(|slot| slot.confirmed)) {
             (Some(stored), _) => stored.confirmed,
-            (None, Some(slot)) => slot.confirmed,
-            (None, None) => slot::create(&mut connection, &self.names.slot, false).await?.consistent_point,
+            (None, Some(confirmed)) => confirmed,
+            (None, None) => {
+                let created = setup::create_slot(&mut connection, &self.names.slot, false, true).await?;
+                created.consistent_point
+            }
         };
-        let state = stored.unwrap_or_else(|| self.first_state(system.clone(), confirmed));
+        let state = stored.unwrap_or_else(|| self.first_state(&ready.server, confirmed));
         let position = from.map_or(Position::of(state.epoch, [confirmed, 0, 0]), |from| from.position);
-        let source = self.follow(connection, state, position).await?;
+        let source = self.follow(connection, state, &ready.publications, position).await?;
         self.set(SourceState::Streaming);
         Ok(Box::new(source))
     }
 
     async fn check(&self) -> Result<Vec<Finding>> {
-        Ok(Vec::new())
+        Ok(check(&self.names, &self.config).await)
     }
 
     fn status(&self) -> SourceStatus {
@@ -85,10 +88,11 @@ impl Connector for PostgresConnector {
 }
 
 impl PostgresConnector {
-    fn first_state(&self, system: System, confirmed: u64) -> State {
+    fn first_state(&self, server: &Server, confirmed: u64) -> State {
         State {
-            system_id: system.id,
-            timeline: system.timeline,
+            system_id: server.system_id.clone(),
+            database: server.database.clone(),
+            timeline: server.timeline,
             slot: self.names.slot.clone(),
             epoch: 1,
             confirmed,
@@ -101,6 +105,7 @@ impl PostgresConnector {
         &self,
         connection: Connection,
         state: State,
+        publications: &[String],
         position: Position,
     ) -> Result<PostgresSource> {
         let mut catalog = Connection::connect(&self.config.url, Mode::Sql).await?;
@@ -108,14 +113,14 @@ impl PostgresConnector {
         let origin = Origin {
             source: self.names.source.clone(),
             connector: "postgres".to_owned(),
-            database: self.config.url.database.clone(),
+            database: state.database.clone(),
             system_id: state.system_id.clone(),
         };
         let columns = self.config.outbox.as_ref().map(|outbox| outbox.columns.clone()).unwrap_or_default();
         let messages = Messages::new(&self.config.messages, self.outbox().as_ref(), &columns);
         let decoder =
             Decoder::new(Arc::new(origin), state.epoch, Catalog::new(catalog), self.outbox(), messages);
-        let (reader, writer) = connection.start_replication(&self.start(&state)).await?;
+        let (reader, writer) = connection.start_replication(&self.start(&state, publications)).await?;
         let (feedback, writing) = Feedback::start(writer, state.confirmed, period);
         let (out, batches) = tokio::sync::mpsc::channel(AHEAD);
         let follow = Follow {
@@ -138,12 +143,13 @@ impl PostgresConnector {
         Ok(PostgresSource { batches, feedback, status: self.status.clone(), tasks })
     }
 
-    fn start(&self, state: &State) -> String {
+    fn start(&self, state: &State, publications: &[String]) -> String {
+        let publications: Vec<String> = publications.iter().map(|name| quote_ident(name)).collect();
         format!(
             "START_REPLICATION SLOT \"{}\" LOGICAL {} (proto_version '2', streaming 'on', messages 'true', publication_names {})",
             self.names.slot,
             lsn::text(state.confirmed),
-            quote_literal(&format!("\"{}\"", self.names.publication)),
+            quote_literal(&publications.join(",")),
         )
     }
 }

@@ -1,6 +1,7 @@
 //! PostgreSQL 14 to 18: capture by logical replication.
 
 pub mod catalog;
+mod check;
 pub mod client;
 mod config;
 mod connector;
@@ -10,7 +11,6 @@ mod follow;
 pub mod lsn;
 mod messages;
 pub mod setup;
-mod slot;
 mod source;
 mod spill;
 mod state;

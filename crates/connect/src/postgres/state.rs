@@ -12,6 +12,8 @@ use super::lsn;
 pub struct State {
     /// The server's system identifier.
     pub system_id: String,
+    /// The database.
+    pub database: String,
     /// Its timeline.
     pub timeline: u32,
     /// The slot that is followed.

@@ -8,13 +8,14 @@ mod tables;
 
 pub use publication::Plan;
 pub use server::{Server, connect};
-pub use slot::{CreatedSlot, Slot, Stored, continues, create_slot, drop_slot};
+pub use slot::{CreatedSlot, Slot, continues, create_slot, drop_slot};
 pub use tables::{CapturedTable, InsertsOnly};
 
 use headwater_core::{Error, Kind, Result};
 
 use super::client::{Connection, quote_literal};
 use super::config::{Names, PostgresConfig};
+use super::state::State;
 
 pub(super) use publication::plan;
 pub(super) use tables::resolve;
@@ -43,7 +44,7 @@ pub async fn prepare(
     connection: &mut Connection,
     names: &Names,
     config: &PostgresConfig,
-    stored: Option<&Stored>,
+    stored: Option<&State>,
 ) -> Result<Prepared> {
     let server = Server::read(connection).await?;
     server.ready()?;

@@ -3,7 +3,7 @@
 use headwater_core::{Error, Kind, Result};
 
 use crate::postgres::client::{Connection, Mode, PgError, quote_ident};
-use crate::postgres::lsn::parse as parse_lsn;
+use crate::postgres::lsn;
 use crate::postgres::url::ConnectOptions;
 
 /// The first version that has all that we use: streaming of transactions in progress.
@@ -71,7 +71,7 @@ impl Server {
             version: row.number(0)?,
             system_id: system.text(0)?.to_owned(),
             timeline: system.number(1)?,
-            end: parse_lsn(system.text(2)?)?,
+            end: lsn::parse(system.text(2)?)?,
             database: row.text(1)?.to_owned(),
             user: row.text(2)?.to_owned(),
             encoding: row.text(3)?.to_owned(),

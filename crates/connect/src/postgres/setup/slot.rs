@@ -5,7 +5,8 @@ use headwater_core::{Error, Kind, Result};
 use super::Server;
 use crate::postgres::client::{Connection, PgError, quote_ident, quote_literal};
 use crate::postgres::config::Names;
-use crate::postgres::lsn::{parse as parse_lsn, text as show_lsn};
+use crate::postgres::lsn;
+use crate::postgres::state::State;
 
 /// The output plugin.
 const PLUGIN: &str = "pgoutput";
@@ -22,7 +23,7 @@ pub struct Slot {
     /// Where the log begins that the server keeps for it.
     pub restart: Option<u64>,
     /// Everything before this was confirmed; it will not be sent again.
-    pub confirmed: Option<u64>,
+    pub confirmed: u64,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: Option<String>,
     /// Why it can no longer be used, as the server says it.
@@ -31,17 +32,6 @@ pub struct Slot {
     pub kept: Option<u64>,
     /// Bytes that may still be written before it may be lost; `None` without a limit.
     pub left: Option<i64>,
-}
-
-/// Where a checkpoint stands: what the slot must continue.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stored {
-    /// The system identifier of the server that it is of.
-    pub system_id: String,
-    /// The database.
-    pub database: String,
-    /// Everything before this is stored.
-    pub lsn: u64,
 }
 
 /// What `CREATE_REPLICATION_SLOT` returned.
@@ -75,8 +65,9 @@ impl Slot {
             plugin: text(0),
             database: text(1),
             active_pid: row.get(2).and_then(|pid| pid.parse().ok()),
-            restart: row.get(3).map(parse_lsn).transpose()?,
-            confirmed: row.get(4).map(parse_lsn).transpose()?,
+            restart: row.get(3).map(lsn::parse).transpose()?,
+            // A physical slot has none; one that is just being made has none yet.
+            confirmed: row.get(4).map(lsn::parse).transpose()?.unwrap_or(0),
             wal_status: text(5),
             invalidation: text(6),
             kept: row.get(7).and_then(|bytes| bytes.parse().ok()),
@@ -125,7 +116,7 @@ impl Slot {
 
 /// Whether the stream from `slot` goes on where the checkpoint `stored` ends. If not, changes between
 /// them are gone: an error of kind `Hole`, never skipped.
-pub fn continues(slot: Option<&Slot>, stored: &Stored, server: &Server, names: &Names) -> Result<()> {
+pub fn continues(slot: Option<&Slot>, stored: &State, server: &Server, names: &Names) -> Result<()> {
     let name = &names.slot;
     if stored.system_id != server.system_id {
         return Err(hole(
@@ -144,28 +135,35 @@ pub fn continues(slot: Option<&Slot>, stored: &Stored, server: &Server, names: &
             "let the url name the database that was captured; or, if this one replaces it",
         ));
     }
+    if stored.slot != *name {
+        return Err(hole(
+            names,
+            format!("the checkpoint is of slot \"{}\", not of \"{name}\"", stored.slot),
+            &format!("set slot = \"{}\" again; or", stored.slot),
+        ));
+    }
     let Some(slot) = slot else {
         return Err(hole(
             names,
-            format!("slot \"{name}\" is gone, and with it the changes since {}", show_lsn(stored.lsn)),
+            format!("slot \"{name}\" is gone, and with it the changes since {}", lsn::text(stored.confirmed)),
             "",
         ));
     };
     if let Some(why) = slot.lost() {
         return Err(hole(names, format!("slot \"{name}\" is lost: {why}"), ""));
     }
-    match slot.confirmed {
-        Some(confirmed) if confirmed > stored.lsn => Err(hole(
+    if slot.confirmed > stored.confirmed {
+        return Err(hole(
             names,
             format!(
                 "slot \"{name}\" begins at {}, but what is stored ends at {}: the changes between are gone",
-                show_lsn(confirmed),
-                show_lsn(stored.lsn)
+                lsn::text(slot.confirmed),
+                lsn::text(stored.confirmed)
             ),
             "",
-        )),
-        _ => Ok(()),
+        ));
     }
+    Ok(())
 }
 
 pub(super) fn hole(names: &Names, what: String, before: &str) -> Error {
@@ -194,7 +192,7 @@ pub async fn create_slot(
     let rows = connection.query(&sql).await.map_err(|error| with_hint(error, name))?;
     let row =
         rows.first().ok_or_else(|| Error::new(Kind::Decode, "the server did not describe the new slot"))?;
-    Ok(CreatedSlot { consistent_point: parse_lsn(row.text(1)?)?, snapshot: row.get(2).map(str::to_owned) })
+    Ok(CreatedSlot { consistent_point: lsn::parse(row.text(1)?)?, snapshot: row.get(2).map(str::to_owned) })
 }
 
 /// Drops the slot, where it is there and not in use.
