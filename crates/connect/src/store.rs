@@ -77,6 +77,22 @@ fn meaning(error: &rusqlite::Error) -> (Kind, &'static str) {
     }
 }
 
+/// Turns errors of the file system into Headwater's.
+pub(crate) fn io<T>(result: std::io::Result<T>, doing: &str) -> Result<T> {
+    result.map_err(|error| {
+        let (kind, hint) = match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                (Kind::Full, "make room on the disk of data_dir; Headwater goes on by itself")
+            }
+            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+                (Kind::Refused, "give the user who runs this the right to write in data_dir")
+            }
+            _ => return Error::new(Kind::Unavailable, doing).because(error),
+        };
+        Error::new(kind, doing).because(error).hint(hint)
+    })
+}
+
 /// The time now.
 pub(crate) fn now() -> Micros {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -120,9 +120,9 @@ impl Catalog {
     }
 
     /// The offset of the oldest event of a partition that is still held, or of its next one.
-    pub(super) fn beginning(&mut self, stream: &StreamRow, number: u32) -> Result<u64> {
+    pub(super) fn beginning(&mut self, number: u32) -> Result<u64> {
         let mut oldest = self.rows(number).find(|(_, row)| row.next > row.first).map(|(_, row)| row.first);
-        if let Some(compacted) = self.compacted(stream)? {
+        if let Some(compacted) = self.compacted()? {
             oldest = compacted.first_offset(number)?.or(oldest);
         }
         Ok(oldest.unwrap_or_else(|| self.end(number)))
@@ -134,8 +134,8 @@ impl Catalog {
     }
 
     /// The offset of the first event of a partition committed at or after `time`.
-    pub(super) fn at_time(&mut self, stream: &StreamRow, number: u32, time: Micros) -> Result<u64> {
-        if let Some(compacted) = self.compacted(stream)?
+    pub(super) fn at_time(&mut self, number: u32, time: Micros) -> Result<u64> {
+        if let Some(compacted) = self.compacted()?
             && let Some(offset) = first_since(compacted.connection(), number, time)?
         {
             return Ok(offset);
@@ -193,11 +193,11 @@ impl Catalog {
             let mut records = read(connection, stream, number, offset..end)?;
             let found = records.first().map_or(end, |record| record.offset);
             if found > offset {
-                match self.compacted(stream)? {
-                    Some(compacted) => {
-                        let moved = compacted.read(stream, number, offset..found)?;
-                        records = if moved.is_empty() { records } else { moved };
-                    }
+                let compacted = self.compacted()?;
+                let moved = compacted.map(|compacted| compacted.read(stream, number, offset..found));
+                match moved.transpose()?.filter(|moved| !moved.is_empty()) {
+                    Some(moved) => records = moved,
+                    None if stream.retention.compact => {}
                     None => warn_of_gap(stream, number, offset, found),
                 }
             }
@@ -214,14 +214,11 @@ impl Catalog {
 
     /// How many events of a stream were moved out of their segments, and their bytes.
     pub(super) fn moved(&mut self, stream: &StreamRow) -> Result<(u64, u64)> {
-        self.compacted(stream)?.map_or(Ok((0, 0)), |compacted| compacted.usage(stream))
+        self.compacted()?.map_or(Ok((0, 0)), |compacted| compacted.usage(stream))
     }
 
-    /// Where events of a compacted stream go; `None` when it is not one, or nothing was moved yet.
-    fn compacted(&mut self, stream: &StreamRow) -> Result<Option<&Compacted>> {
-        if !stream.retention.compact {
-            return Ok(None);
-        }
+    /// Where events of compacted streams go; `None` when nothing was moved yet.
+    fn compacted(&mut self) -> Result<Option<&Compacted>> {
         if self.compacted.is_none() {
             self.compacted = Compacted::open_existing(&self.dir)?;
         }

@@ -238,24 +238,17 @@ impl Follower {
     }
 
     fn seek(&mut self, name: &str, partition: u32, to: SeekTo) -> Result<u64> {
-        let at = |held: &Held| {
-            self.streams.get(held.seat.0).is_some_and(|stream| &*stream.name == name)
-                && held.seat.1 == partition
-        };
-        let found = self.held.iter().position(at).and_then(|at| self.held.get_mut(at));
-        let (Some(held), Some(_)) = (found, self.streams.first()) else {
-            return Err(Error::new(
-                Kind::Busy,
-                format!("partition {partition} of \"{name}\" is not assigned here"),
-            ));
-        };
         self.catalog.refresh()?;
-        let Some(stream) = self.streams.get(held.seat.0) else { return Ok(held.seeks) };
+        let stream = self.streams.iter().position(|stream| &*stream.name == name);
+        let held = self.held.iter_mut().find(|held| Some(held.seat) == stream.map(|at| (at, partition)));
+        let held = held.ok_or_else(|| {
+            Error::new(Kind::Busy, format!("partition {partition} of \"{name}\" is not assigned here"))
+        })?;
         held.offset = match to {
-            SeekTo::Beginning => self.catalog.beginning(stream, held.number)?,
+            SeekTo::Beginning => self.catalog.beginning(held.number)?,
             SeekTo::End => self.catalog.end(held.number),
             SeekTo::Offset(offset) => offset,
-            SeekTo::Time(time) => self.catalog.at_time(stream, held.number, time)?,
+            SeekTo::Time(time) => self.catalog.at_time(held.number, time)?,
         };
         held.seeks += 1;
         Ok(held.seeks)
@@ -314,9 +307,9 @@ fn start(catalog: &mut Catalog, streams: &[StreamRow], seat: Seat, start: Start)
     let Some(stream) = streams.get(seat.0) else { return Ok(0) };
     let number = stream.base + seat.1;
     match start {
-        Start::Beginning => catalog.beginning(stream, number),
+        Start::Beginning => catalog.beginning(number),
         Start::End => Ok(catalog.end(number)),
-        Start::Time(time) => catalog.at_time(stream, number, time),
+        Start::Time(time) => catalog.at_time(number, time),
     }
 }
 

@@ -4,8 +4,10 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
-use headwater_core::{Error, Kind, Result, ResultExt};
+use headwater_core::{Error, Kind, Result};
 use rustix::fs::{FlockOperation, flock};
+
+use crate::store::io;
 
 /// The right to write; given back when dropped, and by the kernel when the process ends in any way.
 #[derive(Debug)]
@@ -17,24 +19,19 @@ impl WriterLock {
     /// Takes the lock; an error of kind `Busy` names the pid that has it.
     pub(super) fn take(dir: &Path) -> Result<Self> {
         let path = dir.join("lock");
-        let doing = || format!("locking {}", path.display());
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .doing(Kind::Unavailable, doing)?;
+        let doing = format!("locking {}", path.display());
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = io(opened, &doing)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(busy(dir, &mut file)),
-            locked => locked.doing(Kind::Unavailable, doing)?,
+            locked => io(locked.map_err(Into::into), &doing)?,
         }
         // The pid is for people and for the error above; the lock itself does not depend on it.
         let written = file
             .set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()));
-        written.doing(Kind::Unavailable, doing)?;
+        io(written, &doing)?;
         Ok(Self { _file: file })
     }
 }

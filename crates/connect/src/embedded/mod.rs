@@ -14,11 +14,15 @@
 
 mod catalog;
 mod compacted;
+mod compaction;
 mod config;
+#[cfg(test)]
+mod crash_tests;
 mod fence;
 mod follower;
 mod groups;
 mod lock;
+mod retention;
 mod rows;
 mod segment;
 mod status;
@@ -33,16 +37,17 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use headwater_core::ports::{Accepted, Bus, BusStatus, Published, Rejection, Subscribe, Subscription};
-use headwater_core::{
-    Checkpoint, Error, Event, Kind, Micros, Result, ResultExt, StreamSpec, check_stream_name,
-};
+use headwater_core::{Checkpoint, Error, Event, Kind, Micros, Result, StreamSpec, check_stream_name};
 use tokio::sync::{Semaphore, oneshot};
 
 use catalog::Catalog;
 pub use config::EmbeddedConfig;
 use fence::Fence;
+use retention::{Request, Retainer};
 use wake::Wakers;
 use writer::{Command, Directory, Pending, Writer};
+
+use crate::store::io;
 
 /// The unit of the queue's room.
 const KIB: usize = 1024;
@@ -59,7 +64,9 @@ pub struct EmbeddedBus {
 /// What only the process that publishes has.
 struct Publisher {
     commands: Option<Sender<Command>>,
-    thread: Option<JoinHandle<()>>,
+    retention: Option<Sender<Request>>,
+    /// Retention's, then the writer's.
+    threads: Vec<JoinHandle<()>>,
     fence: Arc<Mutex<Fence>>,
     directory: Arc<Directory>,
     wakers: Arc<Wakers>,
@@ -79,8 +86,8 @@ impl EmbeddedBus {
         let (opened, ready) = oneshot::channel();
         let (writer_dir, writer_config) = (dir.clone(), config.clone());
         let work = move || {
-            let doing = || format!("making {}", writer_dir.display());
-            let made = std::fs::create_dir_all(&writer_dir).doing(Kind::Unavailable, doing);
+            let doing = format!("making {}", writer_dir.display());
+            let made = io(std::fs::create_dir_all(&writer_dir), &doing);
             match made.and_then(|()| Writer::open(writer_dir, writer_config)) {
                 Ok(writer) => {
                     let shared = (&writer.fence, &writer.directory, &writer.wakers);
@@ -92,13 +99,15 @@ impl EmbeddedBus {
                 Err(error) => drop(opened.send(Err(error))),
             }
         };
-        let thread = std::thread::Builder::new().name("bus-writer".into()).spawn(work);
-        let thread = thread.doing(Kind::Unavailable, || "starting the embedded bus".into())?;
+        let writer = start("bus-writer", work)?;
         let (fence, directory, wakers) = ready.await.map_err(|_| stopped())??;
+        let (retainer, to_writer) = (Retainer::new(dir.clone(), config.clone()), commands.clone());
+        let (retention, requests) = channel();
+        let retainer = start("bus-retention", move || retainer.run(&requests, &to_writer))?;
         let capacity = u32::try_from(config.queue_bytes / KIB).unwrap_or(u32::MAX).max(1);
         let room = Arc::new(Semaphore::new(capacity as usize));
-        let (commands, thread) = (Some(commands), Some(thread));
-        let publisher = Publisher { commands, thread, fence, directory, wakers, room, capacity };
+        let (commands, retention, threads) = (Some(commands), Some(retention), vec![retainer, writer]);
+        let publisher = Publisher { commands, retention, threads, fence, directory, wakers, room, capacity };
         Ok(Self { dir, config, publisher: Some(publisher) })
     }
 
@@ -119,7 +128,10 @@ impl EmbeddedBus {
 
     /// Lets go what is past its stream's retention at `now`; happens by itself every `retain_interval`.
     pub async fn retain(&self, now: Micros) -> Result<()> {
-        self.publisher()?.ask(|reply| Command::Roll { now, reply }).await
+        let (reply, done) = oneshot::channel();
+        let requests = self.publisher()?.retention.as_ref().ok_or_else(stopped)?;
+        requests.send(Request { now, reply }).map_err(|_| stopped())?;
+        done.await.map_err(|_| stopped())?
     }
 
     fn publisher(&self) -> Result<&Publisher> {
@@ -132,6 +144,12 @@ impl EmbeddedBus {
 
 fn stopped() -> Error {
     Error::new(Kind::Internal, "the embedded bus has stopped")
+}
+
+/// Starts a thread of the bus.
+fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    let started = std::thread::Builder::new().name(name.into()).spawn(work);
+    io(started, &format!("starting the thread {name}"))
 }
 
 /// Does what blocks on a thread for it.
@@ -175,9 +193,13 @@ impl Publisher {
 
 impl Drop for Publisher {
     fn drop(&mut self) {
+        // Retention also talks to the writer, which ends when nobody does.
+        self.retention = None;
         self.commands = None;
-        if let Some(Err(panic)) = self.thread.take().map(JoinHandle::join) {
-            tracing::error!(?panic, "the embedded bus's writer ended in a panic");
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the embedded bus ended in a panic");
+            }
         }
     }
 }

@@ -58,7 +58,7 @@ fn stream_status(catalog: &mut Catalog, stream: &StreamRow, cursors: &[GroupCurs
 /// How many events a group has yet to read in a partition, and how old the first of them is.
 fn lag(catalog: &mut Catalog, stream: &StreamRow, cursor: &GroupCursor) -> Result<(u64, Option<f64>)> {
     let number = stream.base + cursor.partition;
-    let from = cursor.offset.max(catalog.beginning(stream, number)?);
+    let from = cursor.offset.max(catalog.beginning(number)?);
     let lag = catalog.end(number).saturating_sub(from);
     if lag == 0 {
         return Ok((0, Some(0.0)));

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Sender, channel};
 
 use async_trait::async_trait;
 use headwater_core::ports::{Cursor, Delivery, SeekTo, Subscribe, Subscription};
-use headwater_core::{Error, Kind, Result, ResultExt};
+use headwater_core::{Error, Kind, Result};
 use tokio::sync::{mpsc, oneshot};
 
 use super::config::EmbeddedConfig;
@@ -47,8 +47,7 @@ pub(super) async fn subscribe(
         }
         Err(error) => drop(opened.send(Err(error))),
     };
-    let thread = std::thread::Builder::new().name("bus-reader".into()).spawn(work);
-    thread.doing(Kind::Unavailable, || "starting a reader of the embedded bus".into())?;
+    super::start("bus-reader", work)?;
     let subscription = EmbeddedSubscription { commands, items, seeks: HashMap::new() };
     ready.await.map_err(|_| stopped())??;
     for _ in 0..AHEAD {

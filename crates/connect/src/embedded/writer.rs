@@ -218,15 +218,18 @@ impl Writer {
         segment::checkpoint(&self.current()?.connection, source).sql("reading a checkpoint")
     }
 
+    /// Begins a new segment when retention could let the current one go once it is closed.
     fn roll_if_due(&mut self, now: Micros) -> Result<()> {
-        let age = micros(self.config.segment_age);
+        let oldest = self.config.segment_age;
         let current = self.current()?;
-        let forever = Retention::default();
-        let temporary = current.streams.values().any(|stream| stream.row.retention != forever);
-        if temporary && current.bytes() > 0 && now.saturating_sub(current.begun_at) >= age {
-            self.roll(now)?;
-        }
-        Ok(())
+        let age = now.saturating_sub(current.begun_at);
+        let is_due = |stream: &Stream| {
+            let Retention { max_age, max_bytes, compact } = stream.row.retention;
+            let bytes: u64 = stream.row.numbers().filter_map(|number| current.bytes_of(number)).sum();
+            let old = (compact || max_age.is_some()) && age >= micros(max_age.unwrap_or(oldest).min(oldest));
+            bytes > 0 && (old || max_bytes.is_some_and(|max_bytes| bytes >= max_bytes))
+        };
+        if current.streams.values().any(is_due) { self.roll(now) } else { Ok(()) }
     }
 
     /// Begins a new segment. The one before is complete: nothing is written to it any more.
@@ -276,6 +279,11 @@ impl Current {
     /// Bytes of all events in this segment.
     fn bytes(&self) -> u64 {
         self.partitions.iter().map(|row| row.bytes).sum()
+    }
+
+    /// Bytes of one partition in this segment.
+    fn bytes_of(&self, number: u32) -> Option<u64> {
+        self.partitions.get(number as usize - 1).map(|row| row.bytes)
     }
 
     /// Writes the batches; on an error nothing of them, and `self` must be opened again.

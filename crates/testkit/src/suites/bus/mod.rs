@@ -7,7 +7,7 @@
 mod groups;
 mod publishing;
 mod reading;
-mod tools;
+pub mod tools;
 
 use std::sync::Arc;
 

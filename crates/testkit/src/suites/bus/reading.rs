@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_core::ports::{Bus, Delivery, SeekTo, Start, Subscribe};
-use headwater_core::{Record, StreamSpec};
+use headwater_core::Record;
+use headwater_core::ports::{Delivery, SeekTo, Start, Subscribe};
 
 use super::Factory;
 use super::tools::{
@@ -176,9 +176,4 @@ pub async fn status_says_what_there_is(factory: &dyn Factory) {
     assert_eq!(group.lag_events, 7);
     assert!(group.lag_seconds.is_none_or(|lag| lag > 3600.0));
     assert!(status.checkpoints.contains(&at));
-}
-
-/// Used by adapters' own tests: a stream with a retention.
-pub async fn ensure_spec(bus: &Arc<dyn Bus>, spec: &StreamSpec) -> u32 {
-    within(bus.ensure(spec)).await.unwrap()
 }

@@ -1,4 +1,4 @@
-//! What the tests of the suite share.
+//! What the tests of the suite, and adapters' own tests of a bus, share.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -15,31 +15,32 @@ use headwater_core::{Checkpoint, Event, EventId, Kind, Position, Record, Result,
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// When the first event of a test was committed; the others follow a millisecond apart each.
-pub(super) const EPOCH: i64 = 1_700_000_000_000_000;
+pub const EPOCH: i64 = 1_700_000_000_000_000;
 
 /// Waits, but not for ever.
-pub(super) async fn within<T>(work: impl Future<Output = T>) -> T {
+pub async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work).await.expect("nothing happened for a minute")
 }
 
 /// A name that no other test uses.
-pub(super) fn unique(name: &str) -> String {
+pub fn unique(name: &str) -> String {
     format!("{name}-{:016x}", rand::random::<u64>())
 }
 
 /// Makes a stream with a name of its own.
-pub(super) async fn stream(bus: &Arc<dyn Bus>, partitions: u32) -> Arc<str> {
+pub async fn stream(bus: &Arc<dyn Bus>, partitions: u32) -> Arc<str> {
     let spec = spec(&unique("stream"), partitions);
     assert_eq!(within(bus.ensure(&spec)).await.unwrap(), partitions);
     spec.name
 }
 
-pub(super) fn spec(name: &str, partitions: u32) -> StreamSpec {
+/// A stream that keeps everything.
+pub fn spec(name: &str, partitions: u32) -> StreamSpec {
     StreamSpec { name: name.into(), partitions, retention: Retention::default() }
 }
 
 /// Event number `n` of a test, told apart by its payload.
-pub(super) fn event(stream: &Arc<str>, partition: u32, n: u64) -> Event {
+pub fn event(stream: &Arc<str>, partition: u32, n: u64) -> Event {
     let time = EPOCH + n as i64 * 1000;
     Event {
         id: EventId::derive(time, &[stream.as_bytes(), &partition.to_be_bytes(), &n.to_be_bytes()]),
@@ -55,22 +56,23 @@ pub(super) fn event(stream: &Arc<str>, partition: u32, n: u64) -> Event {
 }
 
 /// Events `from` up to, but without, `to` in one partition.
-pub(super) fn events(stream: &Arc<str>, partition: u32, numbers: std::ops::Range<u64>) -> Vec<Event> {
+pub fn events(stream: &Arc<str>, partition: u32, numbers: std::ops::Range<u64>) -> Vec<Event> {
     numbers.map(|n| event(stream, partition, n)).collect()
 }
 
 /// The payloads of [`events`].
-pub(super) fn texts(partition: u32, numbers: std::ops::Range<u64>) -> Vec<String> {
+pub fn texts(partition: u32, numbers: std::ops::Range<u64>) -> Vec<String> {
     numbers.map(|n| format!("{partition}/{n}")).collect()
 }
 
-pub(super) fn checkpoint(source: &str, n: u64) -> Checkpoint {
+/// Checkpoint number `n` of a source; its position begins with `n`.
+pub fn checkpoint(source: &str, n: u64) -> Checkpoint {
     let state = serde_json::json!({ "n": n, "text": "ä\"\n" });
     Checkpoint { source: source.into(), position: Position::of(1, [n, 2, 3]), state }
 }
 
 /// Hands a batch over, which must not be rejected.
-pub(super) async fn accept(bus: &Arc<dyn Bus>, events: Vec<Event>, at: Option<Checkpoint>) -> Accepted {
+pub async fn accept(bus: &Arc<dyn Bus>, events: Vec<Event>, at: Option<Checkpoint>) -> Accepted {
     match within(bus.publish(events, at)).await.unwrap() {
         Published::Accepted(accepted) => accepted,
         Published::Rejected { rejections, .. } => panic!("rejected: {rejections:?}"),
@@ -78,48 +80,41 @@ pub(super) async fn accept(bus: &Arc<dyn Bus>, events: Vec<Event>, at: Option<Ch
 }
 
 /// Publishes a batch and waits until it is durable.
-pub(super) async fn publish(bus: &Arc<dyn Bus>, events: Vec<Event>, at: Option<Checkpoint>) {
+pub async fn publish(bus: &Arc<dyn Bus>, events: Vec<Event>, at: Option<Checkpoint>) {
     within(accept(bus, events, at).await.durable()).await.unwrap();
 }
 
 /// A subscription and what it said so far.
-pub(super) struct Reader {
+pub struct Reader {
     subscription: Box<dyn Subscription>,
     /// The partitions that are assigned, with the cursor that they began at.
-    pub(super) held: BTreeMap<(Arc<str>, u32), Cursor>,
+    pub held: BTreeMap<(Arc<str>, u32), Cursor>,
     /// What was revoked, with its epoch.
-    pub(super) revoked: Vec<(Arc<str>, u32, u64)>,
+    pub revoked: Vec<(Arc<str>, u32, u64)>,
 }
 
 impl Reader {
-    pub(super) async fn open(
-        bus: &Arc<dyn Bus>,
-        stream: &Arc<str>,
-        group: Option<&str>,
-        start: Start,
-    ) -> Self {
+    /// Subscribes to one stream.
+    pub async fn open(bus: &Arc<dyn Bus>, stream: &Arc<str>, group: Option<&str>, start: Start) -> Self {
         Self::of(bus, std::slice::from_ref(stream), group, start).await
     }
 
-    pub(super) async fn of(
-        bus: &Arc<dyn Bus>,
-        streams: &[Arc<str>],
-        group: Option<&str>,
-        start: Start,
-    ) -> Self {
+    /// Subscribes to several.
+    pub async fn of(bus: &Arc<dyn Bus>, streams: &[Arc<str>], group: Option<&str>, start: Start) -> Self {
         let subscribe = Subscribe { streams: streams.to_vec(), group: group.map(str::to_owned), start };
         let subscription = within(bus.subscribe(subscribe)).await.unwrap();
         Self { subscription, held: BTreeMap::new(), revoked: Vec::new() }
     }
 
-    /// The next delivery, checked against what the port says and noted.
-    pub(super) async fn next(&mut self) -> Delivery {
+    /// The next delivery, noted.
+    pub async fn next(&mut self) -> Delivery {
         let delivery = within(self.subscription.next()).await.unwrap();
         self.note(&delivery);
         delivery
     }
 
-    pub(super) fn note(&mut self, delivery: &Delivery) {
+    /// Checks a delivery against what the port says, and notes it.
+    pub fn note(&mut self, delivery: &Delivery) {
         match delivery {
             Delivery::Assigned(cursor) => {
                 let before = self.held.insert((Arc::clone(&cursor.stream), cursor.partition), cursor.clone());
@@ -143,13 +138,13 @@ impl Reader {
         }
     }
 
-    /// A delivery if one is there within a moment: for use with `select`.
-    pub(super) fn raw(&mut self) -> &mut dyn Subscription {
+    /// The subscription itself.
+    pub fn raw(&mut self) -> &mut dyn Subscription {
         &mut *self.subscription
     }
 
     /// Reads until it has `count` records.
-    pub(super) async fn take(&mut self, count: usize) -> Vec<Record> {
+    pub async fn take(&mut self, count: usize) -> Vec<Record> {
         let mut taken = Vec::new();
         while taken.len() < count {
             if let Delivery::Batch { records, .. } = self.next().await {
@@ -160,8 +155,17 @@ impl Reader {
         taken
     }
 
+    /// The records of the next batch.
+    pub async fn take_some(&mut self) -> Vec<Record> {
+        loop {
+            if let Delivery::Batch { records, .. } = self.next().await {
+                return records;
+            }
+        }
+    }
+
     /// Reads until `done` says so.
-    pub(super) async fn until(&mut self, done: impl Fn(&Self) -> bool) -> Vec<Record> {
+    pub async fn until(&mut self, done: impl Fn(&Self) -> bool) -> Vec<Record> {
         let mut taken = Vec::new();
         while !done(self) {
             if let Delivery::Batch { records, .. } = self.next().await {
@@ -172,22 +176,24 @@ impl Reader {
     }
 
     /// Commits that everything below `offset` of a held partition is done.
-    pub(super) async fn commit(&mut self, stream: &Arc<str>, partition: u32, offset: u64) -> Result<()> {
+    pub async fn commit(&mut self, stream: &Arc<str>, partition: u32, offset: u64) -> Result<()> {
         let held = self.held.get(&(Arc::clone(stream), partition)).expect("not held").clone();
         self.commit_cursor(&Cursor { offset, ..held }).await
     }
 
-    pub(super) async fn commit_cursor(&mut self, cursor: &Cursor) -> Result<()> {
+    /// Commits any cursor.
+    pub async fn commit_cursor(&mut self, cursor: &Cursor) -> Result<()> {
         within(self.subscription.commit(cursor)).await
     }
 
-    pub(super) async fn seek(&mut self, stream: &str, partition: u32, to: SeekTo) {
+    /// Seeks, which must work.
+    pub async fn seek(&mut self, stream: &str, partition: u32, to: SeekTo) {
         within(self.subscription.seek(stream, partition, to)).await.unwrap();
     }
 }
 
 /// The payloads as text.
-pub(super) fn payloads(records: &[Record]) -> Vec<String> {
+pub fn payloads(records: &[Record]) -> Vec<String> {
     let text = |record: &Record| {
         String::from_utf8(record.event.payload.clone().expect("no payload").to_vec()).unwrap()
     };
@@ -195,13 +201,13 @@ pub(super) fn payloads(records: &[Record]) -> Vec<String> {
 }
 
 /// The payloads of one partition as text.
-pub(super) fn payloads_of(records: &[Record], partition: u32) -> Vec<String> {
+pub fn payloads_of(records: &[Record], partition: u32) -> Vec<String> {
     let of = |record: &&Record| record.event.partition == Some(partition);
     payloads(&records.iter().filter(of).cloned().collect::<Vec<_>>())
 }
 
 /// The kind of an error that must have happened.
-pub(super) fn kind<T>(result: Result<T>) -> Kind {
+pub fn kind<T>(result: Result<T>) -> Kind {
     match result {
         Ok(_) => panic!("no error"),
         Err(error) => error.kind(),

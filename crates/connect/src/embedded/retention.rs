@@ -1,0 +1,230 @@
+//! Letting go of events that are past their stream's retention.
+//!
+//! Only closed segments are touched. One in which every stream is past its retention is dropped whole;
+//! in one that a longer-lived stream keeps, the others' rows are deleted. Time is counted from when a
+//! segment was closed, so late news is kept as long as any; size counts what came after the segment.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+
+use headwater_core::{Error, Kind, Micros, Result};
+use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use tokio::sync::oneshot;
+
+use super::compaction::Compactor;
+use super::config::EmbeddedConfig;
+use super::segment::{self, PartitionRow, StreamRow, place};
+use super::writer::Command;
+use crate::store::{Access, SqlExt, io, micros, now};
+
+const DOING: &str = "letting go of old events";
+
+/// Called before each change of what is on disk, with its name: tests end there, as a kill would.
+pub(super) type Step<'a> = dyn FnMut(&'static str) -> Result<()> + 'a;
+
+/// A wish to do it at a certain time.
+pub(super) struct Request {
+    pub(super) now: Micros,
+    pub(super) reply: oneshot::Sender<Result<()>>,
+}
+
+/// The state of the retention thread.
+pub(super) struct Retainer {
+    dir: PathBuf,
+    config: EmbeddedConfig,
+    /// Closed segments by number, looked at once.
+    closed: BTreeMap<u64, Closed>,
+}
+
+struct Closed {
+    begun_at: Micros,
+    /// By number, from 1.
+    partitions: Vec<PartitionRow>,
+}
+
+impl Closed {
+    fn rows<'a>(&'a self, stream: &StreamRow) -> &'a [PartitionRow] {
+        let numbers = stream.numbers();
+        let last = self.partitions.len();
+        let range = (numbers.start as usize - 1).min(last)..(numbers.end as usize - 1).min(last);
+        self.partitions.get(range).unwrap_or_default()
+    }
+
+    fn bytes(&self, stream: &StreamRow) -> u64 {
+        self.rows(stream).iter().map(|row| row.bytes).sum()
+    }
+
+    fn has(&self, stream: &StreamRow) -> bool {
+        self.rows(stream).iter().any(|row| row.next > row.first)
+    }
+}
+
+impl Retainer {
+    pub(super) fn new(dir: PathBuf, config: EmbeddedConfig) -> Self {
+        Self { dir, config, closed: BTreeMap::new() }
+    }
+
+    /// Works until there can be no more requests.
+    pub(super) fn run(mut self, requests: &Receiver<Request>, writer: &Sender<Command>) {
+        loop {
+            match requests.recv_timeout(self.config.retain_interval) {
+                Ok(Request { now, reply }) => drop(reply.send(self.once(writer, now))),
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Err(error) = self.once(writer, now()) {
+                        tracing::warn!(%error, "old events stay for now");
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn once(&mut self, writer: &Sender<Command>, now: Micros) -> Result<()> {
+        let (reply, rolled) = oneshot::channel();
+        let stopped = || Error::new(Kind::Internal, "the embedded bus has stopped");
+        writer.send(Command::Roll { now, reply }).map_err(|_| stopped())?;
+        rolled.blocking_recv().map_err(|_| stopped())??;
+        self.retain(now, &mut |_| Ok(()))
+    }
+
+    /// Lets go of what is past its retention at `now`.
+    pub(super) fn retain(&mut self, now: Micros, step: &mut Step<'_>) -> Result<()> {
+        let Some((streams, newest)) = self.look()? else { return Ok(()) };
+        remove_orphans(&self.dir, step)?;
+        // From the oldest on, so that of two events of a key the newer is moved last.
+        let numbers: Vec<u64> = self.closed.keys().copied().collect();
+        for number in numbers {
+            let expired = self.expired(&streams, &newest, number, now);
+            self.let_go(&streams, number, &expired, now, step)?;
+        }
+        let Some(mut compactor) = Compactor::open_existing(&self.dir)? else { return Ok(()) };
+        step("forget deletions")?;
+        let held = |stream: &StreamRow| self.bytes_from(stream, &newest, 0);
+        compactor.forget(&streams, micros(self.config.tombstone_retention), now, held)
+    }
+
+    /// Sees which segments there are; the streams, and what the one being written holds.
+    fn look(&mut self) -> Result<Option<(Vec<StreamRow>, Closed)>> {
+        let mut numbers = segment::list(&self.dir)?;
+        let Some(last) = numbers.pop() else { return Ok(None) };
+        self.closed.retain(|number, _| numbers.binary_search(number).is_ok());
+        for number in numbers {
+            if !self.closed.contains_key(&number) {
+                let (closed, _) = look_at(&self.dir, number)?;
+                self.closed.insert(number, closed);
+            }
+        }
+        let (newest, streams) = look_at(&self.dir, last)?;
+        Ok(Some((streams, newest)))
+    }
+
+    /// Bytes that segments from `number` on hold of a stream.
+    fn bytes_from(&self, stream: &StreamRow, newest: &Closed, number: u64) -> u64 {
+        let closed = self.closed.range(number..).map(|(_, closed)| closed.bytes(stream));
+        closed.sum::<u64>() + newest.bytes(stream)
+    }
+
+    /// The streams with rows in segment `number` that are past their retention there.
+    fn expired<'a>(
+        &self,
+        streams: &'a [StreamRow],
+        newest: &Closed,
+        number: u64,
+        now: Micros,
+    ) -> Vec<&'a StreamRow> {
+        let next = self.closed.range(number + 1..).next().map_or(newest, |(_, next)| next);
+        let age = now.saturating_sub(next.begun_at);
+        let is_expired = |stream: &&StreamRow| {
+            let retention = stream.retention;
+            let old = retention.max_age.is_some_and(|max_age| age >= micros(max_age));
+            let large = retention.max_bytes;
+            let large = large.is_some_and(|max| self.bytes_from(stream, newest, number + 1) >= max);
+            let compacted = retention.compact && retention.max_age.is_none() && retention.max_bytes.is_none();
+            self.closed.get(&number).is_some_and(|closed| closed.has(stream)) && (old || large || compacted)
+        };
+        streams.iter().filter(is_expired).collect()
+    }
+
+    /// Lets go of the expired streams' rows in one segment, and of the segment if none are left.
+    fn let_go(
+        &mut self,
+        streams: &[StreamRow],
+        number: u64,
+        expired: &[&StreamRow],
+        now: Micros,
+        step: &mut Step<'_>,
+    ) -> Result<()> {
+        let Some(closed) = self.closed.get_mut(&number) else { return Ok(()) };
+        for stream in expired.iter().filter(|stream| stream.retention.compact) {
+            Compactor::open(&self.dir)?.take(number, closed.rows(stream), now, step)?;
+        }
+        let mut live = streams.iter().filter(|stream| closed.has(stream));
+        if live.all(|stream| expired.contains(&stream)) {
+            self.closed.remove(&number);
+            step("drop a segment")?;
+            return drop_segment(&self.dir, number, step);
+        }
+        for stream in expired {
+            step("delete rows")?;
+            let connection = segment::open(&segment::path(&self.dir, number), Access::Write)?;
+            delete(&connection, closed.rows(stream)).sql(DOING)?;
+            closed.partitions = segment::partitions(&connection).sql(DOING)?;
+            step("give back space")?;
+            reclaim(&connection)?;
+        }
+        Ok(())
+    }
+}
+
+fn look_at(dir: &Path, number: u64) -> Result<(Closed, Vec<StreamRow>)> {
+    let connection = segment::open(&segment::path(dir, number), Access::Read)?;
+    let look = || -> rusqlite::Result<_> {
+        let (begun_at, partitions) = (segment::begun_at(&connection)?, segment::partitions(&connection)?);
+        Ok((Closed { begun_at, partitions }, segment::streams(&connection)?))
+    };
+    look().sql(DOING)
+}
+
+fn delete(connection: &Connection, rows: &[PartitionRow]) -> rusqlite::Result<()> {
+    let on = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    for row in rows {
+        let values = params![place(row.number, row.first), place(row.number, row.next)];
+        on.prepare_cached("DELETE FROM event WHERE place >= ? AND place < ?")?.execute(values)?;
+        segment::insert_partition(&on, &PartitionRow::empty(row.number, row.next))?;
+    }
+    on.commit()
+}
+
+/// Gives space back to the file system when a quarter of a file is free.
+pub(super) fn reclaim(connection: &Connection) -> Result<()> {
+    let count = |name| connection.pragma_query_value(None, name, |row| row.get::<_, u64>(0));
+    if count("freelist_count").sql(DOING)? * 4 < count("page_count").sql(DOING)? {
+        return Ok(());
+    }
+    let doing = "giving back the space of old events";
+    connection.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)").sql(doing)
+}
+
+fn drop_segment(dir: &Path, number: u64, step: &mut Step<'_>) -> Result<()> {
+    let path = segment::path(dir, number);
+    segment::remove(&path)?;
+    step("drop a segment's log")?;
+    segment::remove_log(&path)?;
+    segment::sync_dir(dir)
+}
+
+/// Removes the logs of segments that were dropped when a kill came.
+fn remove_orphans(dir: &Path, step: &mut Step<'_>) -> Result<()> {
+    let doing = "looking for files of dropped segments";
+    for entry in io(std::fs::read_dir(dir), doing)? {
+        let name = io(entry, doing)?.file_name();
+        let segment = name.to_str().and_then(|name| name.strip_suffix("-wal").or(name.strip_suffix("-shm")));
+        let segment = segment.filter(|name| name.starts_with("segment-") && name.ends_with(".db"));
+        if let Some(path) = segment.map(|name| dir.join(name)).filter(|path| !path.exists()) {
+            step("remove an orphan")?;
+            segment::remove_log(&path)?;
+        }
+    }
+    Ok(())
+}
