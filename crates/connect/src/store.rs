@@ -16,6 +16,9 @@ pub(crate) enum Access {
     Write,
     /// It must be there; nothing of this connection changes what it holds.
     Read,
+    /// It must be there and complete in itself, and nobody changes it in place: no locks, no files
+    /// beside it, and it opens on a full disk.
+    Immutable,
 }
 
 /// Opens an SQLite file. Readers get write access to the file where they may: the first and the last
@@ -26,6 +29,10 @@ pub(crate) fn open(path: &Path, access: Access) -> Result<Connection> {
     let opened = match access {
         Access::Create => Connection::open_with_flags(path, write | OpenFlags::SQLITE_OPEN_CREATE),
         Access::Write | Access::Read => Connection::open_with_flags(path, write),
+        Access::Immutable => {
+            let read = base | OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+            Connection::open_with_flags(immutable_uri(path), read)
+        }
     };
     let connection = opened.sql(&format!("opening {}", path.display()))?;
     let ready = || -> rusqlite::Result<()> {
@@ -38,6 +45,20 @@ pub(crate) fn open(path: &Path, access: Access) -> Result<Connection> {
     };
     ready().sql(&format!("opening {}", path.display()))?;
     Ok(connection)
+}
+
+/// What SQLite takes for "this file, which nobody changes"; in `ATTACH`, too.
+pub(crate) fn immutable_uri(path: &Path) -> String {
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'/' | b'-' | b'.' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
+                uri.push(char::from(*byte))
+            }
+            _ => uri.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    uri + "?immutable=1"
 }
 
 /// Turns SQLite's errors into Headwater's.

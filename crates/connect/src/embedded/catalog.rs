@@ -44,6 +44,8 @@ struct Segment {
     /// SQLite's `data_version` when `partitions` was read.
     version: i64,
     connection: Option<Connection>,
+    /// Whether a newer segment follows.
+    closed: bool,
     used: u64,
 }
 
@@ -74,27 +76,36 @@ impl Catalog {
 
     /// Lists the files again: lets go of those that went, looks at those that are new.
     fn list(&mut self) -> Result<()> {
-        let numbers = segment::list(&self.dir)?;
+        let mut numbers = segment::list(&self.dir)?;
         self.listed = Instant::now();
-        let was_last = self.segments.last().map(|segment| segment.number);
         self.segments.retain(|segment| numbers.binary_search(&segment.number).is_ok());
-        for number in numbers {
+        let last = numbers.pop();
+        for (number, closed) in
+            numbers.into_iter().map(|number| (number, true)).chain(last.map(|n| (n, false)))
+        {
             match self.segments.binary_search_by_key(&number, |segment| segment.number) {
-                Ok(at) if was_last == Some(number) => drop(self.segments[at].reload(&self.dir)?),
-                Ok(_) => {}
-                Err(at) => self.segments.extend_at(at, Segment::open(&self.dir, number)?),
+                Ok(at) => match self.segments.get_mut(at) {
+                    Some(segment) if segment.closed != closed => segment.close(&self.dir)?,
+                    _ => {}
+                },
+                Err(at) => {
+                    if let Some(segment) = Segment::open(&self.dir, number, closed)? {
+                        self.segments.insert(at, segment);
+                    }
+                }
             }
         }
-        self.close_some();
+        // Connections keep files that went, or were made anew, on the disk.
+        self.close_some(0);
         Ok(())
     }
 
-    /// Closes connections that were not used lately.
-    fn close_some(&mut self) {
-        let Some((_, closed)) = self.segments.split_last_mut() else { return };
-        let mut open: Vec<_> = closed.iter_mut().filter(|segment| segment.connection.is_some()).collect();
+    /// Closes connections to closed segments but for `keep` that were used last.
+    fn close_some(&mut self, keep: usize) {
+        let closed = self.segments.iter_mut().filter(|segment| segment.closed);
+        let mut open: Vec<_> = closed.filter(|segment| segment.connection.is_some()).collect();
         open.sort_by_key(|segment| std::cmp::Reverse(segment.used));
-        for segment in open.into_iter().skip(OPEN_SEGMENTS) {
+        for segment in open.into_iter().skip(keep) {
             segment.connection = None;
         }
     }
@@ -201,7 +212,7 @@ impl Catalog {
                     None => warn_of_gap(stream, number, offset, found),
                 }
             }
-            self.close_some();
+            self.close_some(OPEN_SEGMENTS);
             match records.last() {
                 Some(last) => {
                     let next = last.offset + 1;
@@ -232,17 +243,26 @@ fn warn_of_gap(stream: &StreamRow, number: u32, from: u64, to: u64) {
 }
 
 impl Segment {
-    fn open(dir: &Path, number: u64) -> Result<Option<Self>> {
-        let partitions = Vec::new();
-        let mut segment = Self { number, begun_at: 0, partitions, version: -1, connection: None, used: 0 };
+    /// Looks at a segment; `None` when it was dropped since it was listed.
+    fn open(dir: &Path, number: u64, closed: bool) -> Result<Option<Self>> {
+        let (partitions, connection) = (Vec::new(), None);
+        let mut segment = Self { number, begun_at: 0, partitions, version: -1, connection, closed, used: 0 };
         match segment.reload(dir) {
             Ok(_) => {}
-            // Dropped since it was listed.
             Err(_) if !segment::path(dir, number).exists() => return Ok(None),
             Err(error) => return Err(error),
         }
         let begun_at = segment::begun_at(segment.connection(dir)?);
         Ok(Some(Self { begun_at: begun_at.sql(READING)?, ..segment }))
+    }
+
+    /// Looks once more at what a segment held when the next was begun.
+    fn close(&mut self, dir: &Path) -> Result<()> {
+        (self.closed, self.connection) = (true, None);
+        match self.reload(dir) {
+            Err(error) if segment::path(dir, self.number).exists() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     fn row(&self, number: u32) -> Option<PartitionRow> {
@@ -254,7 +274,8 @@ impl Segment {
             Some(connection) => connection,
             None => {
                 self.version = -1; // versions of two connections do not compare
-                segment::open(&segment::path(dir, self.number), Access::Read)?
+                let access = if self.closed { Access::Immutable } else { Access::Read };
+                segment::open(&segment::path(dir, self.number), access)?
             }
         };
         Ok(self.connection.insert(connection))
@@ -272,19 +293,6 @@ impl Segment {
         self.partitions = segment::partitions(self.connection(dir)?).sql(READING)?;
         self.version = version;
         Ok(true)
-    }
-}
-
-/// Inserts what is there.
-trait ExtendAt<T> {
-    fn extend_at(&mut self, at: usize, item: Option<T>);
-}
-
-impl<T> ExtendAt<T> for Vec<T> {
-    fn extend_at(&mut self, at: usize, item: Option<T>) {
-        if let Some(item) = item {
-            self.insert(at, item);
-        }
     }
 }
 

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use headwater_core::{Micros, Result, Retention};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
-use super::retention::{Step, reclaim};
+use super::retention::Step;
 use super::rows::COLUMNS;
 use super::segment::{self, PartitionRow, StreamRow, place};
-use crate::store::{Access, SqlExt, micros};
+use crate::store::{Access, SqlExt, immutable_uri, micros};
 
 /// Offsets that are moved in one transaction.
 const CHUNK: u64 = 4096;
@@ -34,7 +34,7 @@ impl Compactor {
     pub(super) fn open(dir: &Path) -> Result<Self> {
         let path = Self::path(dir);
         if !path.exists() {
-            segment::make(&path, |new| new.execute_batch(include_str!("compacted.sql")))?;
+            segment::make(&path, None, |new| new.execute_batch(include_str!("compacted.sql")))?;
         }
         Self::open_file(dir, &path)
     }
@@ -60,7 +60,7 @@ impl Compactor {
         step: &mut Step<'_>,
     ) -> Result<()> {
         let file = segment::path(&self.dir, number);
-        self.connection.execute("ATTACH ? AS source", [file.to_string_lossy()]).sql(DOING)?;
+        self.connection.execute("ATTACH ? AS source", [immutable_uri(&file)]).sql(DOING)?;
         let taken = rows.iter().try_for_each(|row| self.take_partition(row, now, step));
         self.connection.execute("DETACH source", []).sql(DOING)?;
         taken
@@ -118,4 +118,14 @@ impl Compactor {
         }
         Ok(())
     }
+}
+
+/// Gives space back to the file system when a quarter of a file is free.
+fn reclaim(connection: &Connection) -> Result<()> {
+    let count = |name| connection.pragma_query_value(None, name, |row| row.get::<_, u64>(0));
+    if count("freelist_count").sql(DOING)? * 4 < count("page_count").sql(DOING)? {
+        return Ok(());
+    }
+    let doing = "giving back the space of old events";
+    connection.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)").sql(doing)
 }

@@ -1,20 +1,19 @@
 //! Letting go of events that are past their stream's retention.
 //!
 //! Only closed segments are touched. One in which every stream is past its retention is dropped whole;
-//! in one that a longer-lived stream keeps, the others' rows are deleted. Time is counted from when a
-//! segment was closed, so late news is kept as long as any; size counts what came after the segment.
+//! one that a longer-lived stream keeps is made anew without the others' rows. Time is counted from when
+//! a segment was closed, so late news is kept as long as any; size counts what came after the segment.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 
 use headwater_core::{Error, Kind, Micros, Result};
-use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use tokio::sync::oneshot;
 
 use super::compaction::Compactor;
 use super::config::EmbeddedConfig;
-use super::segment::{self, PartitionRow, StreamRow, place};
+use super::segment::{self, PartitionRow, StreamRow};
 use super::writer::Command;
 use crate::store::{Access, SqlExt, io, micros, now};
 
@@ -35,6 +34,8 @@ pub(super) struct Retainer {
     config: EmbeddedConfig,
     /// Closed segments by number, looked at once.
     closed: BTreeMap<u64, Closed>,
+    /// Kept open: on a full disk readers could not open the file alone.
+    compactor: Option<Compactor>,
 }
 
 struct Closed {
@@ -62,7 +63,7 @@ impl Closed {
 
 impl Retainer {
     pub(super) fn new(dir: PathBuf, config: EmbeddedConfig) -> Self {
-        Self { dir, config, closed: BTreeMap::new() }
+        Self { dir, config, closed: BTreeMap::new(), compactor: None }
     }
 
     /// Works until there can be no more requests.
@@ -98,10 +99,17 @@ impl Retainer {
             let expired = self.expired(&streams, &newest, number, now);
             self.let_go(&streams, number, &expired, now, step)?;
         }
-        let Some(mut compactor) = Compactor::open_existing(&self.dir)? else { return Ok(()) };
-        step("forget deletions")?;
-        let held = |stream: &StreamRow| self.bytes_from(stream, &newest, 0);
-        compactor.forget(&streams, micros(self.config.tombstone_retention), now, held)
+        let mut compactor = match self.compactor.take() {
+            None => Compactor::open_existing(&self.dir)?,
+            open => open,
+        };
+        if let Some(compactor) = &mut compactor {
+            step("forget deletions")?;
+            let held = |stream: &StreamRow| self.bytes_from(stream, &newest, 0);
+            compactor.forget(&streams, micros(self.config.tombstone_retention), now, held)?;
+        }
+        self.compactor = compactor;
+        Ok(())
     }
 
     /// Sees which segments there are; the streams, and what the one being written holds.
@@ -111,11 +119,11 @@ impl Retainer {
         self.closed.retain(|number, _| numbers.binary_search(number).is_ok());
         for number in numbers {
             if !self.closed.contains_key(&number) {
-                let (closed, _) = look_at(&self.dir, number)?;
+                let (closed, _) = look_at(&self.dir, number, Access::Immutable)?;
                 self.closed.insert(number, closed);
             }
         }
-        let (newest, streams) = look_at(&self.dir, last)?;
+        let (newest, streams) = look_at(&self.dir, last, Access::Read)?;
         Ok(Some((streams, newest)))
     }
 
@@ -157,61 +165,40 @@ impl Retainer {
     ) -> Result<()> {
         let Some(closed) = self.closed.get_mut(&number) else { return Ok(()) };
         for stream in expired.iter().filter(|stream| stream.retention.compact) {
-            Compactor::open(&self.dir)?.take(number, closed.rows(stream), now, step)?;
+            let compactor = match &mut self.compactor {
+                Some(compactor) => compactor,
+                none => none.insert(Compactor::open(&self.dir)?),
+            };
+            compactor.take(number, closed.rows(stream), now, step)?;
         }
         let mut live = streams.iter().filter(|stream| closed.has(stream));
+        let path = segment::path(&self.dir, number);
         if live.all(|stream| expired.contains(&stream)) {
             self.closed.remove(&number);
             step("drop a segment")?;
-            return drop_segment(&self.dir, number, step);
+            segment::remove(&path)?;
+            step("drop a segment's log")?;
+            segment::remove_log(&path)?;
+            return segment::sync_dir(&self.dir);
         }
-        for stream in expired {
-            step("delete rows")?;
-            let connection = segment::open(&segment::path(&self.dir, number), Access::Write)?;
-            delete(&connection, closed.rows(stream)).sql(DOING)?;
-            closed.partitions = segment::partitions(&connection).sql(DOING)?;
-            step("give back space")?;
-            reclaim(&connection)?;
+        if !expired.is_empty() {
+            let gone: Vec<PartitionRow> =
+                expired.iter().flat_map(|stream| closed.rows(stream)).copied().collect();
+            step("rewrite a segment")?;
+            segment::rewrite(&path, &gone)?;
+            (*closed, _) = look_at(&self.dir, number, Access::Immutable)?;
         }
         Ok(())
     }
 }
 
-fn look_at(dir: &Path, number: u64) -> Result<(Closed, Vec<StreamRow>)> {
-    let connection = segment::open(&segment::path(dir, number), Access::Read)?;
+fn look_at(dir: &Path, number: u64, access: Access) -> Result<(Closed, Vec<StreamRow>)> {
+    let connection = segment::open(&segment::path(dir, number), access)?;
     let look = || -> rusqlite::Result<_> {
         let (begun_at, partitions) = (segment::begun_at(&connection)?, segment::partitions(&connection)?);
         Ok((Closed { begun_at, partitions }, segment::streams(&connection)?))
     };
     look().sql(DOING)
-}
-
-fn delete(connection: &Connection, rows: &[PartitionRow]) -> rusqlite::Result<()> {
-    let on = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
-    for row in rows {
-        let values = params![place(row.number, row.first), place(row.number, row.next)];
-        on.prepare_cached("DELETE FROM event WHERE place >= ? AND place < ?")?.execute(values)?;
-        segment::insert_partition(&on, &PartitionRow::empty(row.number, row.next))?;
-    }
-    on.commit()
-}
-
-/// Gives space back to the file system when a quarter of a file is free.
-pub(super) fn reclaim(connection: &Connection) -> Result<()> {
-    let count = |name| connection.pragma_query_value(None, name, |row| row.get::<_, u64>(0));
-    if count("freelist_count").sql(DOING)? * 4 < count("page_count").sql(DOING)? {
-        return Ok(());
-    }
-    let doing = "giving back the space of old events";
-    connection.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)").sql(doing)
-}
-
-fn drop_segment(dir: &Path, number: u64, step: &mut Step<'_>) -> Result<()> {
-    let path = segment::path(dir, number);
-    segment::remove(&path)?;
-    step("drop a segment's log")?;
-    segment::remove_log(&path)?;
-    segment::sync_dir(dir)
 }
 
 /// Removes the logs of segments that were dropped when a kill came.

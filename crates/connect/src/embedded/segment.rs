@@ -1,4 +1,8 @@
 //! Segment files: their names, their layout (`schema.sql`), and what each says of itself.
+//!
+//! Only the newest segment is written to. A closed one is never changed in place: its last commit was
+//! moved out of SQLite's log before the next segment was made, and what retention leaves of it is a new
+//! file that takes its name. So closed segments are read without locks and without files beside them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -90,11 +94,16 @@ pub(super) fn list(dir: &Path) -> Result<Vec<u64>> {
 
 /// Makes segment `number`.
 pub(super) fn create(dir: &Path, number: u64, now: Micros, carried: &Carried) -> Result<()> {
-    make(&path(dir, number), |new| fill(new, number, now, carried))
+    make(&path(dir, number), None, |new| fill(new, number, now, carried))
 }
 
 /// Makes a file: complete and durable before it has its name, so it is there whole or not at all.
-pub(super) fn make(path: &Path, fill: impl FnOnce(&Connection) -> rusqlite::Result<()>) -> Result<()> {
+/// `from` is a complete file that `fill` finds attached as `source`.
+pub(super) fn make(
+    path: &Path,
+    from: Option<&Path>,
+    fill: impl FnOnce(&Connection) -> rusqlite::Result<()>,
+) -> Result<()> {
     let draft = path.with_extension("db.new");
     let doing = format!("making {}", path.display());
     remove(&draft)?;
@@ -105,6 +114,9 @@ pub(super) fn make(path: &Path, fill: impl FnOnce(&Connection) -> rusqlite::Resu
         connection.pragma_update(None, "page_size", 16384)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
+        if let Some(from) = from {
+            connection.execute("ATTACH ? AS source", [store::immutable_uri(from)])?;
+        }
         let transaction = Transaction::new_unchecked(&connection, TransactionBehavior::Immediate)?;
         fill(&transaction)?;
         transaction.pragma_update(None, "user_version", VERSION)?;
@@ -117,6 +129,29 @@ pub(super) fn make(path: &Path, fill: impl FnOnce(&Connection) -> rusqlite::Resu
         Some(dir) => sync_dir(dir),
         None => Ok(()),
     }
+}
+
+/// Makes a closed segment anew without the events of `gone`.
+pub(super) fn rewrite(path: &Path, gone: &[PartitionRow]) -> Result<()> {
+    // All of the log is in the file; left behind, it would be taken for the new one's.
+    remove_log(path)?;
+    make(path, Some(path), |new| {
+        new.execute_batch(include_str!("schema.sql"))?;
+        for table in ["segment", "stream", "partition", "checkpoint"] {
+            new.execute(&format!("INSERT INTO {table} SELECT * FROM source.{table}"), [])?;
+        }
+        for row in partitions(new)? {
+            if gone.iter().any(|gone| gone.number == row.number) {
+                insert_partition(new, &PartitionRow::empty(row.number, row.next))?;
+            } else {
+                let sql = "INSERT INTO event SELECT * FROM source.event
+                    WHERE place >= ? AND place < ? ORDER BY place";
+                let values = params![place(row.number, row.first), place(row.number, row.next)];
+                new.prepare_cached(sql)?.execute(values)?;
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Removes a file, if it is there.

@@ -156,7 +156,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Tells every batch accepted so far that it failed, and forgets what is in memory.
+    /// Tells every batch accepted so far that it failed, and goes back to what is on disk.
     fn fail(
         &mut self,
         error: &Error,
@@ -165,7 +165,9 @@ impl Writer {
         ahead: &mut VecDeque<Command>,
     ) {
         tracing::error!(%error, "the embedded bus cannot write");
-        self.current = None;
+        // On a full disk the file could not even be opened again; otherwise that is the surest way on.
+        let keep = error.kind() == Kind::Full;
+        self.current = self.current.take().filter(|_| keep).and_then(|current| current.rolled_back().ok());
         let mut fence = self.fence.lock().unwrap_or_else(PoisonError::into_inner);
         let failure = fence.fail(error);
         ahead.extend(commands.try_iter());
@@ -232,9 +234,13 @@ impl Writer {
         if current.streams.values().any(is_due) { self.roll(now) } else { Ok(()) }
     }
 
-    /// Begins a new segment. The one before is complete: nothing is written to it any more.
+    /// Begins a new segment, unless a reader keeps the current one from being completed just now: then
+    /// the next batch tries again.
     fn roll(&mut self, now: Micros) -> Result<()> {
         let current = self.current()?;
+        if !current.complete().sql("completing a segment")? {
+            return Ok(());
+        }
         let number = current.number + 1;
         let checkpoints = segment::checkpoints(&current.connection).sql("reading checkpoints")?;
         let carried = Carried {
@@ -274,6 +280,20 @@ impl Current {
         let stream = |row: StreamRow| (Arc::clone(&row.name), Stream { row, turn: 0 });
         let streams = streams.into_iter().map(stream).collect();
         Ok(Self { number, begun_at, connection, streams, partitions })
+    }
+
+    /// Moves everything from SQLite's log into the file itself; whether all was.
+    fn complete(&self) -> rusqlite::Result<bool> {
+        self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+            let (busy, logged, moved): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok(busy == 0 && logged == moved)
+        })
+    }
+
+    /// The same, as it is on disk.
+    fn rolled_back(mut self) -> rusqlite::Result<Self> {
+        self.partitions = segment::partitions(&self.connection)?;
+        Ok(self)
     }
 
     /// Bytes of all events in this segment.
