@@ -30,10 +30,14 @@ fn main() {
     println!("rows of {} bytes in 6 columns", bytes.sum::<usize>() / ROUND);
     let transaction = common::transaction();
     let changes: Vec<Change> = rows.into_iter().map(|row| read(&table, row, &transaction)).collect();
-    for (name, format) in [("headwater", "\"headwater\""), ("debezium", "\"debezium\"")] {
-        let format: Format = serde_json::from_str(format).unwrap();
-        let (nanos, bytes) = measure(&format, &table, &changes);
-        println!("{name:10} {nanos:6.0} ns/event, key and payload of {bytes} bytes");
+    let mut alone = changes.clone();
+    alone.iter_mut().for_each(|change| change.transaction = common::transaction());
+    for name in ["headwater", "debezium"] {
+        let format: Format = serde_json::from_str(&format!("\"{name}\"")).unwrap();
+        for (of, changes) in [("one transaction", &changes), ("a transaction each", &alone)] {
+            let (nanos, bytes) = measure(&format, &table, changes);
+            println!("{name:9} {of:18} {nanos:5.0} ns/event, key and payload of {bytes} bytes");
+        }
     }
 }
 
