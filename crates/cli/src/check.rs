@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use headwater_cli::config::{self, BusConfig, Config};
+use headwater_cli::config::{self, Config};
 use headwater_core::ports::{Finding, Severity};
 use headwater_core::{Error, Kind, Result};
 use serde::Serialize;
@@ -80,13 +80,7 @@ async fn findings(config: &Config, path: &Path) -> Vec<Found> {
     add("config", config.warnings.iter().map(warning).collect());
     add("data_dir", data_dir(&config.data_dir));
     add("http", http(config).await);
-    match wiring::bus_reader(&config.bus, &config.data_dir).await {
-        Ok(bus) => {
-            let answer = tokio::time::timeout(PATIENCE, bus.status()).await;
-            add("bus", vec![bus_finding(&config.bus, answer.unwrap_or_else(|_| Err(late())))]);
-        }
-        Err(error) => add("bus", vec![of_error(&error)]),
-    }
+    add("bus", vec![bus(config).await]);
     match wiring::connectors(config) {
         Ok(connectors) => {
             add("streams", streams(config, &connectors));
@@ -160,13 +154,17 @@ async fn http(config: &Config) -> Vec<Finding> {
     }]
 }
 
-fn bus_finding(config: &BusConfig, status: Result<headwater_core::ports::BusStatus>) -> Finding {
-    match (config, status) {
-        (_, Ok(status)) => {
+async fn bus(config: &Config) -> Finding {
+    if wiring::never_ran(config) {
+        return Finding::ok("the embedded bus is made by the first `headwater run`");
+    }
+    let status = async { wiring::bus_reader(&config.bus, &config.data_dir).await?.status().await };
+    match tokio::time::timeout(PATIENCE, status).await.unwrap_or_else(|_| Err(late())) {
+        Ok(status) => {
             let streams = human::plural(status.streams.len() as u64, "stream");
             Finding::ok(format!("the {} bus answers, it holds {streams}", status.kind))
         }
-        (_, Err(error)) => of_error(&error),
+        Err(error) => of_error(&error),
     }
 }
 

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use headwater_cli::config::{BusConfig, Config, SourceConfig};
 use headwater_connect::embedded::EmbeddedBus;
 use headwater_connect::parked::SqliteParkedStore;
+use headwater_connect::postgres::{MESSAGES, PostgresConnector};
+use headwater_connect::settings::Outbox;
 use headwater_connect::sqlite::SqliteConnector;
+use headwater_core::Result;
 use headwater_core::ports::{Bus, Connector, ParkedStore};
-use headwater_core::{Error, Kind, Result};
-use headwater_runtime::{Builder, OutboxRoute, Runtime};
+use headwater_runtime::{Builder, OutboxRoute, Runtime, TableRef};
+use headwater_wire::format::OutboxColumns;
 
 /// The sources of a config, by name, ready to be opened.
 pub type Connectors = Vec<(String, Arc<dyn Connector>)>;
@@ -24,6 +27,7 @@ pub fn connectors(config: &Config) -> Result<Connectors> {
 
 fn connector(name: &str, source: &SourceConfig, data_dir: &Path) -> Result<Arc<dyn Connector>> {
     Ok(match source {
+        SourceConfig::Postgres(config) => Arc::new(PostgresConnector::new(name, config.clone(), data_dir)?),
         SourceConfig::Sqlite(config) => {
             Arc::new(SqliteConnector::new(name, config.clone())?.requests(data_dir))
         }
@@ -37,6 +41,11 @@ pub async fn bus(config: &Config) -> Result<Arc<dyn Bus>> {
             Arc::new(EmbeddedBus::open(&config.data_dir, embedded.clone()).await?)
         }
     })
+}
+
+/// Whether the bus is one that the first `headwater run` has yet to make.
+pub fn never_ran(config: &Config) -> bool {
+    matches!(config.bus, BusConfig::Embedded(_)) && !config.data_dir.join("bus").exists()
 }
 
 /// Opens the bus for reading beside a process that may be publishing.
@@ -58,20 +67,34 @@ pub fn builder(config: &Config, connectors: &Connectors) -> Result<Builder> {
     let mut builder =
         Runtime::builder().settings(config.runtime.clone()).outbox_streams(config.outbox.streams());
     for (name, connector) in connectors {
-        let outbox = config.sources.get(name).and_then(SourceConfig::outbox);
-        let route = outbox.map(|outbox| -> Result<OutboxRoute> {
-            let table = format!("{name}.{}", outbox.table);
-            let wrong = |why| Error::new(Kind::Config, format!("source.{name}.outbox: {why}"));
-            Ok(OutboxRoute {
-                table: table.parse().map_err(wrong)?,
-                columns: outbox.columns.clone(),
-                stream: config.outbox.stream.clone(),
-            })
-        });
-        builder = builder.source(name, Arc::clone(connector), route.transpose()?);
+        let route = config.sources.get(name).and_then(|source| outbox_route(name, source, config));
+        builder = builder.source(name, Arc::clone(connector), route);
     }
     for (name, stream) in &config.streams {
         builder = builder.stream(name, stream.clone());
     }
     Ok(builder)
+}
+
+/// Where the outbox rows of a source go; its logical messages are such rows too.
+fn outbox_route(name: &str, source: &SourceConfig, config: &Config) -> Option<OutboxRoute> {
+    let route = |schema: Option<&str>, table: &str, columns| OutboxRoute {
+        table: TableRef {
+            source: name.to_owned(),
+            schema: schema.map(str::to_owned),
+            table: table.to_owned(),
+        },
+        columns,
+        stream: config.outbox.stream.clone(),
+    };
+    match source.outbox() {
+        Some(Outbox { table, columns }) => Some(match table.split_once('.') {
+            Some((schema, table)) => route(Some(schema), table, columns.clone()),
+            None => route(None, table, columns.clone()),
+        }),
+        None if source.takes_messages() => {
+            Some(route(Some(MESSAGES.0), MESSAGES.1, OutboxColumns::default()))
+        }
+        None => None,
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use headwater_cli::config::{Config, Problems, parse};
+use headwater_cli::config::{Config, Problems, SourceConfig, parse};
 
 fn read(text: &str) -> Result<Config, Problems> {
     let env = |name: &str| match name {
@@ -156,7 +156,7 @@ fn sources_and_the_environment() {
     ];
     for (text, expected) in cases {
         let text = text.replace("DATABASE", database);
-        let expected = expected.replace("KINDS", "sqlite");
+        let expected = expected.replace("KINDS", "postgres, sqlite");
         assert_eq!(errors(&text), expected, "of\n{text}");
     }
 }
@@ -211,10 +211,12 @@ fn a_right_one_has_its_values_and_defaults() {
     let config = read(text).unwrap();
     assert_eq!(config.data_dir, Path::new("/etc/headwater/data"));
     assert_eq!(config.http, None);
-    let headwater_cli::config::SourceConfig::Sqlite(shop) = &config.sources["shop"];
-    assert_eq!(shop.path, Path::new("/srv/shop.db"), "an absolute path stays");
-    let headwater_cli::config::SourceConfig::Sqlite(idle) = &config.sources["idle"];
-    assert_eq!(idle.path, Path::new("/etc/headwater/idle.db"), "relative to the config");
+    let path = |name: &str| match &config.sources[name] {
+        SourceConfig::Sqlite(source) => source.path.clone(),
+        SourceConfig::Postgres(_) => panic!("not the one"),
+    };
+    assert_eq!(path("shop"), Path::new("/srv/shop.db"), "an absolute path stays");
+    assert_eq!(path("idle"), Path::new("/etc/headwater/idle.db"), "relative to the config");
     let columns = format!("{:?}", config.streams["orders"].columns);
     assert_eq!(
         columns, "Some(Named([(\"z\", \"id\"), (\"a\", \"status\")]))",

@@ -25,8 +25,9 @@ impl Reader<'_> {
         for table in &stream.from {
             self.check_table(place, table, config);
         }
-        let has_outbox = config.sources.values().any(|source| source.outbox().is_some());
-        if stream.from.is_empty() && !has_outbox {
+        let mut sources = config.sources.values();
+        let outbox = sources.any(|source| source.outbox().is_some() || source.takes_messages());
+        if stream.from.is_empty() && !outbox {
             let problem = self.at(place, None, "nothing feeds this stream");
             self.problems.push(problem.hint("name its tables: from = \"SOURCE.schema.table\""));
         }

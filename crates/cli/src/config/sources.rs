@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use headwater_connect::postgres::PostgresConfig;
 use headwater_connect::settings::Outbox;
 use headwater_connect::sqlite::SqliteConfig;
 use toml::Spanned;
@@ -11,11 +12,13 @@ use super::problem::Problem;
 use super::{Reader, Section, document, section};
 
 /// The kinds of source.
-const KINDS: &[&str] = &["sqlite"];
+const KINDS: &[&str] = &["postgres", "sqlite"];
 
 /// A source's settings, by the adapter that owns them.
 #[derive(Debug, Clone)]
 pub enum SourceConfig {
+    /// `kind = "postgres"`.
+    Postgres(PostgresConfig),
     /// `kind = "sqlite"`.
     Sqlite(SqliteConfig),
 }
@@ -24,15 +27,22 @@ impl SourceConfig {
     /// The tables that it captures, as the config names them.
     pub fn tables(&self) -> &[String] {
         match self {
+            Self::Postgres(config) => &config.tables,
             Self::Sqlite(config) => &config.tables,
         }
     }
 
-    /// Its outbox, where it has one.
+    /// Its outbox table, where it has one.
     pub fn outbox(&self) -> Option<&Outbox> {
         match self {
+            Self::Postgres(config) => config.outbox.as_ref(),
             Self::Sqlite(config) => config.outbox.as_ref(),
         }
+    }
+
+    /// Whether it takes events that are no rows: PostgreSQL's logical messages.
+    pub fn takes_messages(&self) -> bool {
+        matches!(self, Self::Postgres(config) if !config.messages.is_empty())
     }
 }
 
@@ -65,13 +75,12 @@ impl Reader<'_> {
         base: &Path,
     ) -> Option<SourceConfig> {
         let (kind, rest) = section::take_kind(path, section, KINDS, None, self.lines, &mut self.problems)?;
-        match kind.as_str() {
-            _ => {
-                let mut config: SqliteConfig = self.section(path, &rest)?;
-                config.path = base.join(&config.path);
-                Some(SourceConfig::Sqlite(config))
-            }
+        if kind == "postgres" {
+            return self.section(path, &rest).map(SourceConfig::Postgres);
         }
+        let mut config: SqliteConfig = self.section(path, &rest)?;
+        config.path = base.join(&config.path);
+        Some(SourceConfig::Sqlite(config))
     }
 
     /// A source's name stands in front of a dot in `from`, and in the names of files.

@@ -69,6 +69,10 @@ async fn ask(config: &Config) -> Result<Answer> {
         }
         (_, None) => None,
     };
+    if wiring::never_ran(config) {
+        let note = Some("it never ran: there is no bus in data_dir yet".to_owned());
+        return Ok(Answer { running: false, status: None, stored: None, note });
+    }
     let bus = wiring::bus_reader(&config.bus, &config.data_dir).await?;
     let stored = tokio::time::timeout(Duration::from_secs(10), bus.status()).await.unwrap_or_else(|_| {
         Err(Error::new(Kind::Unavailable, "asking the bus for its status")

@@ -14,13 +14,12 @@ pub fn print(answer: &Answer) -> Result<()> {
     if let Some(status) = &answer.status {
         return running(status, colour);
     }
-    match &answer.note {
-        Some(note) => {
-            output::line(paint("It runs, but it could not be asked:", Colour::Yellow, colour))?;
-            output::line(note)?;
-        }
-        None => output::line(paint("Not running. This is what the bus holds:", Colour::Yellow, colour))?,
-    }
+    let state = match (answer.running, &answer.note) {
+        (true, Some(note)) => format!("It runs, but it could not be asked: {note}"),
+        (false, Some(note)) => format!("Not running; {note}"),
+        (_, None) => "Not running. This is what the bus holds:".to_owned(),
+    };
+    output::line(paint(&state, Colour::Yellow, colour))?;
     match &answer.stored {
         Some(bus) => stored(bus, colour),
         None => Ok(()),

@@ -19,4 +19,5 @@ pub mod url;
 
 pub use config::{Names, PostgresConfig, TablePattern};
 pub use connector::PostgresConnector;
+pub use messages::TABLE as MESSAGES;
 pub use state::State;
