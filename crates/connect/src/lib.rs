@@ -1,6 +1,7 @@
 //! Adapters: one folder for each outside system, each implementing ports of `headwater_core`.
 
 pub mod embedded;
+pub mod kafka;
 pub mod parked;
 pub mod postgres;
 pub mod requests;

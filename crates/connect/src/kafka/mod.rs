@@ -1,0 +1,219 @@
+//! Kafka: streams are topics.
+//!
+//! An idempotent producer with `acks=all` that never gives up by itself keeps the order of each
+//! partition through every retry. Checkpoints go to a compacted topic of their own once the events
+//! before them are acknowledged, so they may trail, never lead. A record that can never be delivered
+//! stops the producer for good; the bus makes a new one when a source asks for its checkpoint again.
+
+mod config;
+mod context;
+mod errors;
+mod ledger;
+mod line;
+mod positions;
+mod record;
+mod status;
+mod subscription;
+mod topics;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use headwater_core::ports::{Bus, BusStatus, Published, Rejection, Subscribe, Subscription};
+use headwater_core::{Checkpoint, Error, Event, Kind, Result, StreamSpec};
+use tokio::sync::{Mutex, Semaphore};
+use tokio_util::task::AbortOnDropHandle;
+
+pub use config::{Compression, KafkaConfig};
+use line::Line;
+use topics::{Topics, blocking};
+
+/// When the brokers have taken nothing for this long, that is worth a word.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Streams in Apache Kafka.
+pub struct KafkaBus {
+    shared: Arc<Shared>,
+    /// Bytes that may wait for the brokers, in units of [`UNIT`].
+    budget: Arc<Semaphore>,
+    units: u32,
+    groups: status::Groups,
+    _watch: AbortOnDropHandle<()>,
+}
+
+struct Shared {
+    config: KafkaConfig,
+    topics: Topics,
+    line: Mutex<Option<Arc<Line>>>,
+}
+
+/// A semaphore counts at most 2^29 permits or so: one for each of these many bytes.
+const UNIT: usize = 1024;
+
+/// What librdkafka needs for a record besides its bytes, roughly.
+const RECORD_OVERHEAD: usize = 512;
+
+impl KafkaBus {
+    /// A bus on the cluster that `config` names, which need not be there yet. Needs a tokio runtime.
+    pub async fn open(config: KafkaConfig) -> Result<Self> {
+        config.check()?;
+        let config_too = config.clone();
+        let topics = blocking(move || Topics::new(&config_too)).await?;
+        let units = u32::try_from(config.queue_bytes / UNIT).unwrap_or(u32::MAX >> 4).max(1);
+        let shared = Arc::new(Shared { config, topics, line: Mutex::new(None) });
+        let watch = AbortOnDropHandle::new(tokio::spawn(watch(Arc::clone(&shared))));
+        let budget = Arc::new(Semaphore::new(units as usize));
+        Ok(Self { shared, budget, units, groups: status::Groups::default(), _watch: watch })
+    }
+
+    /// Which events can never be published as they are.
+    fn rejections(&self, events: &[Event]) -> Result<Vec<Rejection>> {
+        let mut rejections = Vec::new();
+        let mut last: Option<(&str, topics::Topic)> = None;
+        for (index, event) in events.iter().enumerate() {
+            if last.as_ref().is_none_or(|(stream, _)| *stream != &*event.stream) {
+                let topic = self.topic(&event.stream)?;
+                last = Some((&event.stream, topic));
+            }
+            let Some((_, topic)) = &last else { continue };
+            if let Some(reason) = self.too_large(event, topic) {
+                rejections.push(Rejection { index, reason });
+            }
+        }
+        Ok(rejections)
+    }
+
+    fn topic(&self, stream: &str) -> Result<topics::Topic> {
+        let unknown =
+            || Error::new(Kind::Internal, format!("stream {stream} was not ensured before publishing"));
+        let topic = self.shared.topics.get(stream).ok_or_else(unknown)?;
+        match &topic.wrong {
+            // The source opens again; ensuring the stream says what is wrong.
+            Some(wrong) => Err(Error::new(Kind::Unavailable, wrong.clone())),
+            None => Ok(topic),
+        }
+    }
+
+    fn too_large(&self, event: &Event, topic: &topics::Topic) -> Option<String> {
+        let (size, name) = (record::size(event), &topic.name);
+        let client = self.shared.config.max_message_bytes;
+        if size > client as usize {
+            return Some(format!(
+                "the event has {size} bytes, `max_message_bytes` allows {client}: raise it, and max.message.bytes of \
+                 topic {name} where that is lower"
+            ));
+        }
+        let limit = topic.limit.filter(|limit| size > *limit as usize)?;
+        Some(format!(
+            "the event has {size} bytes, topic {name} allows {limit}: raise its max.message.bytes \
+             (kafka-configs.sh --alter --topic {name} --add-config max.message.bytes={})",
+            size.next_multiple_of(1 << 20)
+        ))
+    }
+
+    /// The line to publish on: a new one if there is none, or if a topic takes only smaller batches.
+    async fn line(&self) -> Result<Arc<Line>> {
+        let wanted = self.shared.topics.batch_bytes();
+        let mut current = self.shared.line.lock().await;
+        if let Some(line) = &*current {
+            if line.is_broken() || line.batch_bytes <= wanted {
+                return Ok(Arc::clone(line));
+            }
+            // Once all of the budget is ours, nothing is on its way.
+            let all = self.budget.acquire_many(self.units).await;
+            drop(all.map_err(|_| Error::new(Kind::Internal, "the bus was closed"))?);
+        }
+        let config = self.shared.config.clone();
+        let line = Arc::new(blocking(move || Line::start(&config, wanted)).await?);
+        *current = Some(Arc::clone(&line));
+        Ok(line)
+    }
+}
+
+#[async_trait]
+impl Bus for KafkaBus {
+    async fn ensure(&self, spec: &StreamSpec) -> Result<u32> {
+        self.shared.topics.ensure(spec).await
+    }
+
+    async fn publish(&self, events: Vec<Event>, checkpoint: Option<Checkpoint>) -> Result<Published> {
+        let rejections = self.rejections(&events)?;
+        if !rejections.is_empty() {
+            return Ok(Published::Rejected { events, rejections });
+        }
+        let bytes: usize = events.iter().map(|event| event.size() + RECORD_OVERHEAD).sum();
+        // A batch beyond the budget goes alone.
+        let units = u32::try_from(bytes / UNIT + 1).unwrap_or(u32::MAX).min(self.units);
+        let line = self.line().await?;
+        let permit = Arc::clone(&self.budget).acquire_many_owned(units).await;
+        let permit = permit.map_err(|_| Error::new(Kind::Internal, "the bus was closed"))?;
+        line.publish(&self.shared.config, &events, checkpoint, permit).map(Published::Accepted)
+    }
+
+    async fn checkpoint(&self, source: &str) -> Result<Option<Checkpoint>> {
+        self.shared.recover().await;
+        self.shared.topics.ensure_positions().await?;
+        let config = self.shared.config.clone();
+        Ok(blocking(move || positions::read(&config)).await?.remove(source))
+    }
+
+    async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>> {
+        for stream in &subscribe.streams {
+            let topic = self.shared.config.topic(stream);
+            if self.shared.topics.partitions(&topic).await?.is_none() {
+                let what = format!("there is no stream {stream} (topic {topic})");
+                return Err(Error::new(Kind::Refused, what)
+                    .hint("streams are made by `headwater run`; is its name right, and `topic_prefix`?"));
+            }
+        }
+        self.groups.note(&subscribe);
+        let config = self.shared.config.clone();
+        let subscription = blocking(move || subscription::open(&config, subscribe)).await?;
+        Ok(Box::new(subscription))
+    }
+
+    async fn status(&self) -> Result<BusStatus> {
+        status::read(&self.shared.config, &self.shared.topics, &self.groups).await
+    }
+}
+
+impl Shared {
+    /// Takes a broken line out of use, once everyone has heard that it is broken and librdkafka has let
+    /// go of its connections.
+    async fn recover(&self) {
+        let Some(broken) = self.line.lock().await.clone().filter(|line| line.is_broken()) else { return };
+        broken.mourned().await;
+        {
+            let mut current = self.line.lock().await;
+            if current.as_ref().is_some_and(|line| Arc::ptr_eq(line, &broken)) {
+                *current = None;
+            }
+        }
+        broken.end().await;
+    }
+}
+
+/// Looks at the topics now and then, and says when the brokers take nothing.
+async fn watch(shared: Arc<Shared>) {
+    let mut looked = tokio::time::Instant::now();
+    let mut silent = false;
+    loop {
+        let pause = shared.config.refresh_interval.min(Duration::from_secs(1));
+        tokio::time::sleep(pause).await;
+        let oldest = shared.line.lock().await.as_ref().and_then(|line| line.oldest());
+        let waits = oldest.map(|since| since.elapsed()).filter(|waited| *waited > PATIENCE);
+        match waits {
+            Some(waited) if !silent => {
+                tracing::warn!(seconds = waited.as_secs(), "waiting for the Kafka brokers; nothing is lost");
+            }
+            None if silent => tracing::info!("the Kafka brokers take events again"),
+            _ => {}
+        }
+        silent = waits.is_some();
+        if looked.elapsed() >= shared.config.refresh_interval {
+            shared.topics.refresh().await;
+            looked = tokio::time::Instant::now();
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The topic of positions: how far each source has come, the newest record of each key.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use headwater_core::{Checkpoint, Error, Kind, Result, ResultExt};
+use rdkafka::Message;
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::context::Quiet;
+use super::{KafkaConfig, errors};
+
+/// The newest checkpoint of each source. Reads the topic to its end; blocks.
+pub fn read(config: &KafkaConfig) -> Result<BTreeMap<String, Checkpoint>> {
+    let topic = &config.positions_topic;
+    let doing = || format!("reading checkpoints from topic {topic}");
+    let mut settings = config.consumer("headwater-positions");
+    settings.set("enable.partition.eof", "true");
+    let consumer: BaseConsumer<Quiet> = BaseConsumer::from_config_and_context(&settings, Quiet)
+        .map_err(|error| errors::error(error, doing()))?;
+    let mut from = TopicPartitionList::new();
+    let begin = from.add_partition_offset(topic, 0, Offset::Beginning);
+    begin.and_then(|()| consumer.assign(&from)).map_err(|error| errors::error(error, doing()))?;
+    let mut newest = BTreeMap::new();
+    let mut deadline = Instant::now() + config.timeout;
+    loop {
+        match consumer.poll(std::time::Duration::from_millis(100)) {
+            Some(Ok(message)) => {
+                deadline = Instant::now() + config.timeout;
+                let source = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();
+                match message.payload() {
+                    Some(value) => drop(newest.insert(source, value.to_vec())),
+                    None => drop(newest.remove(&source)),
+                }
+            }
+            Some(Err(KafkaError::PartitionEOF(_))) => break,
+            // librdkafka goes on by itself; what lasts ends at the deadline.
+            Some(Err(error)) if Instant::now() > deadline => return Err(errors::error(error, doing())),
+            Some(Err(_)) => {}
+            None if Instant::now() > deadline => {
+                return Err(Error::new(Kind::Unavailable, doing()).hint("the brokers do not answer"));
+            }
+            None => {}
+        }
+    }
+    let parse = |(source, value): (String, Vec<u8>)| {
+        let what = || format!("the checkpoint of {source} in topic {topic} is not one of Headwater's");
+        let checkpoint: Checkpoint = serde_json::from_slice(&value).doing(Kind::Decode, what)?;
+        Ok((source, checkpoint))
+    };
+    newest.into_iter().map(parse).collect()
+}

@@ -1,0 +1,84 @@
+//! An event as a Kafka record, and back.
+//!
+//! Key and payload are the record's; the record's time is the commit's in milliseconds (never later
+//! than now: brokers refuse times of the future). The headers `id` (a UUID's text) and `type` (the
+//! event's type) come first, the event's own follow; an event's own header of those names wins.
+//! A record's place in its source is not carried.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use headwater_core::{Event, EventId, Header, Position, Record};
+use rdkafka::Message;
+use rdkafka::message::{BorrowedMessage, Header as KafkaHeader, Headers, OwnedHeaders};
+
+const ID: &str = "id";
+const TYPE: &str = "type";
+
+/// The most bytes that a record batch of this one event takes before compression: the format of
+/// record batches (version 2) with every variable number at its longest.
+pub fn size(event: &Event) -> usize {
+    const BATCH: usize = 61;
+    const RECORD: usize = 5 + 1 + 10 + 5 + 5 + 5 + 5;
+    let headers: usize = event.headers.iter().map(header_size).sum();
+    let own = 10 + ID.len() + 36 + 10 + TYPE.len() + event.kind.len();
+    let body = event.key.as_ref().map_or(0, Bytes::len) + event.payload.as_ref().map_or(0, Bytes::len);
+    BATCH + RECORD + own + headers + body
+}
+
+fn header_size(header: &Header) -> usize {
+    10 + header.name.len() + header.value.as_ref().map_or(0, Bytes::len)
+}
+
+/// The headers of an event's record.
+pub fn headers(event: &Event) -> OwnedHeaders {
+    let own = |name: &str| event.headers.iter().any(|header| &*header.name == name);
+    let mut headers = OwnedHeaders::new_with_capacity(event.headers.len() + 2);
+    if !own(ID) {
+        headers = headers.insert(KafkaHeader { key: ID, value: Some(&event.id.to_text()) });
+    }
+    if !own(TYPE) {
+        headers = headers.insert(KafkaHeader { key: TYPE, value: Some(event.kind.as_bytes()) });
+    }
+    for header in &event.headers {
+        let value = header.value.as_deref();
+        headers = headers.insert(KafkaHeader { key: &header.name, value });
+    }
+    headers
+}
+
+/// The event of a record that anybody may have written.
+pub fn event(message: &BorrowedMessage<'_>, stream: &Arc<str>) -> Record {
+    let time = message.timestamp().to_millis().unwrap_or(0).saturating_mul(1000);
+    let offset = u64::try_from(message.offset()).unwrap_or(0);
+    let partition = u32::try_from(message.partition()).unwrap_or(0);
+    let mut id = None;
+    let mut kind: Arc<str> = Arc::from("");
+    let mut headers = smallvec::SmallVec::new();
+    for header in message.headers().into_iter().flat_map(|headers| headers.iter()) {
+        let text = header.value.and_then(|value| std::str::from_utf8(value).ok());
+        match (header.key, text) {
+            (ID, Some(text)) if id.is_none() && text.parse::<EventId>().is_ok() => id = text.parse().ok(),
+            (TYPE, Some(text)) if kind.is_empty() => kind = text.into(),
+            (name, _) => {
+                let value = header.value.map(Bytes::copy_from_slice);
+                headers.push(Header { name: name.into(), value });
+            }
+        }
+    }
+    // Where there is none, its place is what tells it apart.
+    let place =
+        || EventId::derive(time, &[stream.as_bytes(), &partition.to_be_bytes(), &offset.to_be_bytes()]);
+    let event = Event {
+        id: id.unwrap_or_else(place),
+        stream: Arc::clone(stream),
+        partition: Some(partition),
+        kind,
+        key: message.key().map(Bytes::copy_from_slice),
+        payload: message.payload().map(Bytes::copy_from_slice),
+        headers,
+        time,
+        position: Position::ZERO,
+    };
+    Record { offset, event }
+}

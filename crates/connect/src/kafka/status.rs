@@ -1,0 +1,122 @@
+//! What the cluster holds of our streams, and how far groups have come.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use headwater_core::ports::{BusStatus, GroupStatus, StreamStatus, Subscribe};
+use headwater_core::{Error, Result};
+use rdkafka::admin::AdminClient;
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::context::Quiet;
+use super::topics::{Topic, Topics, blocking};
+use super::{KafkaConfig, errors, positions};
+
+/// Asking for a group's cursors takes a client of its own: of the cluster's groups no more are asked.
+const MAX_GROUPS: usize = 20;
+
+/// The groups that subscribed through this bus.
+#[derive(Default)]
+pub struct Groups(Mutex<BTreeSet<String>>);
+
+impl Groups {
+    /// Remembers a subscription's group.
+    pub fn note(&self, subscribe: &Subscribe) {
+        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        groups.extend(subscribe.group.clone());
+    }
+
+    fn names(&self) -> BTreeSet<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The first and the end offset of each partition of a topic.
+type Ends = Vec<(i64, i64)>;
+
+/// Asks the cluster.
+pub async fn read(config: &KafkaConfig, topics: &Topics, groups: &Groups) -> Result<BusStatus> {
+    let (config, client) = (config.clone(), topics.client());
+    let (streams, mut names) = (topics.all(), groups.names());
+    let ask = move || {
+        names.extend(listed(&client, &config)?);
+        let mut ends = Vec::new();
+        for (_, topic) in &streams {
+            ends.push(watermarks(&client, &config, topic)?);
+        }
+        let mut status = BusStatus { kind: "kafka".into(), ..BusStatus::default() };
+        for ((stream, topic), ends) in streams.iter().zip(&ends) {
+            status.streams.push(StreamStatus {
+                stream: Arc::clone(stream),
+                partitions: topic.partitions,
+                events: ends.iter().map(|(first, end)| u64::try_from(end - first).unwrap_or(0)).sum(),
+                bytes: None,
+                newest: None,
+                groups: Vec::new(),
+            });
+        }
+        for group in names.into_iter().take(MAX_GROUPS) {
+            let cursors = cursors(&config, &group, &streams)?;
+            for (at, (_, topic)) in streams.iter().enumerate() {
+                let lag = lag(&ends[at], topic, &cursors);
+                let group =
+                    lag.map(|lag_events| GroupStatus { group: group.clone(), lag_events, lag_seconds: None });
+                status.streams[at].groups.extend(group);
+            }
+        }
+        status.streams.sort_by(|a, b| a.stream.cmp(&b.stream));
+        status.checkpoints = positions::read(&config)?.into_values().collect();
+        Ok(status)
+    };
+    topics.ensure_positions().await?;
+    blocking(ask).await
+}
+
+fn listed(client: &AdminClient<Quiet>, config: &KafkaConfig) -> Result<Vec<String>> {
+    let list = client.inner().fetch_group_list(None, config.timeout);
+    let list = list.map_err(|error| errors::error(error, "listing consumer groups"))?;
+    let mut names: Vec<String> = list.groups().iter().map(|group| group.name().to_owned()).collect();
+    names.sort();
+    Ok(names)
+}
+
+fn watermarks(client: &AdminClient<Quiet>, config: &KafkaConfig, topic: &Topic) -> Result<Ends> {
+    let ask = |partition: u32| {
+        let partition = i32::try_from(partition).unwrap_or(i32::MAX);
+        client.inner().fetch_watermarks(&topic.name, partition, config.timeout)
+    };
+    let doing = |error| errors::error(error, format!("reading the offsets of topic {}", topic.name));
+    (0..topic.partitions).map(ask).collect::<std::result::Result<_, _>>().map_err(doing)
+}
+
+/// A group's committed offsets, by topic and partition.
+type Cursors = BTreeMap<(String, u32), i64>;
+
+fn cursors(config: &KafkaConfig, group: &str, streams: &[(Arc<str>, Topic)]) -> Result<Cursors> {
+    let doing = |error| -> Error { errors::error(error, format!("reading the cursors of group {group}")) };
+    let consumer: BaseConsumer<Quiet> =
+        BaseConsumer::from_config_and_context(&config.consumer(group), Quiet).map_err(doing)?;
+    let mut list = TopicPartitionList::new();
+    for (_, topic) in streams {
+        list.add_partition_range(&topic.name, 0, i32::try_from(topic.partitions).unwrap_or(i32::MAX) - 1);
+    }
+    let committed = consumer.committed_offsets(list, config.timeout).map_err(doing)?;
+    let committed = committed.elements().into_iter().filter_map(|element| {
+        let Offset::Offset(offset) = element.offset() else { return None };
+        Some(((element.topic().to_owned(), u32::try_from(element.partition()).ok()?), offset))
+    });
+    Ok(committed.collect())
+}
+
+/// How many events a group has yet to read of a topic; `None` if it never read any of it.
+fn lag(ends: &Ends, topic: &Topic, cursors: &Cursors) -> Option<u64> {
+    let cursor = |partition: u32| cursors.get(&(topic.name.clone(), partition)).copied();
+    (0..topic.partitions).find_map(cursor)?;
+    let lags = (0..topic.partitions).zip(ends).map(|(partition, (first, end))| {
+        let at = cursor(partition).unwrap_or(*first).max(*first);
+        u64::try_from(end - at).unwrap_or(0)
+    });
+    Some(lags.sum())
+}

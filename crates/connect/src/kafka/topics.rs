@@ -1,0 +1,290 @@
+//! The topics of streams: making them, their limits, and whether they stay as they are.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use headwater_core::{Error, Kind, Result, Retention, StreamSpec};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::error::RDKafkaErrorCode as Code;
+
+use super::context::Quiet;
+use super::{KafkaConfig, errors};
+
+/// A record batch of librdkafka's default size passes the default limit of a topic.
+const BATCH_BYTES: u32 = 1_000_000;
+
+/// What is known of topics.
+pub struct Topics {
+    config: KafkaConfig,
+    admin: Arc<AdminClient<Quiet>>,
+    known: RwLock<HashMap<Arc<str>, Topic>>,
+}
+
+/// A stream's topic, as it was when the stream was ensured.
+#[derive(Debug, Clone)]
+pub struct Topic {
+    /// Its name.
+    pub name: String,
+    /// Its partitions.
+    pub partitions: u32,
+    /// The most bytes of a record batch (`max.message.bytes`); `None` when we may not know.
+    pub limit: Option<u32>,
+    /// What is wrong with it since.
+    pub wrong: Option<String>,
+}
+
+impl Topics {
+    pub fn new(config: &KafkaConfig) -> Result<Self> {
+        let admin = AdminClient::from_config_and_context(&config.client(), Quiet);
+        let admin = admin.map_err(|error| errors::error(error, "making a Kafka client"))?;
+        Ok(Self { config: config.clone(), admin: Arc::new(admin), known: RwLock::default() })
+    }
+
+    /// What is known of a stream's topic.
+    pub fn get(&self, stream: &str) -> Option<Topic> {
+        self.read().get(stream).cloned()
+    }
+
+    /// All that is known.
+    pub fn all(&self) -> Vec<(Arc<str>, Topic)> {
+        self.read().iter().map(|(stream, topic)| (Arc::clone(stream), topic.clone())).collect()
+    }
+
+    /// The most bytes that a record batch may have, whatever its topic.
+    pub fn batch_bytes(&self) -> u32 {
+        self.read().values().filter_map(|topic| topic.limit).fold(BATCH_BYTES, u32::min)
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<Arc<str>, Topic>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<Arc<str>, Topic>> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes sure of a stream's topic, and remembers it.
+    pub async fn ensure(&self, spec: &StreamSpec) -> Result<u32> {
+        headwater_core::check_stream_name(&spec.name)?;
+        let name = self.config.topic(&spec.name);
+        let settings = settings(&spec.retention, spec.partitions);
+        let partitions = self.make(&name, spec.partitions, &settings).await?;
+        if partitions != spec.partitions {
+            return Err(contract(&name, partitions, spec.partitions));
+        }
+        let described = self.describe(&name).await?;
+        let limit = described.get("max.message.bytes").and_then(|bytes| bytes.parse().ok());
+        let topic = Topic { name, partitions, limit, wrong: None };
+        self.write().insert(Arc::clone(&spec.name), topic);
+        Ok(partitions)
+    }
+
+    /// Makes sure of the topic of positions: one partition that is compacted and never emptied.
+    pub async fn ensure_positions(&self) -> Result<()> {
+        let name = &self.config.positions_topic;
+        let settings = [("cleanup.policy", "compact".to_owned())];
+        let partitions = self.make(name, 1, &settings).await?;
+        if partitions != 1 {
+            let what =
+                format!("topic {name}, which keeps how far sources have come, has {partitions} partitions");
+            return Err(Error::new(Kind::Refused, what)
+                .hint("it needs exactly one: name another topic with `positions_topic`"));
+        }
+        match self.describe(name).await?.get("cleanup.policy") {
+            Some(policy) if policy != "compact" => {
+                let what =
+                    format!("topic {name} would lose how far sources have come: cleanup.policy is {policy}");
+                let alter = format!(
+                    "kafka-configs.sh --bootstrap-server {} --alter --topic {name} --add-config cleanup.policy=compact",
+                    self.config.brokers.join(","),
+                );
+                Err(Error::new(Kind::Refused, what).hint(format!("run: {alter}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a topic if there is none, and returns its partitions.
+    async fn make(&self, name: &str, partitions: u32, settings: &[(&str, String)]) -> Result<u32> {
+        if let Some(partitions) = self.partitions(name).await? {
+            return Ok(partitions);
+        }
+        let count = i32::try_from(partitions).unwrap_or(i32::MAX);
+        let replication = TopicReplication::Fixed(self.config.replication.map_or(-1, i32::from));
+        let mut topic = NewTopic::new(name, count, replication);
+        for (key, value) in settings {
+            topic = topic.set(key, value);
+        }
+        let doing = || format!("making topic {name}");
+        let made = self.admin.create_topics([&topic], &self.options()).await;
+        let made = made.map_err(|error| errors::error(error, doing()))?;
+        for result in made {
+            match result {
+                Ok(_) | Err((_, Code::TopicAlreadyExists)) => {}
+                Err((_, code)) => {
+                    let command = self.create_command(name, partitions, settings);
+                    return Err(Error::new(errors::kind_of_code(code), doing())
+                        .because(rdkafka::error::KafkaError::AdminOp(code))
+                        .hint(format!("let someone who may make it: {command}")));
+                }
+            }
+        }
+        self.appears(name).await
+    }
+
+    /// The command that makes a topic, for someone who may.
+    fn create_command(&self, name: &str, partitions: u32, settings: &[(&str, String)]) -> String {
+        let brokers = self.config.brokers.join(",");
+        let mut command = format!(
+            "kafka-topics.sh --bootstrap-server {brokers} --create --topic {name} --partitions {partitions}"
+        );
+        if let Some(replication) = self.config.replication {
+            command += &format!(" --replication-factor {replication}");
+        }
+        for (key, value) in settings {
+            command += &format!(" --config {key}={value}");
+        }
+        command
+    }
+
+    /// Waits until a topic that was just made has leaders for all its partitions.
+    async fn appears(&self, name: &str) -> Result<u32> {
+        let deadline = Instant::now() + self.config.timeout;
+        loop {
+            if let Some(partitions) = self.partitions(name).await? {
+                return Ok(partitions);
+            }
+            if Instant::now() > deadline {
+                return Err(Error::new(
+                    Kind::Unavailable,
+                    format!("topic {name} was made and does not appear"),
+                ));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// How many partitions a topic has; `None` if there is no such topic, or a partition of it has no leader.
+    pub async fn partitions(&self, name: &str) -> Result<Option<u32>> {
+        let (admin, timeout, name) = (Arc::clone(&self.admin), self.config.timeout, name.to_owned());
+        let look = move || {
+            let doing = || format!("looking for topic {name}");
+            let metadata = admin.inner().fetch_metadata(Some(&name), timeout);
+            let metadata = metadata.map_err(|error| errors::error(error, doing()))?;
+            let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == name) else {
+                return Ok(None);
+            };
+            match topic.error().map(Code::from) {
+                None | Some(Code::LeaderNotAvailable) => {}
+                Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => return Ok(None),
+                Some(code) => {
+                    let error = rdkafka::error::KafkaError::MetadataFetch(code);
+                    return Err(errors::error(error, doing()));
+                }
+            }
+            let led = topic.partitions().iter().all(|partition| partition.leader() >= 0);
+            Ok(u32::try_from(topic.partitions().len()).ok().filter(|count| *count > 0 && led))
+        };
+        blocking(look).await
+    }
+
+    /// The settings of a topic; none when we may not read them.
+    async fn describe(&self, name: &str) -> Result<HashMap<String, String>> {
+        let described = self.admin.describe_configs([&ResourceSpecifier::Topic(name)], &self.options()).await;
+        let described =
+            described.map_err(|error| errors::error(error, format!("reading the settings of {name}")))?;
+        match described.into_iter().next() {
+            Some(Ok(resource)) => {
+                let entries = resource.entries.into_iter();
+                Ok(entries.filter_map(|entry| Some((entry.name, entry.value?))).collect())
+            }
+            Some(Err(code)) => {
+                tracing::warn!(topic = name, %code, "cannot read the topic's settings; its limits are not known");
+                Ok(HashMap::new())
+            }
+            None => Ok(HashMap::new()),
+        }
+    }
+
+    fn options(&self) -> AdminOptions {
+        AdminOptions::new()
+            .request_timeout(Some(self.config.timeout))
+            .operation_timeout(Some(self.config.timeout))
+    }
+
+    /// Looks whether the topics have as many partitions as they had; marks those that do not.
+    pub async fn refresh(&self) {
+        for (stream, topic) in self.all() {
+            let wrong = match self.partitions(&topic.name).await {
+                Ok(Some(partitions)) if partitions != topic.partitions => {
+                    contract(&topic.name, partitions, topic.partitions).to_string()
+                }
+                Ok(_) => continue,
+                // The brokers are away: nothing new is known of the others either.
+                Err(_) => return,
+            };
+            tracing::error!(%stream, "{wrong}");
+            if let Some(topic) = self.write().get_mut(&stream) {
+                topic.wrong = Some(wrong);
+            }
+        }
+    }
+
+    /// The client, for questions about offsets and groups; they block.
+    pub fn client(&self) -> Arc<AdminClient<Quiet>> {
+        Arc::clone(&self.admin)
+    }
+}
+
+/// What to set on a new topic, so that events stay as long as the stream says.
+fn settings(retention: &Retention, partitions: u32) -> Vec<(&'static str, String)> {
+    let policy = match (retention.compact, retention.max_age.is_some() || retention.max_bytes.is_some()) {
+        (true, false) => "compact",
+        (true, true) => "compact,delete",
+        (false, _) => "delete",
+    };
+    let age = retention.max_age.map_or(-1, |age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
+    let per_partition =
+        |bytes: u64| i64::try_from(bytes.div_ceil(u64::from(partitions.max(1)))).unwrap_or(i64::MAX);
+    let bytes = retention.max_bytes.map_or(-1, per_partition);
+    vec![
+        ("cleanup.policy", policy.to_owned()),
+        ("retention.ms", age.to_string()),
+        ("retention.bytes", bytes.to_string()),
+    ]
+}
+
+fn contract(topic: &str, has: u32, wanted: u32) -> Error {
+    let what = format!("topic {topic} has {has} partitions, the stream is to have {wanted}");
+    Error::new(Kind::Contract, what).hint(format!(
+        "keys would change their partition and lose their order: set `partitions = {has}` if nothing was published \
+         yet or its consumers can do without the order, or name a new stream"
+    ))
+}
+
+/// Runs what blocks on a thread that may.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let outcome = tokio::task::spawn_blocking(work).await;
+    outcome.unwrap_or_else(|error| Err(Error::new(Kind::Internal, "asking Kafka").because(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retention_becomes_settings_of_a_topic() {
+        let show = |retention| {
+            let pairs = settings(&retention, 4).into_iter();
+            pairs.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+        };
+        let forever = Retention::default();
+        assert_eq!(show(forever), "cleanup.policy=delete retention.ms=-1 retention.bytes=-1");
+        let some = Retention { max_age: Some(Duration::from_secs(60)), max_bytes: Some(1001), compact: true };
+        assert_eq!(show(some), "cleanup.policy=compact,delete retention.ms=60000 retention.bytes=251");
+        let compact = Retention { compact: true, ..forever };
+        assert_eq!(show(compact), "cleanup.policy=compact retention.ms=-1 retention.bytes=-1");
+    }
+}
