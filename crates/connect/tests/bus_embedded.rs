@@ -36,7 +36,12 @@ impl Factory for InDirectory {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { atomic_checkpoint: true, max_payload: 40 << 20, rejected_payload: None }
+        Capabilities {
+            atomic_checkpoint: true,
+            exact_places: true,
+            max_payload: 40 << 20,
+            rejected_payload: None,
+        }
     }
 }
 

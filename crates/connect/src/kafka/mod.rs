@@ -77,7 +77,14 @@ impl KafkaBus {
                 last = Some((&event.stream, topic));
             }
             let Some((_, topic)) = &last else { continue };
-            if let Some(reason) = self.too_large(event, topic) {
+            let nowhere = event.partition.filter(|partition| *partition >= topic.partitions);
+            let nowhere = nowhere.map(|partition| {
+                format!(
+                    "the event is for partition {partition}, topic {} has {}",
+                    topic.name, topic.partitions
+                )
+            });
+            if let Some(reason) = nowhere.or_else(|| self.too_large(event, topic)) {
                 rejections.push(Rejection { index, reason });
             }
         }
@@ -160,12 +167,7 @@ impl Bus for KafkaBus {
 
     async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>> {
         for stream in &subscribe.streams {
-            let topic = self.shared.config.topic(stream);
-            if self.shared.topics.partitions(&topic).await?.is_none() {
-                let what = format!("there is no stream {stream} (topic {topic})");
-                return Err(Error::new(Kind::Refused, what)
-                    .hint("streams are made by `headwater run`; is its name right, and `topic_prefix`?"));
-            }
+            self.shared.topics.find(stream).await?;
         }
         self.groups.note(&subscribe);
         let config = self.shared.config.clone();

@@ -81,6 +81,18 @@ impl Topics {
         Ok(partitions)
     }
 
+    /// Remembers a stream that is only read, if it is there.
+    pub async fn find(&self, stream: &Arc<str>) -> Result<()> {
+        let name = self.config.topic(stream);
+        let Some(partitions) = self.partitions(&name).await? else {
+            return Err(Error::new(Kind::Refused, format!("there is no stream {stream} (topic {name})"))
+                .hint("streams are made by `headwater run`; is its name right, and `topic_prefix`?"));
+        };
+        let topic = Topic { name, partitions, limit: None, wrong: None };
+        self.write().entry(Arc::clone(stream)).or_insert(topic);
+        Ok(())
+    }
+
     /// Makes sure of the topic of positions: one partition that is compacted and never emptied.
     pub async fn ensure_positions(&self) -> Result<()> {
         let name = &self.config.positions_topic;

@@ -40,6 +40,7 @@ pub async fn two_members_share(factory: &dyn Factory) {
     let (stream, group) = (stream(&bus, 4).await, unique("group"));
     let beside = factory.open_reader().await.unwrap();
     let mut first = Reader::open(&bus, &stream, Some(&group), Start::Beginning).await;
+    first.until(|reader| reader.held.len() == 4).await;
     let mut second = Reader::open(&beside, &stream, Some(&group), Start::Beginning).await;
     let (left, right) = tokio::join!(
         first.until(|reader| reader.held.len() == 2),

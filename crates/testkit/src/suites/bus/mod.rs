@@ -12,8 +12,8 @@ pub mod tools;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use headwater_core::Result;
 use headwater_core::ports::Bus;
+use headwater_core::{Event, Position, Result};
 
 pub use groups::*;
 pub use publishing::*;
@@ -39,10 +39,23 @@ pub trait Factory: Send + Sync {
 pub struct Capabilities {
     /// Events and their checkpoint become visible in one step.
     pub atomic_checkpoint: bool,
+    /// Positions come back, and times to the microsecond; otherwise positions are zero, and times have
+    /// whole milliseconds.
+    pub exact_places: bool,
     /// The largest payload to try, in bytes.
     pub max_payload: usize,
     /// A payload of this many bytes is rejected; `None` where the limit is too far to try.
     pub rejected_payload: Option<usize>,
+}
+
+impl Capabilities {
+    /// An event as it comes back.
+    fn carried(self, event: &Event) -> Event {
+        if self.exact_places {
+            return event.clone();
+        }
+        Event { time: event.time.div_euclid(1000) * 1000, position: Position::ZERO, ..event.clone() }
+    }
 }
 
 /// Makes a test of each function of the suite.

@@ -79,7 +79,7 @@ pub async fn events_round_trip_exactly(factory: &dyn Factory) {
     let mut reader = Reader::open(&bus, &stream, None, Start::Beginning).await;
     let read: Vec<Event> = reader.take(all.len()).await.into_iter().map(|record| record.event).collect();
     for (read, published) in read.iter().zip(&all) {
-        assert_eq!(read, published);
+        assert_eq!(*read, factory.capabilities().carried(published));
     }
 }
 
@@ -110,7 +110,11 @@ pub async fn big_payloads_pass(factory: &dyn Factory) {
     let mut reader = Reader::open(&bus, &stream, None, Start::Beginning).await;
     let records = reader.take(sizes.len()).await;
     for (record, event) in records.iter().zip(&batch) {
-        assert!(record.event == *event, "an event of {} bytes changed on its way", event.size());
+        assert!(
+            record.event == factory.capabilities().carried(event),
+            "an event of {} bytes changed on its way",
+            event.size()
+        );
     }
 }
 
@@ -159,6 +163,8 @@ pub async fn the_checkpoint_never_leads(factory: &dyn Factory) {
     let bus = factory.open().await.unwrap();
     let (stream, source) = (stream(&bus, 1).await, unique("source"));
     let beside = factory.open_reader().await.unwrap();
+    // Some kinds of bus know of a stream once they were told of it.
+    let _reader = Reader::open(&beside, &stream, None, Start::End).await;
     let publisher = {
         let (bus, stream, source) = (Arc::clone(&bus), Arc::clone(&stream), source.clone());
         tokio::spawn(async move {
