@@ -64,7 +64,8 @@ pub async fn prepare(
     plan.apply(connection, &server.user).await?;
     for table in tables.iter().filter(|table| table.changes) {
         if let Some(InsertsOnly { why, mend }) = &table.inserts_only {
-            tracing::warn!(table = table.full_name(), why, mend, "only inserts are captured");
+            let theirs = plan.theirs;
+            tracing::warn!(table = table.full_name(), why, mend, theirs, "updates cannot be captured");
         }
     }
     Ok(Prepared { server, tables, publications: plan.publications, slot })

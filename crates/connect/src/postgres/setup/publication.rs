@@ -18,6 +18,8 @@ const MARK: &str = "made by Headwater";
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Publication {
     pub marked: bool,
+    /// Whether our user may alter it.
+    pub owned: bool,
     /// Whether its tables are not listed one by one: `FOR ALL TABLES`, `FOR TABLES IN SCHEMA`.
     pub open: bool,
     /// Which of insert, update, delete, truncate it publishes, as four letters: `iudt`.
@@ -40,6 +42,8 @@ pub struct Plan {
     pub statements: Vec<String>,
     /// The publications that the statements make; no older slot can decode for them.
     pub missing: Vec<String>,
+    /// Whether the publication is somebody else's, and is as they want it.
+    pub theirs: bool,
     /// Whether our user owns all that the statements touch, as far as it can be seen.
     pub permitted: bool,
 }
@@ -54,7 +58,7 @@ impl Publication {
                  AND NOT EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid), \
              CASE WHEN pubinsert THEN 'i' ELSE '' END || CASE WHEN pubupdate THEN 'u' ELSE '' END || \
              CASE WHEN pubdelete THEN 'd' ELSE '' END || CASE WHEN pubtruncate THEN 't' ELSE '' END, \
-             p.pubviaroot, to_jsonb(p)->>'pubgencols' FROM pg_publication p WHERE p.pubname = {name}"
+             p.pubviaroot, to_jsonb(p)->>'pubgencols', pg_has_role(p.pubowner, 'USAGE') FROM pg_publication p WHERE p.pubname = {name}"
         );
         let rows = connection.query(&sql).await?;
         let Some(row) = rows.first() else { return Ok(None) };
@@ -74,6 +78,7 @@ impl Publication {
             .await?;
         Ok(Some(Self {
             marked: row.text(1)?.starts_with(MARK),
+            owned: row.is_true(6),
             open: row.is_true(2),
             publishes: row.text(3)?.to_owned(),
             via_root: row.is_true(4),
@@ -163,10 +168,17 @@ pub async fn plan(
                 publications: vec![names.publication.clone()],
                 statements: Vec::new(),
                 missing: Vec::new(),
+                theirs: true,
                 permitted: true,
             })
         }
-        ours => Ok(shape(ours, inserts, names, server, tables)),
+        ours => {
+            let sql = "SELECT has_database_privilege(current_database(), 'CREATE')";
+            let creator = connection.query(sql).await?.first().is_some_and(|row| row.is_true(0));
+            let mine = |publication: &Option<Publication>| publication.as_ref().map_or(creator, |p| p.owned);
+            let permitted = mine(&ours) && mine(&inserts) && tables.iter().all(|table| table.owned);
+            Ok(Plan { permitted, ..shape(ours, inserts, names, server, tables) })
+        }
     }
 }
 
@@ -190,7 +202,13 @@ fn shape(
     };
     let statements = shapes.into_iter().flat_map(of_shape).collect();
     let publications = vec![names.publication.clone(), names.inserts.clone()];
-    Plan { publications, statements, missing, permitted: tables.iter().all(|table| table.owned) }
+    Plan {
+        publications,
+        statements,
+        missing,
+        theirs: false,
+        permitted: tables.iter().all(|table| table.owned),
+    }
 }
 
 /// Whether a publication that is not ours publishes all that the config names.
