@@ -1,6 +1,5 @@
 //! The command line, and the help texts.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -200,15 +199,35 @@ pub struct DemoArgs {
     #[arg(long, value_name = "N")]
     pub events: Option<u64>,
     /// Business transactions a second that the shop makes
-    #[arg(long, default_value_t = 2.0, value_name = "R")]
+    #[arg(long, default_value_t = 2.0, value_name = "R", value_parser = rate)]
     pub rate: f64,
     /// Where the shop and the bus are; an existing demo goes on
     #[arg(long, default_value = "headwater-demo", value_name = "DIR")]
     pub dir: PathBuf,
-    /// Serve HTTP here instead of any free port
-    #[arg(long, value_name = "ADDRESS")]
-    pub listen: Option<SocketAddr>,
     /// Print events and the summary as JSON, one object a line
     #[arg(long)]
     pub json: bool,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.01..=10_000.0).contains(&rate) { Ok(rate) } else { Err("not between 0.01 and 10000".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn rates_are_within_reason() {
+        assert_eq!(rate("2.5"), Ok(2.5));
+        assert!(["0", "-1", "NaN", "x", "1e9"].into_iter().all(|text| rate(text).is_err()));
+    }
 }

@@ -2,6 +2,7 @@
 
 mod args;
 mod check;
+mod demo;
 mod init;
 mod output;
 mod parked;
@@ -50,6 +51,6 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Status(args) => status::status(&args).await,
         Command::Snapshot(args) => snapshot::snapshot(&args).await,
         Command::Parked(args) => parked::parked(&args).await,
-        Command::Demo(_) => Ok(0),
+        Command::Demo(args) => demo::demo(&args).await,
     }
 }

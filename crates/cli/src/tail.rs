@@ -9,7 +9,7 @@ use jiff::civil;
 use jiff::tz::TimeZone;
 
 use crate::args::TailArgs;
-use crate::output::{self, Colour, event, human, paint};
+use crate::output::{self, event, human};
 use crate::run::signals::Signals;
 use crate::wiring;
 
@@ -84,33 +84,7 @@ impl Shown<'_> {
         if self.args.json {
             return output::json(&event::EventJson::new(record, latency));
         }
-        output::line(human_line(record, latency, now))
-    }
-}
-
-/// Time, what happened, key, latency, payload.
-pub fn human_line(record: &Record, latency: Option<Micros>, now: Micros) -> String {
-    let event = &record.event;
-    let colour = output::coloured();
-    let key = event.key.as_deref().map_or("-".into(), String::from_utf8_lossy);
-    let key = event::one_line(&key);
-    let latency = latency.map_or("-".into(), human::micros);
-    let head = format!("{}  {:<12}  {key:<8}  {latency:>9}  ", human::clock(event.time, now), event.kind);
-    let text = event::summary(event);
-    let room = output::width().map(|width| width.saturating_sub(head.chars().count()).max(20));
-    let text = room.map_or_else(|| text.clone(), |room| event::shorten(&text, room));
-    let kind = paint(&format!("{:<12}", event.kind), kind_colour(&event.kind), colour);
-    let time = paint(&human::clock(event.time, now), Colour::Dim, colour);
-    format!("{time}  {kind}  {key:<8}  {}  {text}", paint(&format!("{latency:>9}"), Colour::Dim, colour))
-}
-
-/// The colour of what happened.
-pub fn kind_colour(kind: &str) -> Colour {
-    match kind {
-        "create" | "read" => Colour::Green,
-        "update" => Colour::Yellow,
-        "delete" | "truncate" => Colour::Red,
-        _ => Colour::Cyan,
+        output::line(event::human_line(record, latency, now, false))
     }
 }
 

@@ -9,7 +9,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::human;
+use super::{Colour, human, paint};
 
 /// One line of JSON for an event, as `tail --json` prints it.
 #[derive(Serialize)]
@@ -74,6 +74,37 @@ pub fn summary(event: &Event) -> String {
         (Some(before), Some(after), _) => difference(&before, &after),
         (None, Some(row), _) | (Some(row), None, _) | (None, None, Some(row)) => row.show(),
         (None, None, None) => one_line(text),
+    }
+}
+
+/// When it was committed, its stream (where `stream`), what happened, its key, how long it took, and what
+/// it says, as far as the terminal is wide.
+pub fn human_line(record: &Record, latency: Option<Micros>, now: Micros, stream: bool) -> String {
+    let event = &record.event;
+    let colour = super::coloured();
+    let key = one_line(&event.key.as_deref().map_or("-".into(), String::from_utf8_lossy));
+    let latency = latency.map_or("-".into(), human::micros);
+    let time = human::clock(event.time, now);
+    let stream = if stream { format!("{:<12}  ", event.stream) } else { String::new() };
+    let kind = format!("{:<14}", event.kind);
+    let rest = format!("{key:<8}  {latency:>9}");
+    let used = [&time, &stream, &kind, &rest].iter().map(|part| part.chars().count()).sum::<usize>() + 6;
+    let text = summary(event);
+    let text = match super::width() {
+        Some(width) => shorten(&text, width.saturating_sub(used).max(20)),
+        None => text,
+    };
+    let (time, kind) = (paint(&time, Colour::Dim, colour), paint(&kind, kind_colour(&event.kind), colour));
+    format!("{time}  {stream}{kind}  {rest}  {text}")
+}
+
+/// The colour of what happened.
+fn kind_colour(kind: &str) -> Colour {
+    match kind {
+        "create" | "read" => Colour::Green,
+        "update" => Colour::Yellow,
+        "delete" | "truncate" => Colour::Red,
+        _ => Colour::Cyan,
     }
 }
 
