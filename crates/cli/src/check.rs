@@ -158,8 +158,7 @@ async fn bus(config: &Config) -> Finding {
     if wiring::never_ran(config) {
         return Finding::ok("the embedded bus is made by the first `headwater run`");
     }
-    let status = async { wiring::bus_reader(&config.bus, &config.data_dir).await?.status().await };
-    match tokio::time::timeout(PATIENCE, status).await.unwrap_or_else(|_| Err(late())) {
+    match tokio::time::timeout(PATIENCE, wiring::bus_status(config)).await.unwrap_or_else(|_| Err(late())) {
         Ok(status) => {
             let streams = human::plural(status.streams.len() as u64, "stream");
             Finding::ok(format!("the {} bus answers, it holds {streams}", status.kind))

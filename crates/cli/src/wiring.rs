@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use headwater_cli::config::{BusConfig, Config, SourceConfig};
 use headwater_connect::embedded::EmbeddedBus;
+use headwater_connect::kafka::KafkaBus;
 use headwater_connect::parked::SqliteParkedStore;
 use headwater_connect::postgres::{MESSAGES, PostgresConnector};
 use headwater_connect::settings::Outbox;
 use headwater_connect::sqlite::SqliteConnector;
-use headwater_core::Result;
-use headwater_core::ports::{Bus, Connector, ParkedStore};
+use headwater_core::ports::{Bus, BusStatus, Connector, ParkedStore};
+use headwater_core::{Kind, Result};
 use headwater_runtime::{Builder, OutboxRoute, Runtime, TableRef};
 use headwater_wire::format::OutboxColumns;
 
@@ -40,6 +41,7 @@ pub async fn bus(config: &Config) -> Result<Arc<dyn Bus>> {
         BusConfig::Embedded(embedded) => {
             Arc::new(EmbeddedBus::open(&config.data_dir, embedded.clone()).await?)
         }
+        BusConfig::Kafka(kafka) => Arc::new(KafkaBus::open(kafka.clone()).await?),
     })
 }
 
@@ -54,7 +56,24 @@ pub async fn bus_reader(bus: &BusConfig, data_dir: &Path) -> Result<Arc<dyn Bus>
         BusConfig::Embedded(embedded) => {
             Arc::new(EmbeddedBus::open_reader(data_dir, embedded.clone()).await?)
         }
+        BusConfig::Kafka(kafka) => Arc::new(KafkaBus::open(kafka.clone()).await?),
     })
+}
+
+/// What the bus holds, asked beside a process that may be publishing.
+pub async fn bus_status(config: &Config) -> Result<BusStatus> {
+    let BusConfig::Kafka(kafka) = &config.bus else {
+        return bus_reader(&config.bus, &config.data_dir).await?.status().await;
+    };
+    let bus = KafkaBus::open(kafka.clone()).await?;
+    for stream in config.streams.keys() {
+        match bus.know(&stream.as_str().into()).await {
+            // One that was not made yet holds nothing.
+            Err(error) if error.kind() == Kind::Refused => {}
+            known => known?,
+        }
+    }
+    bus.status().await
 }
 
 /// Opens the parked store.

@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use headwater_connect::embedded::EmbeddedConfig;
+use headwater_connect::kafka::KafkaConfig;
 use headwater_core::{Error, Kind, Result};
 use headwater_runtime::{Settings, StreamConfig};
 use toml::Spanned;
@@ -57,6 +58,8 @@ pub struct Config {
 pub enum BusConfig {
     /// Streams in files under `data_dir/bus`.
     Embedded(EmbeddedConfig),
+    /// Streams are topics.
+    Kafka(KafkaConfig),
 }
 
 /// The sections and keys at the top of the file.
@@ -127,7 +130,11 @@ impl Reader<'_> {
             self.problems.push(section::unknown("", line, "section or key", key.get_ref(), TOP));
         }
         let mut config = Config {
-            data_dir: base.join(self.optional::<PathBuf>(root.get("data_dir"), "data_dir", "data".into())),
+            // Its components: `./data`, not `././data`.
+            data_dir: base
+                .join(self.optional::<PathBuf>(root.get("data_dir"), "data_dir", "data".into()))
+                .components()
+                .collect(),
             sources: self.sources(root.get("source"), base),
             bus: self.bus(root.get("bus")),
             streams: self.streams(root.get("stream")),
@@ -163,6 +170,7 @@ impl Reader<'_> {
             section::take_kind("bus", section, known, Some("embedded"), self.lines, &mut self.problems);
         let Some((kind, rest)) = kind else { return default() };
         let bus = match kind.as_str() {
+            "kafka" => self.section("bus", &rest).map(BusConfig::Kafka),
             _ => self.section("bus", &rest).map(BusConfig::Embedded),
         };
         bus.unwrap_or_else(default)

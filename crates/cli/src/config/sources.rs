@@ -79,7 +79,7 @@ impl Reader<'_> {
             return self.section(path, &rest).map(SourceConfig::Postgres);
         }
         let mut config: SqliteConfig = self.section(path, &rest)?;
-        config.path = base.join(&config.path);
+        config.path = base.join(&config.path).components().collect();
         Some(SourceConfig::Sqlite(config))
     }
 

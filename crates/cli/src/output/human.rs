@@ -48,9 +48,12 @@ pub fn micros(micros: Micros) -> String {
     seconds(micros as f64 / 1e6)
 }
 
-/// How long ago it was: `3.2 s ago`.
+/// How long ago it was: `now`, `12.0 s ago`.
 pub fn ago(time: Micros, now: Micros) -> String {
-    format!("{} ago", micros(now - time))
+    match now - time {
+        span if span < 1_000_000 => "now".into(),
+        span => format!("{} ago", micros(span)),
+    }
 }
 
 /// Now, on the one clock.

@@ -18,6 +18,9 @@ use crate::output;
 use crate::run::DataDir;
 use crate::wiring;
 
+/// How long the bus may take to say what it holds.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Answer {
@@ -73,10 +76,9 @@ async fn ask(config: &Config) -> Result<Answer> {
         let note = Some("it never ran: there is no bus in data_dir yet".to_owned());
         return Ok(Answer { running: false, status: None, stored: None, note });
     }
-    let bus = wiring::bus_reader(&config.bus, &config.data_dir).await?;
-    let stored = tokio::time::timeout(Duration::from_secs(10), bus.status()).await.unwrap_or_else(|_| {
+    let stored = tokio::time::timeout(PATIENCE, wiring::bus_status(config)).await.unwrap_or_else(|_| {
         Err(Error::new(Kind::Unavailable, "asking the bus for its status")
-            .hint("it did not answer within 10 s"))
+            .hint("it did not answer within 20 s"))
     })?;
     Ok(Answer { running: owner.is_some(), status: None, stored: Some(stored), note })
 }

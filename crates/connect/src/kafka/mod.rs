@@ -67,6 +67,12 @@ impl KafkaBus {
         Ok(Self { shared, budget, units, groups: status::Groups::default(), _watch: watch })
     }
 
+    /// Tells it of a stream that another process publishes, so that its status covers it. An error of
+    /// kind `Refused` when there is no such topic.
+    pub async fn know(&self, stream: &Arc<str>) -> Result<()> {
+        self.shared.topics.find(stream).await
+    }
+
     /// Which events can never be published as they are.
     fn rejections(&self, events: &[Event]) -> Result<Vec<Rejection>> {
         let mut rejections = Vec::new();
