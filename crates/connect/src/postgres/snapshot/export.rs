@@ -1,0 +1,91 @@
+//! The snapshot to read in, and when the stream has come to it.
+
+use headwater_core::{Error, Kind, Result, ResultExt};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::postgres::client::Connection;
+use crate::postgres::setup::{self, CapturedTable, CreatedSlot, Server};
+use crate::postgres::url::ConnectOptions;
+
+/// A snapshot that other connections can read in, as long as this is kept.
+pub struct Exported {
+    /// What committed before this place is in it.
+    pub consistent_point: u64,
+    /// What other connections call it.
+    pub snapshot: String,
+    /// It ends when this connection does anything else, and with it a temporary slot.
+    _keeper: Connection,
+}
+
+impl Exported {
+    /// The snapshot of a slot that was just made on `keeper`.
+    pub fn new(created: CreatedSlot, keeper: Connection) -> Result<Self> {
+        let none = || Error::new(Kind::Decode, "the server exported no snapshot with the slot");
+        let snapshot = created.snapshot.ok_or_else(none)?;
+        Ok(Self { consistent_point: created.consistent_point, snapshot, _keeper: keeper })
+    }
+}
+
+/// A snapshot that is to be taken when the stream has come to its place.
+pub struct Upcoming {
+    /// The tables to read.
+    pub tables: Vec<CapturedTable>,
+    /// The request that it answers.
+    pub request: Option<String>,
+    /// What commits at or after this place waits for the snapshot.
+    hold: u64,
+    export: Export,
+}
+
+enum Export {
+    Made(Box<Exported>),
+    Making(AbortOnDropHandle<Result<Exported>>),
+}
+
+impl Upcoming {
+    /// A snapshot that is there already.
+    pub fn ready(exported: Exported, tables: Vec<CapturedTable>, request: Option<String>) -> Self {
+        let hold = exported.consistent_point;
+        Self { tables, request, hold, export: Export::Made(Box::new(exported)) }
+    }
+
+    /// A snapshot with a temporary slot, which is made from now on. It cannot begin before the end of the
+    /// log as it is now; that much of the stream can go on.
+    pub async fn temporary(
+        options: &ConnectOptions,
+        tables: Vec<CapturedTable>,
+        request: Option<String>,
+    ) -> Result<Self> {
+        let mut connection = setup::connect(options).await?;
+        let hold = Server::read(&mut connection).await?.end;
+        let making = async move {
+            let name = format!("headwater_snapshot_{:016x}", rand::random::<u64>());
+            let created = setup::create_slot(&mut connection, &name, true, true).await?;
+            Exported::new(created, connection)
+        };
+        let export = Export::Making(AbortOnDropHandle::new(tokio::spawn(making)));
+        Ok(Self { tables, request, hold, export })
+    }
+
+    /// Whether all that committed before `lsn`, and nothing else, means that the snapshot is due. Waits
+    /// for it to be made when that decides.
+    pub async fn is_due(&mut self, lsn: u64) -> Result<bool> {
+        if lsn < self.hold {
+            return Ok(false);
+        }
+        if let Export::Making(making) = &mut self.export {
+            let made = making.await.doing(Kind::Internal, || "making a snapshot".to_owned())??;
+            self.hold = made.consistent_point;
+            self.export = Export::Made(Box::new(made));
+        }
+        Ok(lsn >= self.hold)
+    }
+
+    /// The snapshot, once [`Upcoming::is_due`] has said so.
+    pub fn exported(self) -> Result<(Exported, Vec<CapturedTable>, Option<String>)> {
+        match self.export {
+            Export::Made(exported) => Ok((*exported, self.tables, self.request)),
+            Export::Making(_) => Err(Error::new(Kind::Internal, "a snapshot that was not made yet")),
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Taking a snapshot at its place in the stream.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use headwater_core::ports::{SourceState, TableProgress};
+use headwater_core::{Batch, Change, Op, Position, Result, Row, Transaction};
+
+use super::export::{Exported, Upcoming};
+use super::plan::{self, Chunk, Planned, Published};
+use super::workers::{Piece, Workers};
+use crate::postgres::follow::Follow;
+use crate::postgres::lsn;
+use crate::postgres::setup::CapturedTable;
+use crate::postgres::url::ConnectOptions;
+use crate::store::now;
+
+/// How snapshots are taken.
+pub struct Settings {
+    /// Where.
+    pub options: ConnectOptions,
+    /// By how many connections.
+    pub workers: usize,
+    /// `server_version_num`.
+    pub version: u32,
+    /// The publications that are followed.
+    pub publications: Vec<String>,
+}
+
+/// Where the reads of a snapshot stand.
+struct Reads {
+    point: u64,
+    transaction: Arc<Transaction>,
+    number: u64,
+}
+
+impl Follow {
+    /// All that committed before `lsn` is handed out, and nothing that came later: takes the snapshot
+    /// that waits for this place.
+    pub async fn reached(&mut self, lsn: u64) -> Result<()> {
+        let Some(upcoming) = &mut self.upcoming else { return Ok(()) };
+        if !upcoming.is_due(lsn).await? {
+            return Ok(());
+        }
+        match self.upcoming.take() {
+            Some(upcoming) => self.take(upcoming).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn take(&mut self, upcoming: Upcoming) -> Result<()> {
+        let (exported, tables, request) = upcoming.exported()?;
+        if self.decoder.bytes() > 0 {
+            self.send().await;
+        }
+        let (planned, chunks) = self.plan(&tables).await?;
+        self.begin(&planned);
+        let mut workers =
+            Workers::start(&self.snapshots.options, &exported.snapshot, chunks, self.snapshots.workers);
+        let mut reads = self.reads(&exported);
+        while let Some(piece) = workers.next().await {
+            match piece? {
+                Piece::Rows(table, rows) => self.read(&mut reads, &table, rows).await,
+                Piece::Done(table) => self.done(&table, &tables),
+            }
+        }
+        if request.is_some() {
+            self.state.request = request;
+        }
+        self.send().await;
+        self.end();
+        Ok(())
+    }
+
+    async fn plan(&mut self, tables: &[CapturedTable]) -> Result<(Vec<Arc<Planned>>, VecDeque<Chunk>)> {
+        let published =
+            Published { version: self.snapshots.version, publications: &self.snapshots.publications };
+        let (mut planned, mut chunks) = (Vec::new(), VecDeque::new());
+        for captured in tables {
+            match plan::table(self.decoder.catalog(), captured, &published).await? {
+                Some((table, pieces)) => {
+                    planned.push(table);
+                    chunks.extend(pieces);
+                }
+                None => {
+                    tracing::warn!(table = captured.full_name(), "the table was dropped before its snapshot")
+                }
+            }
+        }
+        Ok((planned, chunks))
+    }
+
+    fn reads(&self, exported: &Exported) -> Reads {
+        let point = exported.consistent_point;
+        let transaction = Transaction {
+            origin: self.decoder.origin(),
+            id: format!("snapshot:{}", lsn::text(point)),
+            committed_at: now(),
+            log_position: lsn::text(point),
+        };
+        Reads { point, transaction: Arc::new(transaction), number: 0 }
+    }
+
+    async fn read(&mut self, reads: &mut Reads, table: &Planned, rows: Vec<Row>) {
+        let count = rows.len() as u64;
+        let change = |row| {
+            reads.number += 1;
+            Change {
+                op: Op::Read,
+                table: table.table.clone(),
+                before: None,
+                after: Some(row),
+                position: Position::of(self.state.epoch, [reads.point, 0, reads.number]),
+                transaction: reads.transaction.clone(),
+            }
+        };
+        let changes: Vec<Change> = rows.into_iter().map(change).collect();
+        if let Some(last) = changes.last() {
+            self.position = last.position;
+        }
+        self.progress(&table.name, |progress| progress.rows += count);
+        let batch = self.state.checkpoint(&self.source, self.position);
+        let batch = batch.map(|checkpoint| Batch { changes, checkpoint: Some(checkpoint) });
+        let _ = self.out.send(batch).await;
+    }
+
+    /// The next checkpoint says that the table was read.
+    fn done(&mut self, table: &Planned, tables: &[CapturedTable]) {
+        if let Some(captured) = tables.iter().find(|captured| captured.full_name() == table.name) {
+            self.state.snapshots.insert(table.name.clone(), captured.oid);
+        }
+        self.progress(&table.name, |progress| progress.done = true);
+    }
+
+    fn begin(&self, planned: &[Arc<Planned>]) {
+        let progress = |table: &Arc<Planned>| TableProgress {
+            table: table.name.clone(),
+            rows: 0,
+            estimate: table.estimate,
+            done: false,
+        };
+        if let Ok(mut status) = self.status.lock() {
+            status.state = SourceState::Snapshot;
+            status.snapshot = planned.iter().map(progress).collect();
+        }
+    }
+
+    fn progress(&self, table: &str, update: impl FnOnce(&mut TableProgress)) {
+        if let Ok(mut status) = self.status.lock()
+            && let Some(progress) = status.snapshot.iter_mut().find(|progress| progress.table == table)
+        {
+            update(progress);
+        }
+    }
+
+    fn end(&self) {
+        if let Ok(mut status) = self.status.lock() {
+            status.state = SourceState::Streaming;
+        }
+    }
+}
