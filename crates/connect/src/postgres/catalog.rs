@@ -6,7 +6,7 @@ use std::sync::Arc;
 use headwater_core::{Column, ColumnType, Error, Field, Identity, Kind, Result, Table};
 use headwater_wire::pgoutput::{Relation, ReplicaIdentity};
 
-use super::client::Connection;
+use super::client::{Connection, QueryRow};
 use super::types::built_in;
 
 /// Types may nest (arrays of composites of domains ...), but not without end.
@@ -51,7 +51,7 @@ impl Catalog {
             name: column.name,
             type_oid: column.type_oid,
             modifier: column.modifier,
-            identity: column.key && relation.identity != ReplicaIdentity::Full,
+            identity: column.key,
         });
         let columns: Vec<RawColumn<'_>> = columns.collect();
         self.table(relation.oid, relation.schema, relation.name, relation.identity, &columns).await
@@ -66,11 +66,12 @@ impl Catalog {
         identity: ReplicaIdentity,
         columns: &[RawColumn<'_>],
     ) -> Result<Arc<Table>> {
-        let keys = self.keys(oid).await?;
-        let known = columns.iter().any(|column| keys.iter().any(|key| key == column.name));
+        // Under these the log does not say what the key is: every column is marked, or none.
+        let ask = matches!(identity, ReplicaIdentity::Full | ReplicaIdentity::Nothing);
+        let keys = if ask { self.primary_key(oid).await? } else { Vec::new() };
         let mut described = Vec::with_capacity(columns.len());
         for column in columns {
-            let key = if known { keys.iter().any(|key| key == column.name) } else { column.identity };
+            let key = if ask { keys.iter().any(|key| key == column.name) } else { column.identity };
             let ty = self.column_type(column.type_oid, column.modifier, DEPTH).await?;
             described.push(Column { name: column.name.to_owned(), ty, key });
         }
@@ -84,15 +85,18 @@ impl Catalog {
         Ok(Arc::new(Table { schema, name, columns: described, identity }))
     }
 
-    /// The columns of the primary key, or of the replica identity's index when there is no primary key.
-    async fn keys(&mut self, oid: u32) -> Result<Vec<String>> {
+    async fn primary_key(&mut self, oid: u32) -> Result<Vec<String>> {
         let sql = format!(
             "select a.attname from pg_index i
              join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any(i.indkey[0:i.indnkeyatts - 1])
-             where i.indexrelid = (select indexrelid from pg_index where indrelid = {oid}
-                 and (indisprimary or indisreplident) order by indisprimary desc limit 1)"
+             where i.indrelid = {oid} and i.indisprimary"
         );
         self.connection.query(&sql).await?.iter().map(|row| row.text(0).map(str::to_owned)).collect()
+    }
+
+    /// Asks something else of the catalog.
+    pub async fn query(&mut self, sql: &str) -> Result<Vec<QueryRow>> {
+        self.connection.query(sql).await
     }
 
     async fn column_type(&mut self, oid: u32, modifier: i32, depth: usize) -> Result<ColumnType> {

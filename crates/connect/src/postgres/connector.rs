@@ -1,27 +1,30 @@
-//! Opening a PostgreSQL source: connect, prepare, find or make the slot, begin to follow.
+//! A configured PostgreSQL source: opening it, checking it, its status.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use headwater_core::ports::{Connector, Finding, Source, SourceState, SourceStatus};
-use headwater_core::{Checkpoint, Origin, Position, Result};
-use tokio::time::Instant;
+use headwater_core::{Checkpoint, Kind, Origin, Result, ResultExt};
 
 use super::catalog::Catalog;
 use super::check::check;
 use super::client::{Connection, Mode, quote_ident, quote_literal};
 use super::config::{Names, PostgresConfig};
-use super::decode::Decoder;
+use super::decode::{Captured, Decoder};
 use super::feedback::Feedback;
-use super::follow::Follow;
+use super::follow::{Follow, Turn};
 use super::lsn;
 use super::messages::Messages;
-use super::setup::{self, Server};
+use super::monitor::Monitor;
+use super::opening::{Opening, Wish};
+use super::pulse::Pulse;
+use super::snapshot;
 use super::source::PostgresSource;
 use super::spill::Spill;
 use super::state::State;
+use crate::requests::Requests;
 
 /// Batches that wait to be shaped.
 const AHEAD: usize = 2;
@@ -31,51 +34,42 @@ pub struct PostgresConnector {
     config: PostgresConfig,
     names: Names,
     spill: PathBuf,
-    status: Arc<Mutex<SourceStatus>>,
+    requests: Requests,
+    monitor: Arc<Monitor>,
+    /// This run of Headwater, for `snapshot = "always"`.
+    run: String,
 }
 
 impl PostgresConnector {
-    /// The source `name`; what it must keep on disk goes below `data_dir`.
+    /// The source `name`; what it must keep on disk goes below `data_dir`, where it also finds what an
+    /// operator asks of it.
     pub fn new(name: &str, config: PostgresConfig, data_dir: &Path) -> Result<Self> {
-        let names = config.names(name)?;
-        let spill = data_dir.join("spill").join(name);
-        Ok(Self { config, names, spill, status: Arc::default() })
-    }
-
-    fn set(&self, state: SourceState) {
-        if let Ok(mut status) = self.status.lock() {
-            status.state = state;
-        }
-    }
-
-    /// The outbox table, schema and name, where there is one.
-    fn outbox(&self) -> Option<(String, String)> {
-        let table = &self.config.outbox.as_ref()?.table;
-        let (schema, name) = table.split_once('.').unwrap_or(("public", table));
-        Some((schema.to_owned(), name.to_owned()))
+        Ok(Self {
+            names: config.names(name)?,
+            config,
+            spill: data_dir.join("spill").join(name),
+            requests: Requests::new(data_dir, name),
+            monitor: Arc::default(),
+            run: format!("{:016x}", rand::random::<u64>()),
+        })
     }
 }
 
 #[async_trait]
 impl Connector for PostgresConnector {
     async fn open(&self, from: Option<&Checkpoint>) -> Result<Box<dyn Source>> {
-        self.set(SourceState::Connecting);
-        let mut connection = setup::connect(&self.config.url).await?;
-        let stored = from.map(State::read).transpose()?;
-        let ready = setup::prepare(&mut connection, &self.names, &self.config, stored.as_ref()).await?;
-        let confirmed = match (&stored, ready.slot.as_ref().map(|slot| slot.confirmed)) {
-            (Some(stored), _) => stored.confirmed,
-            (None, Some(confirmed)) => confirmed,
-            (None, None) => {
-                let created = setup::create_slot(&mut connection, &self.names.slot, false, true).await?;
-                created.consistent_point
-            }
+        self.monitor.state(SourceState::Connecting);
+        let requests = self.requests.clone();
+        let reading = tokio::task::spawn_blocking(move || requests.read());
+        let request = reading.await.doing(Kind::Internal, || "looking for requests".to_owned())??;
+        let wish = Wish {
+            names: &self.names,
+            config: &self.config,
+            from,
+            request: request.as_ref(),
+            run: &self.run,
         };
-        let state = stored.unwrap_or_else(|| self.first_state(&ready.server, confirmed));
-        let position = from.map_or(Position::of(state.epoch, [confirmed, 0, 0]), |from| from.position);
-        let source = self.follow(connection, state, &ready.publications, position).await?;
-        self.set(SourceState::Streaming);
-        Ok(Box::new(source))
+        Ok(Box::new(self.follow(wish.open().await?).await?))
     }
 
     async fn check(&self) -> Result<Vec<Finding>> {
@@ -83,64 +77,66 @@ impl Connector for PostgresConnector {
     }
 
     fn status(&self) -> SourceStatus {
-        self.status.lock().map(|status| status.clone()).unwrap_or_default()
+        self.monitor.status()
     }
 }
 
 impl PostgresConnector {
-    fn first_state(&self, server: &Server, confirmed: u64) -> State {
-        State {
-            system_id: server.system_id.clone(),
-            database: server.database.clone(),
-            timeline: server.timeline,
-            slot: self.names.slot.clone(),
-            epoch: 1,
-            confirmed,
-            snapshots: Default::default(),
-            request: None,
-        }
-    }
-
-    async fn follow(
-        &self,
-        connection: Connection,
-        state: State,
-        publications: &[String],
-        position: Position,
-    ) -> Result<PostgresSource> {
+    async fn follow(&self, opening: Opening) -> Result<PostgresSource> {
+        let Opening { connection, prepared, state, position, upcoming } = opening;
         let mut catalog = Connection::connect(&self.config.url, Mode::Sql).await?;
         let period = reply_period(&mut catalog).await?;
+        let decoder = self.decoder(&state, catalog, Captured::new(&prepared.tables));
+        let start = self.start(&state, &prepared.publications);
+        let spill = Spill::open(&self.spill).await?;
+        let (reader, writer) = connection.start_replication(&start).await?;
+        let (feedback, writing) = Feedback::start(writer, state.confirmed, period);
+        self.monitor.confirmed(state.confirmed);
+        self.monitor.state(SourceState::Streaming);
+        let snapshots = snapshot::Settings {
+            options: self.config.url.clone(),
+            workers: self.config.snapshot_workers,
+            version: prepared.server.version,
+            publications: prepared.publications,
+            tables: prepared.tables,
+            requests: self.requests.clone(),
+        };
+        let (out, batches) = tokio::sync::mpsc::channel(AHEAD);
+        let before = state.checkpoint(&self.names.source, position)?;
+        let follow = Follow {
+            source: self.names.source.clone(),
+            reader,
+            feedback: feedback.clone(),
+            decoder,
+            spill,
+            state,
+            position,
+            upcoming,
+            snapshots,
+            out,
+            monitor: self.monitor.clone(),
+            turn: Turn::default(),
+        };
+        let pulse = Pulse {
+            options: self.config.url.clone(),
+            heartbeat: self.config.heartbeat,
+            monitor: self.monitor.clone(),
+        };
+        let tasks = [writing, tokio::spawn(follow.run()), tokio::spawn(pulse.run())];
+        Ok(PostgresSource::new(batches, before, feedback, self.monitor.clone(), self.requests.clone(), tasks))
+    }
+
+    fn decoder(&self, state: &State, catalog: Connection, captured: Captured) -> Decoder {
         let origin = Origin {
             source: self.names.source.clone(),
             connector: "postgres".to_owned(),
             database: state.database.clone(),
             system_id: state.system_id.clone(),
         };
-        let columns = self.config.outbox.as_ref().map(|outbox| outbox.columns.clone()).unwrap_or_default();
-        let messages = Messages::new(&self.config.messages, self.outbox().as_ref(), &columns);
-        let decoder =
-            Decoder::new(Arc::new(origin), state.epoch, Catalog::new(catalog), self.outbox(), messages);
-        let (reader, writer) = connection.start_replication(&self.start(&state, publications)).await?;
-        let (feedback, writing) = Feedback::start(writer, state.confirmed, period);
-        let (out, batches) = tokio::sync::mpsc::channel(AHEAD);
-        let follow = Follow {
-            source: self.names.source.clone(),
-            reader,
-            feedback: feedback.clone(),
-            decoder,
-            spill: Spill::open(&self.spill)?,
-            server_end: state.confirmed,
-            state,
-            position,
-            out,
-            status: self.status.clone(),
-            piece: None,
-            idle_since: Instant::now(),
-            moved: false,
-        };
-        let following = tokio::spawn(follow.run());
-        let tasks = vec![writing.abort_handle(), following.abort_handle()];
-        Ok(PostgresSource { batches, feedback, status: self.status.clone(), tasks })
+        let outbox = self.config.outbox.as_ref();
+        let columns = outbox.map(|outbox| outbox.columns.clone()).unwrap_or_default();
+        let messages = Messages::new(&self.config.messages, captured.outbox(), &columns);
+        Decoder::new(Arc::new(origin), state.epoch, Catalog::new(catalog), captured, messages)
     }
 
     fn start(&self, state: &State, publications: &[String]) -> String {

@@ -1,6 +1,6 @@
 //! From messages of pgoutput to changes: which transaction, which table, which place.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use headwater_wire::pgoutput::{self, Message, Old, Relation, Tuple};
 use super::catalog::Catalog;
 use super::lsn;
 use super::messages::Messages;
+use super::setup::CapturedTable;
 
 /// Turns messages into changes; knows the tables, the transaction that is open, and the place.
 pub struct Decoder {
@@ -20,7 +21,7 @@ pub struct Decoder {
     epoch: u64,
     catalog: Catalog,
     relations: HashMap<u32, Known>,
-    outbox: Option<(String, String)>,
+    captured: Captured,
     messages: Messages,
     open: Option<Open>,
     /// The log place of the last row, and how many rows had it.
@@ -29,12 +30,56 @@ pub struct Decoder {
     bytes: usize,
 }
 
+/// The tables whose changes are ours; a publication may hold others.
+pub struct Captured {
+    oids: HashSet<u32>,
+    names: HashSet<(String, String)>,
+    outbox: Option<(String, String)>,
+}
+
+impl Captured {
+    /// These tables: by what they are, under whatever name the log still has for them, and by their
+    /// names, whatever had them then.
+    pub fn new(tables: &[CapturedTable]) -> Self {
+        let name = |table: &CapturedTable| (table.schema.clone(), table.name.clone());
+        Self {
+            oids: tables.iter().map(|table| table.oid).collect(),
+            names: tables.iter().map(name).collect(),
+            outbox: tables.iter().find(|table| table.outbox).map(name),
+        }
+    }
+
+    /// The outbox table, schema and name, where there is one.
+    pub fn outbox(&self) -> Option<&(String, String)> {
+        self.outbox.as_ref()
+    }
+
+    fn role(&self, relation: &Relation<'_>) -> Role {
+        let name = (relation.schema.to_owned(), relation.name.to_owned());
+        match self.oids.contains(&relation.oid) || self.names.contains(&name) {
+            false => Role::Other,
+            true if self.outbox.as_ref() == Some(&name) => Role::Outbox,
+            true => Role::Changes,
+        }
+    }
+}
+
+/// What a table's changes are to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Changes.
+    Changes,
+    /// Events, once they are inserted: updates, deletes and truncates mean nothing.
+    Outbox,
+    /// Nothing.
+    Other,
+}
+
 /// A table, and which of its columns an old key has.
 struct Known {
     table: Arc<Table>,
     identity: Box<[bool]>,
-    /// Its updates, deletes and truncates mean nothing: a row of it is an event once it is inserted.
-    outbox: bool,
+    role: Role,
 }
 
 /// The transaction that is decoded.
@@ -49,7 +94,7 @@ impl Decoder {
         origin: Arc<Origin>,
         epoch: u64,
         catalog: Catalog,
-        outbox: Option<(String, String)>,
+        captured: Captured,
         messages: Messages,
     ) -> Self {
         Self {
@@ -57,13 +102,23 @@ impl Decoder {
             epoch,
             catalog,
             relations: HashMap::new(),
-            outbox,
+            captured,
             messages,
             open: None,
             place: (0, 0),
             changes: Vec::new(),
             bytes: 0,
         }
+    }
+
+    /// What it asks about tables and types.
+    pub fn catalog(&mut self) -> &mut Catalog {
+        &mut self.catalog
+    }
+
+    /// Where changes come from.
+    pub fn origin(&self) -> Arc<Origin> {
+        self.origin.clone()
     }
 
     /// Whether a transaction is open.
@@ -131,11 +186,10 @@ impl Decoder {
     }
 
     async fn describe(&mut self, relation: &Relation<'_>) -> Result<()> {
+        let role = self.captured.role(relation);
         let table = self.catalog.relation(relation).await?;
-        let outbox =
-            self.outbox.as_ref().is_some_and(|(schema, name)| *schema == table.schema && *name == table.name);
         let identity = relation.columns.iter().map(|column| column.key).collect();
-        self.relations.insert(relation.oid, Known { table, identity, outbox });
+        self.relations.insert(relation.oid, Known { table, identity, role });
         Ok(())
     }
 
@@ -154,8 +208,9 @@ impl Decoder {
                 format!("a change of relation {relation}, which was not described"),
             ));
         };
-        if known.outbox && op != Op::Create {
-            return self.skip(lsn);
+        if known.role == Role::Other || known.role == Role::Outbox && op != Op::Create {
+            self.count(lsn);
+            return Ok(());
         }
         let (old, new) = settle(old, new, &known.identity);
         let row = |cells: Option<Tuple>| {
@@ -169,10 +224,9 @@ impl Decoder {
         self.push(table, lsn, op, before, after)
     }
 
-    /// Counts a row that is left out, so that those after it keep their places.
-    fn skip(&mut self, lsn: u64) -> Result<()> {
+    /// Counts a row, also one that is left out, so that those after it keep their places.
+    fn count(&mut self, lsn: u64) {
         self.place = if self.place.0 == lsn { (lsn, self.place.1 + 1) } else { (lsn, 0) };
-        Ok(())
     }
 
     fn push(
@@ -183,7 +237,7 @@ impl Decoder {
         before: Option<Row>,
         after: Option<Row>,
     ) -> Result<()> {
-        self.skip(lsn)?;
+        self.count(lsn);
         let Some(open) = &self.open else {
             return Err(Error::new(
                 Kind::Decode,

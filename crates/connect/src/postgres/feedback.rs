@@ -44,11 +44,6 @@ impl Feedback {
     pub fn ping(&self) {
         self.reply.notify_one();
     }
-
-    /// The newest place that was confirmed.
-    pub fn confirmed(&self) -> u64 {
-        *self.flushed.borrow()
-    }
 }
 
 /// A failure to write is left to the reader, which sees the same connection fail.

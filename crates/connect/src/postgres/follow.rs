@@ -4,19 +4,20 @@
 //! at any time, decoding goes on while the last batch is shaped, and a full channel is back-pressure: the
 //! socket is not read, while [`Feedback`] goes on telling the server that we live.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use headwater_core::ports::SourceStatus;
-use headwater_core::{Batch, Kind, Position, Result, ResultExt};
+use headwater_core::{Batch, Change, Kind, Position, Result, ResultExt};
 use headwater_wire::pgoutput::{self, Message};
 use tokio::sync::mpsc::Sender;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, sleep_until};
 
-use super::client::{Replicated, ReplicationReader};
+use super::client::{Gulp, Replicated, ReplicationReader};
 use super::decode::Decoder;
 use super::feedback::Feedback;
+use super::monitor::Monitor;
+use super::snapshot::{self, Upcoming, wanted};
 use super::spill::Spill;
 use super::state::State;
 
@@ -25,6 +26,12 @@ const BATCH: usize = 1 << 20;
 
 /// How often an idle source moves its checkpoint.
 const IDLE: Duration = Duration::from_secs(1);
+
+/// How often a request for a snapshot is looked for.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// How often the server is asked how far it is while a snapshot waits for its place.
+const ASK: Duration = Duration::from_millis(100);
 
 /// What the task needs.
 pub struct Follow {
@@ -42,18 +49,35 @@ pub struct Follow {
     pub state: State,
     /// Where the last change that was handed out stands.
     pub position: Position,
+    /// The snapshot that waits for its place in the log.
+    pub upcoming: Option<Upcoming>,
+    /// How snapshots are taken.
+    pub snapshots: snapshot::Settings,
     /// Where batches go.
     pub out: Sender<Result<Batch>>,
     /// What `status` says.
-    pub status: Arc<Mutex<SourceStatus>>,
-    /// The transaction whose piece is being sent.
-    pub piece: Option<u32>,
-    /// When the checkpoint was last moved without a change.
-    pub idle_since: Instant,
+    pub monitor: Arc<Monitor>,
+    /// Where it stands between two messages.
+    pub turn: Turn,
+}
+
+/// Where the task stands between two messages.
+#[derive(Debug)]
+pub struct Turn {
+    /// The unfinished transaction whose piece is being sent.
+    piece: Option<u32>,
     /// The place moved and no batch says so yet.
-    pub moved: bool,
-    /// The newest place of the log that the server told of.
-    pub server_end: u64,
+    moved: bool,
+    /// When the last batch went.
+    sent: Instant,
+    /// When requests were last looked for.
+    looked: Instant,
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self { piece: None, moved: false, sent: Instant::now(), looked: Instant::now() }
+    }
 }
 
 impl Follow {
@@ -65,40 +89,53 @@ impl Follow {
     }
 
     async fn follow(&mut self) -> Result<()> {
+        self.reached(self.state.confirmed).await?;
         loop {
-            let idle = self.idle_since + IDLE;
+            let (idle, look) = (self.turn.sent + IDLE, self.turn.looked + LOOK);
             let gulp = tokio::select! {
                 gulp = self.reader.next() => gulp?,
-                () = tokio::time::sleep_until(idle), if self.moved => {
+                () = sleep_until(idle), if self.turn.moved => {
                     self.send().await;
+                    continue;
+                }
+                () = sleep_until(look), if self.upcoming.is_none() => {
+                    self.look().await?;
+                    continue;
+                }
+                () = sleep(ASK), if self.upcoming.is_some() => {
+                    self.feedback.ping();
                     continue;
                 }
                 () = self.out.closed() => return Ok(()),
             };
-            let bytes = gulp.bytes().clone();
-            for body in gulp {
-                match Replicated::read(&bytes, body)? {
-                    Replicated::Data { lsn, body } => self.message(lsn, bytes.slice(body)).await?,
-                    Replicated::Keepalive { end, reply } => self.keepalive(end, reply),
-                }
-                if self.decoder.bytes() >= BATCH {
-                    self.send().await;
-                }
-            }
-            if self.decoder.bytes() > 0 {
-                self.send().await;
-            }
-            self.tell();
+            self.gulp(gulp).await?;
         }
     }
 
+    async fn gulp(&mut self, gulp: Gulp) -> Result<()> {
+        let bytes = gulp.bytes().clone();
+        for body in gulp {
+            match Replicated::read(&bytes, body)? {
+                Replicated::Data { lsn, body } => self.message(lsn, bytes.slice(body)).await?,
+                Replicated::Keepalive { end, reply } => self.keepalive(end, reply).await?,
+            }
+            if self.decoder.bytes() >= BATCH {
+                self.send().await;
+            }
+        }
+        if self.decoder.bytes() > 0 {
+            self.send().await;
+        }
+        Ok(())
+    }
+
     async fn message(&mut self, lsn: u64, body: Bytes) -> Result<()> {
-        self.server_end = self.server_end.max(lsn);
-        match (body.first(), self.piece) {
+        self.monitor.heard(lsn);
+        match (body.first(), self.turn.piece) {
             (Some(b'B' | b'C' | b'S' | b'E' | b'c' | b'A'), _) => self.boundary(&body).await,
             (_, Some(xid)) => {
                 let subxid = pgoutput::subtransaction(&body).doing(Kind::Decode, piece)?.unwrap_or(xid);
-                self.spill.append(xid, subxid, lsn, &body)
+                self.spill.append(xid, subxid, lsn, &body).await
             }
             (_, None) => {
                 self.decoder.apply(&body, lsn, false).await?;
@@ -112,13 +149,15 @@ impl Follow {
     async fn boundary(&mut self, body: &Bytes) -> Result<()> {
         match pgoutput::decode(body, false).doing(Kind::Decode, || "decoding a transaction".to_owned())? {
             Message::Begin { final_lsn, committed_at, xid } => {
-                self.decoder.begin(final_lsn, committed_at, xid)
+                self.reached(final_lsn).await?;
+                self.decoder.begin(final_lsn, committed_at, xid);
             }
             Message::Commit { lsn, end_lsn } => self.committed(lsn, end_lsn),
-            Message::StreamStart { xid } => self.piece = Some(xid),
-            Message::StreamStop => self.piece = None,
-            Message::StreamAbort { xid, subxid } => self.spill.abort(xid, subxid)?,
+            Message::StreamStart { xid } => self.turn.piece = Some(xid),
+            Message::StreamStop => self.turn.piece = None,
+            Message::StreamAbort { xid, subxid } => self.spill.abort(xid, subxid).await?,
             Message::StreamCommit { xid, lsn, end_lsn, committed_at } => {
+                self.reached(lsn).await?;
                 self.decoder.begin(lsn, committed_at, xid);
                 self.replay(xid).await?;
                 self.committed(lsn, end_lsn);
@@ -130,8 +169,8 @@ impl Follow {
 
     /// Decodes a transaction that came in pieces, a batch at a time.
     async fn replay(&mut self, xid: u32) -> Result<()> {
-        let Some(mut reader) = self.spill.commit(xid)? else { return Ok(()) };
-        while let Some((lsn, message)) = reader.next()? {
+        let Some(mut reader) = self.spill.commit(xid).await? else { return Ok(()) };
+        while let Some((lsn, message)) = reader.next().await? {
             self.decoder.apply(&message, lsn, true).await?;
             self.advance();
             if self.decoder.bytes() >= BATCH {
@@ -152,38 +191,56 @@ impl Follow {
         self.decoder.end();
         self.position = self.position.max(Position::of(self.state.epoch, [lsn, u64::MAX, 0]));
         self.state.confirmed = self.state.confirmed.max(end_lsn);
-        self.moved = true;
+        self.turn.moved = true;
     }
 
     /// Everything before `end` was sent. Unless a transaction is being sent, that is as good as a commit.
-    fn keepalive(&mut self, end: u64, reply: bool) {
-        self.server_end = self.server_end.max(end);
+    async fn keepalive(&mut self, end: u64, reply: bool) -> Result<()> {
+        self.monitor.heard(end);
         if reply {
             self.feedback.ping();
         }
-        if !self.decoder.in_transaction() && self.piece.is_none() && end > self.state.confirmed {
+        if self.decoder.in_transaction() || self.turn.piece.is_some() {
+            return Ok(());
+        }
+        self.reached(end).await?;
+        if end > self.state.confirmed {
             self.position = self.position.max(Position::of(self.state.epoch, [end, 0, 0]));
             self.state.confirmed = end;
-            self.moved = true;
+            self.turn.moved = true;
         }
+        Ok(())
+    }
+
+    /// Looks for a request that tables be read anew.
+    async fn look(&mut self) -> Result<()> {
+        self.turn.looked = Instant::now();
+        let requests = self.snapshots.requests.clone();
+        let reading = tokio::task::spawn_blocking(move || requests.read());
+        let request = reading.await.doing(Kind::Internal, || "looking for requests".to_owned())??;
+        let Some(request) = request else { return Ok(()) };
+        let tables = &self.snapshots.tables;
+        if wanted::ask(&mut self.state, tables, &request) {
+            self.turn.moved = true;
+            let unread = wanted::unread(&self.state, tables);
+            self.upcoming = Some(Upcoming::temporary(&self.snapshots.options, unread).await?);
+        }
+        Ok(())
     }
 
     /// Hands out what is decoded, with the checkpoint after it; waits while the channel is full.
-    async fn send(&mut self) {
-        self.moved = false;
-        self.idle_since = Instant::now();
-        let batch = self
-            .state
-            .checkpoint(&self.source, self.position)
-            .map(|checkpoint| Batch { changes: self.decoder.take(), checkpoint: Some(checkpoint) });
-        // Nobody listens: the loop sees that the channel is closed.
-        let _ = self.out.send(batch).await;
+    pub async fn send(&mut self) {
+        let changes = self.decoder.take();
+        self.hand_out(changes).await;
     }
 
-    fn tell(&self) {
-        if let Ok(mut status) = self.status.lock() {
-            status.lag_bytes = Some(self.server_end.saturating_sub(self.feedback.confirmed()));
-        }
+    /// Hands out changes, with the checkpoint after them.
+    pub async fn hand_out(&mut self, changes: Vec<Change>) {
+        (self.turn.moved, self.turn.sent) = (false, Instant::now());
+        let checkpoint = self.state.checkpoint(&self.source, self.position);
+        let batch = checkpoint.map(|checkpoint| Batch { changes, checkpoint: Some(checkpoint) });
+        // Nobody listens: the loop sees that the channel is closed.
+        let _ = self.out.send(batch).await;
     }
 }
 

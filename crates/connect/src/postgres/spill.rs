@@ -4,19 +4,22 @@
 //! in `data_dir/spill/SOURCE`: records of the subtransaction (4 bytes), the log place (8), the length (4)
 //! and the message, all little-endian. The files mean nothing after a reconnect: the server then sends
 //! all of it again. They are not fsynced.
-//!
-//! Reading and writing block, but only as long as the page cache does; the task that calls does nothing else.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{BufReader, BufWriter, ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use headwater_core::{Error, Kind, Result, ResultExt};
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
 
 /// How much of a file is buffered.
 const BUFFER: usize = 256 << 10;
+
+/// The length of what stands before each message.
+const HEAD: usize = 16;
 
 /// The unfinished transactions of one source.
 pub struct Spill {
@@ -33,34 +36,38 @@ struct Transaction {
 
 impl Spill {
     /// Uses `dir`, and empties it of what an earlier connection left.
-    pub fn open(dir: &Path) -> Result<Self> {
+    pub async fn open(dir: &Path) -> Result<Self> {
         let doing = || format!("emptying {}", dir.display());
-        match std::fs::remove_dir_all(dir) {
+        match tokio::fs::remove_dir_all(dir).await {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error, doing())),
             _ => {}
         }
-        std::fs::create_dir_all(dir).map_err(|error| failed(error, doing()))?;
+        tokio::fs::create_dir_all(dir).await.map_err(|error| failed(error, doing()))?;
         Ok(Self { dir: dir.to_owned(), open: HashMap::new() })
     }
 
     /// Adds a message of subtransaction `subxid` (`xid` itself for the transaction's own).
-    pub fn append(&mut self, xid: u32, subxid: u32, lsn: u64, message: &[u8]) -> Result<()> {
+    pub async fn append(&mut self, xid: u32, subxid: u32, lsn: u64, message: &[u8]) -> Result<()> {
         let length =
             u32::try_from(message.len()).doing(Kind::Decode, || "a message over 4 GiB".to_owned())?;
-        let transaction = self.transaction(xid)?;
-        let mut write = || {
-            transaction.file.write_all(&subxid.to_le_bytes())?;
-            transaction.file.write_all(&lsn.to_le_bytes())?;
-            transaction.file.write_all(&length.to_le_bytes())?;
-            transaction.file.write_all(message)
+        let transaction = self.transaction(xid).await?;
+        let mut head = [0; HEAD];
+        head[..4].copy_from_slice(&subxid.to_le_bytes());
+        head[4..12].copy_from_slice(&lsn.to_le_bytes());
+        head[12..].copy_from_slice(&length.to_le_bytes());
+        let write = async {
+            transaction.file.write_all(&head).await?;
+            transaction.file.write_all(message).await
         };
-        write().map_err(|error| failed(error, format!("writing {}", transaction.path.display())))
+        write.await.map_err(|error| failed(error, format!("writing {}", transaction.path.display())))
     }
 
     /// A subtransaction was rolled back; the whole transaction when both are the same.
-    pub fn abort(&mut self, xid: u32, subxid: u32) -> Result<()> {
+    pub async fn abort(&mut self, xid: u32, subxid: u32) -> Result<()> {
         if xid == subxid {
-            return self.open.remove(&xid).map_or(Ok(()), |transaction| remove(&transaction.path));
+            let Some(transaction) = self.open.remove(&xid) else { return Ok(()) };
+            let doing = || format!("removing {}", transaction.path.display());
+            return tokio::fs::remove_file(&transaction.path).await.map_err(|error| failed(error, doing()));
         }
         if let Some(transaction) = self.open.get_mut(&xid) {
             transaction.aborted.insert(subxid);
@@ -69,21 +76,22 @@ impl Spill {
     }
 
     /// The transaction has committed: its messages. `None` when nothing of it came.
-    pub fn commit(&mut self, xid: u32) -> Result<Option<SpillReader>> {
-        let Some(transaction) = self.open.remove(&xid) else { return Ok(None) };
+    pub async fn commit(&mut self, xid: u32) -> Result<Option<SpillReader>> {
+        let Some(mut transaction) = self.open.remove(&xid) else { return Ok(None) };
         let doing = || format!("reading {}", transaction.path.display());
-        transaction.file.into_inner().map_err(|error| failed(error.into_error(), doing()))?;
-        let file = File::open(&transaction.path).map_err(|error| failed(error, doing()))?;
+        transaction.file.flush().await.map_err(|error| failed(error, doing()))?;
+        let file = File::open(&transaction.path).await.map_err(|error| failed(error, doing()))?;
         let file = BufReader::with_capacity(BUFFER, file);
         Ok(Some(SpillReader { file, path: transaction.path, aborted: transaction.aborted }))
     }
 
-    fn transaction(&mut self, xid: u32) -> Result<&mut Transaction> {
+    async fn transaction(&mut self, xid: u32) -> Result<&mut Transaction> {
         match self.open.entry(xid) {
-            std::collections::hash_map::Entry::Occupied(entry) => Ok(entry.into_mut()),
-            std::collections::hash_map::Entry::Vacant(entry) => {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => {
                 let path = self.dir.join(xid.to_string());
                 let file = File::create(&path)
+                    .await
                     .map_err(|error| failed(error, format!("making {}", path.display())))?;
                 let file = BufWriter::with_capacity(BUFFER, file);
                 Ok(entry.insert(Transaction { path, file, aborted: HashSet::new() }))
@@ -93,7 +101,7 @@ impl Spill {
 }
 
 /// The messages of a transaction that has committed, in order, without those that were rolled back. Its
-/// file goes when it is dropped.
+/// file goes when it has been read.
 pub struct SpillReader {
     file: BufReader<File>,
     path: PathBuf,
@@ -102,34 +110,31 @@ pub struct SpillReader {
 
 impl SpillReader {
     /// The next message and its place in the log.
-    pub fn next(&mut self) -> Result<Option<(u64, Bytes)>> {
+    pub async fn next(&mut self) -> Result<Option<(u64, Bytes)>> {
+        let doing = || format!("reading {}", self.path.display());
         loop {
-            let mut head = [0; 16];
-            match self.file.read_exact(&mut head) {
-                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
-                read => read.map_err(|error| failed(error, format!("reading {}", self.path.display())))?,
-            }
-            let [subxid, low, high, length] = head.as_chunks::<4>().0 else { return Ok(None) };
+            let mut head = [0; HEAD];
+            match self.file.read_exact(&mut head).await {
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => break,
+                read => read.map_err(|error| failed(error, doing()))?,
+            };
+            let [subxid, low, high, length] = head.as_chunks::<4>().0 else { break };
             let lsn = u64::from(u32::from_le_bytes(*high)) << 32 | u64::from(u32::from_le_bytes(*low));
             let mut message = vec![0; u32::from_le_bytes(*length) as usize];
-            self.file
-                .read_exact(&mut message)
-                .map_err(|error| failed(error, format!("reading {}", self.path.display())))?;
-            if !self.aborted.contains(&u32::from_le_bytes(*subxid)) {
+            self.file.read_exact(&mut message).await.map_err(|error| failed(error, doing()))?;
+            if describes(&message) || !self.aborted.contains(&u32::from_le_bytes(*subxid)) {
                 return Ok(Some((lsn, message.into())));
             }
         }
+        tokio::fs::remove_file(&self.path).await.map_err(|error| failed(error, doing()))?;
+        Ok(None)
     }
 }
 
-impl Drop for SpillReader {
-    fn drop(&mut self) {
-        let _ = remove(&self.path);
-    }
-}
-
-fn remove(path: &Path) -> Result<()> {
-    std::fs::remove_file(path).map_err(|error| failed(error, format!("removing {}", path.display())))
+/// Whether a message describes a table or a type. The server says it once in a transaction, and later
+/// changes rely on it even when it came within a part that was rolled back.
+fn describes(message: &[u8]) -> bool {
+    matches!(message.first(), Some(b'R' | b'Y'))
 }
 
 fn failed(error: std::io::Error, doing: String) -> Error {
@@ -146,33 +151,39 @@ fn failed(error: std::io::Error, doing: String) -> Error {
 mod tests {
     use super::*;
 
-    fn all(mut reader: SpillReader) -> Vec<(u64, Bytes)> {
-        std::iter::from_fn(|| reader.next().unwrap()).collect()
+    async fn all(reader: Option<SpillReader>) -> Vec<(u64, Bytes)> {
+        let (mut reader, mut messages) = (reader.unwrap(), Vec::new());
+        while let Some(message) = reader.next().await.unwrap() {
+            messages.push(message);
+        }
+        messages
     }
 
-    #[test]
-    fn what_was_rolled_back_is_not_there_and_the_file_goes() {
+    #[tokio::test]
+    async fn what_was_rolled_back_is_not_there_and_the_file_goes() {
         let dir = tempfile::tempdir().unwrap();
-        let mut spill = Spill::open(&dir.path().join("s")).unwrap();
-        spill.append(1, 1, 10, b"a").unwrap();
-        spill.append(2, 2, 11, b"other").unwrap();
-        spill.append(1, 5, 12, b"gone").unwrap();
-        spill.abort(1, 5).unwrap();
-        spill.append(1, 6, 13, b"").unwrap();
-        let expected = [(10, Bytes::from_static(b"a")), (13, Bytes::new())];
-        assert_eq!(all(spill.commit(1).unwrap().unwrap()), expected);
-        assert!(spill.commit(1).unwrap().is_none());
-        spill.abort(2, 2).unwrap();
+        let mut spill = Spill::open(&dir.path().join("s")).await.unwrap();
+        spill.append(1, 1, 10, b"Ia").await.unwrap();
+        spill.append(2, 2, 11, b"Iother").await.unwrap();
+        spill.append(1, 5, 1 << 33, b"R").await.unwrap();
+        spill.append(1, 5, 12, b"Igone").await.unwrap();
+        spill.abort(1, 5).await.unwrap();
+        spill.append(1, 6, 13, b"").await.unwrap();
+        let static_bytes = Bytes::from_static;
+        let expected = [(10, static_bytes(b"Ia")), (1 << 33, static_bytes(b"R")), (13, Bytes::new())];
+        assert_eq!(all(spill.commit(1).await.unwrap()).await, expected);
+        assert!(spill.commit(1).await.unwrap().is_none());
+        spill.abort(2, 2).await.unwrap();
         assert_eq!(std::fs::read_dir(dir.path().join("s")).unwrap().count(), 0);
     }
 
-    #[test]
-    fn opening_discards_what_was_left() {
+    #[tokio::test]
+    async fn opening_discards_what_was_left() {
         let dir = tempfile::tempdir().unwrap();
-        let mut spill = Spill::open(dir.path()).unwrap();
-        spill.append(1, 1, 10, b"a").unwrap();
+        let mut spill = Spill::open(dir.path()).await.unwrap();
+        spill.append(1, 1, 10, b"a").await.unwrap();
         drop(spill);
-        let mut spill = Spill::open(dir.path()).unwrap();
-        assert!(spill.commit(1).unwrap().is_none());
+        let mut spill = Spill::open(dir.path()).await.unwrap();
+        assert!(spill.commit(1).await.unwrap().is_none());
     }
 }

@@ -1,6 +1,6 @@
 //! What a PostgreSQL source keeps in its checkpoint.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use headwater_core::{Checkpoint, Kind, Position, Result, ResultExt};
 use serde::{Deserialize, Serialize};
@@ -23,9 +23,13 @@ pub struct State {
     /// Everything before this place was published: what the server may be told.
     #[serde(with = "lsn_text")]
     pub confirmed: u64,
-    /// The tables that were read whole, `schema.name`; the others have a snapshot to come.
-    pub snapshots: BTreeSet<String>,
-    /// The last request for a snapshot that was followed.
+    /// The captured tables, `schema.name`, that were read whole, or did not have to be, with the object
+    /// identifier that each had then. 0 while a snapshot that was asked for is to come.
+    pub snapshots: BTreeMap<String, u32>,
+    /// With `snapshot = "always"`: the run of Headwater in which all tables were last asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
+    /// The last request for a snapshot: what it asks for is part of `snapshots`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
 }

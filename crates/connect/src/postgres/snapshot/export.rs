@@ -29,9 +29,7 @@ impl Exported {
 /// A snapshot that is to be taken when the stream has come to its place.
 pub struct Upcoming {
     /// The tables to read.
-    pub tables: Vec<CapturedTable>,
-    /// The request that it answers.
-    pub request: Option<String>,
+    tables: Vec<CapturedTable>,
     /// What commits at or after this place waits for the snapshot.
     hold: u64,
     export: Export,
@@ -44,18 +42,14 @@ enum Export {
 
 impl Upcoming {
     /// A snapshot that is there already.
-    pub fn ready(exported: Exported, tables: Vec<CapturedTable>, request: Option<String>) -> Self {
+    pub fn ready(exported: Exported, tables: Vec<CapturedTable>) -> Self {
         let hold = exported.consistent_point;
-        Self { tables, request, hold, export: Export::Made(Box::new(exported)) }
+        Self { tables, hold, export: Export::Made(Box::new(exported)) }
     }
 
     /// A snapshot with a temporary slot, which is made from now on. It cannot begin before the end of the
     /// log as it is now; that much of the stream can go on.
-    pub async fn temporary(
-        options: &ConnectOptions,
-        tables: Vec<CapturedTable>,
-        request: Option<String>,
-    ) -> Result<Self> {
+    pub async fn temporary(options: &ConnectOptions, tables: Vec<CapturedTable>) -> Result<Self> {
         let mut connection = setup::connect(options).await?;
         let hold = Server::read(&mut connection).await?.end;
         let making = async move {
@@ -64,7 +58,7 @@ impl Upcoming {
             Exported::new(created, connection)
         };
         let export = Export::Making(AbortOnDropHandle::new(tokio::spawn(making)));
-        Ok(Self { tables, request, hold, export })
+        Ok(Self { tables, hold, export })
     }
 
     /// Whether all that committed before `lsn`, and nothing else, means that the snapshot is due. Waits
@@ -82,9 +76,9 @@ impl Upcoming {
     }
 
     /// The snapshot, once [`Upcoming::is_due`] has said so.
-    pub fn exported(self) -> Result<(Exported, Vec<CapturedTable>, Option<String>)> {
+    pub fn exported(self) -> Result<(Exported, Vec<CapturedTable>)> {
         match self.export {
-            Export::Made(exported) => Ok((*exported, self.tables, self.request)),
+            Export::Made(exported) => Ok((*exported, self.tables)),
             Export::Making(_) => Err(Error::new(Kind::Internal, "a snapshot that was not made yet")),
         }
     }

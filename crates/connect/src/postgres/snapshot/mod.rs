@@ -25,6 +25,7 @@ mod export;
 mod plan;
 mod rows;
 mod taking;
+pub mod wanted;
 mod workers;
 
 pub use export::{Exported, Upcoming};

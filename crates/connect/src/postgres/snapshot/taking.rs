@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use headwater_core::ports::{SourceState, TableProgress};
-use headwater_core::{Batch, Change, Op, Position, Result, Row, Transaction};
+use headwater_core::{Change, Op, Position, Result, Row, Transaction};
 
 use super::export::{Exported, Upcoming};
 use super::plan::{self, Chunk, Planned, Published};
@@ -13,6 +13,7 @@ use crate::postgres::follow::Follow;
 use crate::postgres::lsn;
 use crate::postgres::setup::CapturedTable;
 use crate::postgres::url::ConnectOptions;
+use crate::requests::Requests;
 use crate::store::now;
 
 /// How snapshots are taken.
@@ -25,6 +26,10 @@ pub struct Settings {
     pub version: u32,
     /// The publications that are followed.
     pub publications: Vec<String>,
+    /// The captured tables.
+    pub tables: Vec<CapturedTable>,
+    /// Where an operator's requests lie.
+    pub requests: Requests,
 }
 
 /// Where the reads of a snapshot stand.
@@ -49,7 +54,7 @@ impl Follow {
     }
 
     async fn take(&mut self, upcoming: Upcoming) -> Result<()> {
-        let (exported, tables, request) = upcoming.exported()?;
+        let (exported, tables) = upcoming.exported()?;
         if self.decoder.bytes() > 0 {
             self.send().await;
         }
@@ -64,11 +69,8 @@ impl Follow {
                 Piece::Done(table) => self.done(&table, &tables),
             }
         }
-        if request.is_some() {
-            self.state.request = request;
-        }
         self.send().await;
-        self.end();
+        self.monitor.state(SourceState::Streaming);
         Ok(())
     }
 
@@ -119,9 +121,7 @@ impl Follow {
             self.position = last.position;
         }
         self.progress(&table.name, |progress| progress.rows += count);
-        let batch = self.state.checkpoint(&self.source, self.position);
-        let batch = batch.map(|checkpoint| Batch { changes, checkpoint: Some(checkpoint) });
-        let _ = self.out.send(batch).await;
+        self.hand_out(changes).await;
     }
 
     /// The next checkpoint says that the table was read.
@@ -139,23 +139,17 @@ impl Follow {
             estimate: table.estimate,
             done: false,
         };
-        if let Ok(mut status) = self.status.lock() {
+        self.monitor.update(|status| {
             status.state = SourceState::Snapshot;
             status.snapshot = planned.iter().map(progress).collect();
-        }
+        });
     }
 
     fn progress(&self, table: &str, update: impl FnOnce(&mut TableProgress)) {
-        if let Ok(mut status) = self.status.lock()
-            && let Some(progress) = status.snapshot.iter_mut().find(|progress| progress.table == table)
-        {
-            update(progress);
-        }
-    }
-
-    fn end(&self) {
-        if let Ok(mut status) = self.status.lock() {
-            status.state = SourceState::Streaming;
-        }
+        self.monitor.update(|status| {
+            if let Some(progress) = status.snapshot.iter_mut().find(|progress| progress.table == table) {
+                update(progress);
+            }
+        });
     }
 }

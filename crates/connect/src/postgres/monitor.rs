@@ -1,0 +1,70 @@
+//! What a source says of itself while it runs.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use headwater_core::ports::{SourceState, SourceStatus};
+
+use super::lsn;
+
+/// The status of one source, written by its tasks and read at any time.
+#[derive(Debug, Default)]
+pub struct Monitor {
+    status: Mutex<SourceStatus>,
+    /// The newest place of the log that the server told of.
+    end: AtomicU64,
+    confirmed: AtomicU64,
+}
+
+impl Monitor {
+    /// What the source is doing now.
+    pub fn status(&self) -> SourceStatus {
+        let mut status = self.status.lock().map(|status| status.clone()).unwrap_or_default();
+        let confirmed = self.confirmed.load(Ordering::Relaxed);
+        if confirmed > 0 {
+            status.position = Some(lsn::text(confirmed));
+            status.lag_bytes = Some(self.end.load(Ordering::Relaxed).saturating_sub(confirmed));
+        }
+        status
+    }
+
+    /// Changes what is said.
+    pub fn update(&self, change: impl FnOnce(&mut SourceStatus)) {
+        if let Ok(mut status) = self.status.lock() {
+            change(&mut status);
+        }
+    }
+
+    /// A new phase.
+    pub fn state(&self, state: SourceState) {
+        self.update(|status| status.state = state);
+    }
+
+    /// The log reaches at least this far.
+    pub fn heard(&self, end: u64) {
+        self.end.fetch_max(end, Ordering::Relaxed);
+    }
+
+    /// Everything before this place is confirmed.
+    pub fn confirmed(&self, place: u64) {
+        self.confirmed.fetch_max(place, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lag_is_what_is_not_confirmed() {
+        let monitor = Monitor::default();
+        assert_eq!((monitor.status().position, monitor.status().lag_bytes), (None, None));
+        monitor.confirmed(100);
+        monitor.heard(300);
+        monitor.heard(200);
+        assert_eq!(monitor.status().lag_bytes, Some(200));
+        assert_eq!(monitor.status().position.as_deref(), Some("0/64"));
+        monitor.confirmed(400);
+        assert_eq!(monitor.status().lag_bytes, Some(0));
+    }
+}

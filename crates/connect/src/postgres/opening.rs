@@ -1,0 +1,141 @@
+//! From a checkpoint, or none, to where a source begins: which slot, which tables are still to be read.
+
+use headwater_core::{Checkpoint, Kind, Position, Result};
+
+use super::client::Connection;
+use super::config::{Names, PostgresConfig};
+use super::setup::{self, CapturedTable, Prepared, Server};
+use super::snapshot::{Exported, Upcoming, wanted};
+use super::state::State;
+use crate::requests::SnapshotRequest;
+
+/// Where a source begins.
+pub struct Opening {
+    /// A connection for the stream.
+    pub connection: Connection,
+    /// The server and its objects.
+    pub prepared: Prepared,
+    /// What the first checkpoint says.
+    pub state: State,
+    /// The place of the first checkpoint.
+    pub position: Position,
+    /// The snapshot that is to be taken.
+    pub upcoming: Option<Upcoming>,
+}
+
+/// What an opening goes by.
+pub struct Wish<'a> {
+    /// The source's names.
+    pub names: &'a Names,
+    /// Its settings.
+    pub config: &'a PostgresConfig,
+    /// Where it stands.
+    pub from: Option<&'a Checkpoint>,
+    /// What an operator asked for.
+    pub request: Option<&'a SnapshotRequest>,
+    /// This run of Headwater.
+    pub run: &'a str,
+}
+
+impl Wish<'_> {
+    /// Connects, has everything prepared, and decides.
+    pub async fn open(&self) -> Result<Opening> {
+        let mut connection = setup::connect(&self.config.url).await?;
+        let stored = self.from.map(State::read).transpose()?;
+        let prepared = setup::prepare(&mut connection, self.names, self.config, stored.as_ref()).await;
+        match (prepared, stored) {
+            (Ok(prepared), Some(stored)) => self.go_on(connection, prepared, stored).await,
+            (Ok(prepared), None) => self.begin(connection, prepared, 1).await,
+            (Err(hole), stored) if hole.kind() == Kind::Hole && self.mends(stored.as_ref()) => {
+                tracing::warn!(source = self.names.source, %hole, "all tables are read anew, as was asked for");
+                setup::drop_slot(&mut connection, &self.names.slot).await?;
+                let prepared = setup::prepare(&mut connection, self.names, self.config, None).await?;
+                self.begin(connection, prepared, stored.map_or(1, |stored| stored.epoch + 1)).await
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// Reading all tables anew is what mends a hole; an operator has to ask for it.
+    fn mends(&self, stored: Option<&State>) -> bool {
+        let known = stored.and_then(|stored| stored.request.as_ref());
+        self.request.is_some_and(|request| request.tables.is_empty() && known != Some(&request.id))
+    }
+
+    /// Goes on from a checkpoint.
+    async fn go_on(&self, connection: Connection, prepared: Prepared, mut state: State) -> Result<Opening> {
+        if state.timeline != prepared.server.timeline {
+            state.timeline = prepared.server.timeline;
+            state.epoch += 1;
+        }
+        let unread = self.unread(&mut state, &prepared.tables);
+        let upcoming = self.temporary(unread).await?;
+        Ok(self.opening(connection, prepared, state, upcoming))
+    }
+
+    /// Begins where the slot begins, which is made if need be.
+    async fn begin(&self, mut connection: Connection, prepared: Prepared, epoch: u64) -> Result<Opening> {
+        let mut state = self.first(&prepared.server, epoch);
+        let unread = self.unread(&mut state, &prepared.tables);
+        let upcoming = match &prepared.slot {
+            Some(slot) => {
+                state.confirmed = slot.confirmed;
+                self.temporary(unread).await?
+            }
+            None => {
+                let export = !unread.is_empty();
+                let created = setup::create_slot(&mut connection, &self.names.slot, false, export).await?;
+                state.confirmed = created.consistent_point;
+                if export {
+                    let stream = setup::connect(&self.config.url).await?;
+                    let keeper = std::mem::replace(&mut connection, stream);
+                    Some(Upcoming::ready(Exported::new(created, keeper)?, unread))
+                } else {
+                    None
+                }
+            }
+        };
+        Ok(self.opening(connection, prepared, state, upcoming))
+    }
+
+    fn opening(
+        &self,
+        connection: Connection,
+        prepared: Prepared,
+        state: State,
+        upcoming: Option<Upcoming>,
+    ) -> Opening {
+        let stored = self.from.map(|from| from.position).filter(|stored| stored.epoch() == state.epoch);
+        let position = stored.unwrap_or_else(|| Position::of(state.epoch, [state.confirmed, 0, 0]));
+        Opening { connection, prepared, state, position, upcoming }
+    }
+
+    fn unread(&self, state: &mut State, tables: &[CapturedTable]) -> Vec<CapturedTable> {
+        wanted::update(state, tables, self.config.snapshot, self.run);
+        if let Some(request) = self.request {
+            wanted::ask(state, tables, request);
+        }
+        wanted::unread(state, tables)
+    }
+
+    async fn temporary(&self, unread: Vec<CapturedTable>) -> Result<Option<Upcoming>> {
+        if unread.is_empty() {
+            return Ok(None);
+        }
+        Upcoming::temporary(&self.config.url, unread).await.map(Some)
+    }
+
+    fn first(&self, server: &Server, epoch: u64) -> State {
+        State {
+            system_id: server.system_id.clone(),
+            database: server.database.clone(),
+            timeline: server.timeline,
+            slot: self.names.slot.clone(),
+            epoch,
+            confirmed: 0,
+            snapshots: Default::default(),
+            run: None,
+            request: None,
+        }
+    }
+}
