@@ -23,8 +23,9 @@ fn run(world: &World, template: &str, streams: &[(&str, StreamConfig)]) -> Runni
         columns: Default::default(),
         stream: template.into(),
     };
+    let routes = [route, OutboxRoute::messages("shop", template)];
     let builder = headwater_runtime::Runtime::builder()
-        .source("shop", Arc::new(world.source.clone()), [route])
+        .source("shop", Arc::new(world.source.clone()), routes)
         .bus(world.bus.clone())
         .parked(world.parked.clone());
     let with = |builder: headwater_runtime::Builder, (name, config): &(&str, StreamConfig)| {
@@ -121,4 +122,17 @@ async fn an_outbox_without_its_columns_holds_back_all_that_follows() {
     confirmed(&world, 3).await;
     running.stop().await;
     assert_eq!((world.bus.events().len(), world.parked.all().len()), (1, 2), "what follows is held too");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_in_the_log_is_an_outbox_row_without_a_table() {
+    let world = World::new(45);
+    let row = [ID, "order", "o-1", "OrderPlaced", "{\"total\":5}", "NULL"];
+    world.source.commit([change(1, Op::Create, &Arc::new(Table::messages()), None, Some(&row))]);
+    let running = run(&world, "{aggregatetype}", &[]);
+    confirmed(&world, 1).await;
+    running.stop().await;
+    let events = world.bus.events();
+    assert_eq!((&*events[0].stream, &*events[0].kind), ("order", "OrderPlaced"));
+    assert_eq!(events[0].id.to_string(), ID);
 }

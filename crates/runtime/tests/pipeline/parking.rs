@@ -90,7 +90,7 @@ async fn a_condition_that_cannot_be_decided_parks_its_key() {
 }
 
 /// Orders without the column `note`, which the stream's contract names.
-fn without_note(at: u64, id: &str) -> headwater_core::Change {
+pub fn without_note(at: u64, id: &str) -> headwater_core::Change {
     let table = crate::common::table("orders", &["id", "customer", "state"], Identity::Key);
     change(at, Op::Create, &table, None, Some(&[id, "1", "open"]))
 }
