@@ -24,7 +24,9 @@ pub trait Bus: Send + Sync {
     /// The checkpoint becomes durable with the events or after them, never before.
     async fn publish(&self, events: Vec<Event>, checkpoint: Option<Checkpoint>) -> Result<Published>;
 
-    /// The newest durable checkpoint of a source. On a bus that fences writers, this fences.
+    /// The newest durable checkpoint of a source, once all that was handed over before has become
+    /// durable or has failed: a source that begins again from it must not be overtaken by events of its
+    /// own that are still on their way. On a bus that fences writers, this fences.
     async fn checkpoint(&self, source: &str) -> Result<Option<Checkpoint>>;
 
     /// Reads streams.

@@ -206,7 +206,9 @@ impl Publisher {
                 }
             }
         };
-        self.park(parked).await?;
+        if !parked.is_empty() {
+            self.park(parked).await?;
+        }
         Ok(counted)
     }
 

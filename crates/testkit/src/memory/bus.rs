@@ -8,12 +8,16 @@ use headwater_core::ports::{
     Accepted, Bus, BusStatus, Published, Rejection, StreamStatus, Subscribe, Subscription,
 };
 use headwater_core::{Checkpoint, Error, Event, Kind, Result, StreamSpec};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 /// A bus in memory. What it accepts becomes durable at once, or, after [`MemoryBus::hold`], when the
 /// test says so; a crash forgets what is not.
 #[derive(Default)]
-pub struct MemoryBus(Mutex<State>);
+pub struct MemoryBus {
+    state: Mutex<State>,
+    /// Something accepted became durable, or was forgotten.
+    settled: Notify,
+}
 
 #[derive(Default)]
 struct State {
@@ -44,6 +48,7 @@ impl MemoryBus {
         for waiting in state.accepted.drain(..count).collect::<Vec<_>>() {
             state.keep(waiting);
         }
+        self.settled.notify_waiters();
         count
     }
 
@@ -56,6 +61,7 @@ impl MemoryBus {
     /// Forgets all that is not durable; whoever waits for it gets an error.
     pub fn crash(&self) {
         self.state().accepted.clear();
+        self.settled.notify_waiters();
     }
 
     /// Rejects events larger than this.
@@ -96,7 +102,7 @@ impl MemoryBus {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -150,7 +156,15 @@ impl Bus for MemoryBus {
     }
 
     async fn checkpoint(&self, source: &str) -> Result<Option<Checkpoint>> {
-        Ok(self.stored(source))
+        loop {
+            let settled = self.settled.notified();
+            tokio::pin!(settled);
+            settled.as_mut().enable();
+            if self.waiting().0 == 0 {
+                return Ok(self.stored(source));
+            }
+            settled.await;
+        }
     }
 
     async fn subscribe(&self, _: Subscribe) -> Result<Box<dyn Subscription>> {
