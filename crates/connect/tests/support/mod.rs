@@ -66,6 +66,7 @@ impl Place {
             epoch: 1,
             confirmed: created.consistent_point,
             snapshots: Default::default(),
+            run: None,
             request: None,
         }
     }
