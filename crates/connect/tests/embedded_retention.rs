@@ -225,3 +225,27 @@ async fn deletions_are_forgotten_after_a_while() {
     embedded.retain(now() + 25 * HOUR).await.unwrap();
     assert_eq!(keys().await, [Some(b"0/99".to_vec())]);
 }
+
+#[tokio::test]
+async fn a_segment_made_anew_is_not_mixed_with_the_log_of_the_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (embedded, bus) = open(dir.path()).await;
+    let (short, long) = (make(&bus, "short", by_age()).await, make(&bus, "long", Retention::default()).await);
+    publish(&bus, vec![event(&short, 0, 0), event(&long, 0, 0)], None).await;
+    // Somebody looks at the file while it is written, and keeps it open: its log stays.
+    let path = dir.path().join("bus/segment-00000001.db");
+    let log = dir.path().join("bus/segment-00000001.db-wal");
+    let held = rusqlite::Connection::open(&path).unwrap();
+    let count = |file: &rusqlite::Connection| -> i64 {
+        file.query_row("SELECT count(*) FROM event", [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!(count(&held), 2);
+    publish(&bus, events(&long, 0, 1..100), None).await;
+    assert!(log.exists());
+    embedded.retain(now() + 4 * HOUR).await.unwrap();
+    assert!(!log.exists(), "the log of a file that is no more");
+    assert_eq!(count(&rusqlite::Connection::open(&path).unwrap()), 100);
+    drop(held);
+    assert_eq!(count(&rusqlite::Connection::open(&path).unwrap()), 100);
+    assert_eq!(payloads(&read(&bus, &long).await), texts(0, 0..100));
+}

@@ -4,6 +4,7 @@
 //! and rows may move into `compacted.db`, between two reads; whoever finds fewer rows than it expected
 //! looks there before it goes on.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,6 +47,8 @@ struct Segment {
     connection: Option<Connection>,
     /// Whether a newer segment follows.
     closed: bool,
+    /// Which file it was when it was looked at: retention may make it anew.
+    inode: u64,
     used: u64,
 }
 
@@ -76,16 +79,15 @@ impl Catalog {
 
     /// Lists the files again: lets go of those that went, looks at those that are new.
     fn list(&mut self) -> Result<()> {
-        let mut numbers = segment::list(&self.dir)?;
+        let numbers = segment::list(&self.dir)?;
         self.listed = Instant::now();
         self.segments.retain(|segment| numbers.binary_search(&segment.number).is_ok());
-        let last = numbers.pop();
-        for (number, closed) in
-            numbers.into_iter().map(|number| (number, true)).chain(last.map(|n| (n, false)))
-        {
+        let last = numbers.last().copied();
+        for number in numbers {
+            let closed = Some(number) != last;
             match self.segments.binary_search_by_key(&number, |segment| segment.number) {
                 Ok(at) => match self.segments.get_mut(at) {
-                    Some(segment) if segment.closed != closed => segment.close(&self.dir)?,
+                    Some(segment) if closed && !segment.is_final(&self.dir) => segment.close(&self.dir)?,
                     _ => {}
                 },
                 Err(at) => {
@@ -237,6 +239,11 @@ impl Catalog {
     }
 }
 
+/// What tells a file from another of the same name; 0 when there is none.
+fn inode(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |metadata| metadata.ino())
+}
+
 fn warn_of_gap(stream: &StreamRow, number: u32, from: u64, to: u64) {
     let (stream, partition) = (&*stream.name, number - stream.base);
     tracing::warn!(stream, partition, from, to, "retention let events go before this reader came to them");
@@ -246,7 +253,9 @@ impl Segment {
     /// Looks at a segment; `None` when it was dropped since it was listed.
     fn open(dir: &Path, number: u64, closed: bool) -> Result<Option<Self>> {
         let (partitions, connection) = (Vec::new(), None);
-        let mut segment = Self { number, begun_at: 0, partitions, version: -1, connection, closed, used: 0 };
+        let inode = inode(&segment::path(dir, number));
+        let mut segment =
+            Self { number, begun_at: 0, partitions, version: -1, connection, closed, inode, used: 0 };
         match segment.reload(dir) {
             Ok(_) => {}
             Err(_) if !segment::path(dir, number).exists() => return Ok(None),
@@ -256,8 +265,14 @@ impl Segment {
         Ok(Some(Self { begun_at: begun_at.sql(READING)?, ..segment }))
     }
 
-    /// Looks once more at what a segment held when the next was begun.
+    /// Whether it was looked at after it was closed, and is still the same file.
+    fn is_final(&self, dir: &Path) -> bool {
+        self.closed && self.inode == inode(&segment::path(dir, self.number))
+    }
+
+    /// Looks once more at what a segment holds, now that it is closed or was made anew.
     fn close(&mut self, dir: &Path) -> Result<()> {
+        self.inode = inode(&segment::path(dir, self.number));
         (self.closed, self.connection) = (true, None);
         match self.reload(dir) {
             Err(error) if segment::path(dir, self.number).exists() => Err(error),

@@ -59,6 +59,8 @@ pub struct EmbeddedBus {
     dir: PathBuf,
     config: EmbeddedConfig,
     publisher: Option<Publisher>,
+    /// What `status` saw last.
+    seen: Arc<Mutex<Option<Catalog>>>,
 }
 
 /// What only the process that publishes has.
@@ -108,7 +110,7 @@ impl EmbeddedBus {
         let room = Arc::new(Semaphore::new(capacity as usize));
         let (commands, retention, threads) = (Some(commands), Some(retention), vec![retainer, writer]);
         let publisher = Publisher { commands, retention, threads, fence, directory, wakers, room, capacity };
-        Ok(Self { dir, config, publisher: Some(publisher) })
+        Ok(Self { dir, config, publisher: Some(publisher), seen: Arc::default() })
     }
 
     /// Opens the bus in `data_dir/bus` for reading beside the process that publishes (`tail`, `status`):
@@ -123,7 +125,7 @@ impl EmbeddedBus {
             return Err(Error::new(Kind::Config, format!("there is no bus in {}", dir.display()))
                 .hint("start `headwater run` with this data_dir first, or name the one it uses"));
         }
-        Ok(Self { dir, config, publisher: None })
+        Ok(Self { dir, config, publisher: None, seen: Arc::default() })
     }
 
     /// Lets go what is past its stream's retention at `now`; happens by itself every `retain_interval`.
@@ -236,10 +238,7 @@ impl Bus for EmbeddedBus {
     async fn checkpoint(&self, source: &str) -> Result<Option<Checkpoint>> {
         let Some(publisher) = &self.publisher else {
             let (dir, source) = (self.dir.clone(), source.to_owned());
-            return blocking(move || {
-                Catalog::open(&dir)?.newest(|segment| segment::checkpoint(segment, &source))
-            })
-            .await;
+            return blocking(move || segment::stored_checkpoint(&dir, &source)).await;
         };
         let generation = publisher.fence.lock().unwrap_or_else(PoisonError::into_inner).generation();
         let asked = source.to_owned();
@@ -255,7 +254,7 @@ impl Bus for EmbeddedBus {
     }
 
     async fn status(&self) -> Result<BusStatus> {
-        let dir = self.dir.clone();
-        blocking(move || status::status(&dir)).await
+        let (dir, seen) = (self.dir.clone(), Arc::clone(&self.seen));
+        blocking(move || status::status(&dir, &mut seen.lock().unwrap_or_else(PoisonError::into_inner))).await
     }
 }

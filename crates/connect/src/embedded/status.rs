@@ -11,13 +11,19 @@ use super::groups::{self, GroupCursor};
 use super::segment::{self, StreamRow};
 use crate::store::now;
 
-/// Looks at everything in `dir`.
-pub(super) fn status(dir: &Path) -> Result<BusStatus> {
-    let mut catalog = Catalog::open(dir)?;
+/// Looks at everything in `dir`; `known` keeps what the last look saw of closed segments.
+pub(super) fn status(dir: &Path, known: &mut Option<Catalog>) -> Result<BusStatus> {
+    let catalog = match known {
+        Some(catalog) => {
+            catalog.refresh()?;
+            catalog
+        }
+        none => none.insert(Catalog::open(dir)?),
+    };
     let cursors = groups::cursors(dir)?;
     let mut streams = Vec::new();
     for stream in catalog.streams()? {
-        streams.push(stream_status(&mut catalog, &stream, &cursors)?);
+        streams.push(stream_status(catalog, &stream, &cursors)?);
     }
     streams.sort_by(|a, b| a.stream.cmp(&b.stream));
     Ok(BusStatus { kind: "embedded".into(), streams, checkpoints: catalog.newest(segment::checkpoints)? })
