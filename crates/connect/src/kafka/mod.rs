@@ -165,6 +165,9 @@ impl Bus for KafkaBus {
     }
 
     async fn checkpoint(&self, source: &str) -> Result<Option<Checkpoint>> {
+        // Once all of the budget is ours, nothing is on its way.
+        let all = self.budget.acquire_many(self.units).await;
+        drop(all.map_err(|_| Error::new(Kind::Internal, "the bus was closed"))?);
         self.shared.recover().await;
         self.shared.topics.ensure_positions().await?;
         let config = self.shared.config.clone();

@@ -197,6 +197,20 @@ pub async fn the_checkpoint_never_leads(factory: &dyn Factory) {
     publisher.await.unwrap();
 }
 
+/// A source that begins again must not be overtaken by events of its own: the checkpoint that it begins
+/// from counts everything handed over before, whether or not anybody waits for it.
+pub async fn a_checkpoint_waits_for_what_is_on_its_way(factory: &dyn Factory) {
+    let bus = factory.open().await.unwrap();
+    let (stream, source) = (stream(&bus, 1).await, unique("source"));
+    for batch in 1..=20 {
+        let numbers = batch * 100..batch * 100 + 100;
+        drop(accept(&bus, events(&stream, 0, numbers), Some(checkpoint(&source, batch))).await);
+        if batch % 5 == 0 {
+            assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), Some(checkpoint(&source, batch)));
+        }
+    }
+}
+
 /// A checkpoint may come without events.
 pub async fn an_empty_batch_moves_the_checkpoint(factory: &dyn Factory) {
     let bus = factory.open().await.unwrap();
