@@ -93,7 +93,7 @@ pub struct InitArgs {
     /// Make no outbox table
     #[arg(long, conflicts_with = "outbox")]
     pub no_outbox: bool,
-    /// Take everything away again; the outbox and what it holds too
+    /// Take the triggers and what they recorded away again; the outbox stays (SQLite)
     #[arg(long)]
     pub remove: bool,
     /// Print what was done as JSON

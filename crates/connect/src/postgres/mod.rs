@@ -12,6 +12,7 @@ pub mod lsn;
 mod messages;
 mod monitor;
 mod opening;
+pub mod outbox;
 mod pulse;
 pub mod setup;
 mod snapshot;

@@ -1,0 +1,57 @@
+//! `headwater demo`, as the README says it.
+
+mod support;
+
+use serde_json::Value;
+use support::headwater;
+
+#[test]
+fn fifty_events_and_none_is_lost_then_it_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let ended = headwater(dir.path(), &["demo", "--events", "50", "--rate", "100"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let last = ended.out.lines().last().unwrap();
+    assert!(last.contains(", lost 0 (") && last.contains("commit to consumer p50 "), "{last}");
+    for file in ["shop.db", "headwater.toml", "bus"] {
+        assert!(dir.path().join("headwater-demo").join(file).exists(), "{file}");
+    }
+    assert!(!ended.out.contains('\x1b'), "plain in a pipe");
+    assert_eq!(ended.err, "", "nothing to warn of");
+
+    let ended = headwater(dir.path(), &["demo", "--events", "20", "--rate", "100", "--json"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let mut lines: Vec<Value> = ended.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let summary = lines.pop().unwrap();
+    assert_eq!((&summary["lost"], summary["events"].as_u64()), (&0.into(), Some(lines.len() as u64)));
+    assert!(lines.len() >= 20, "{summary}");
+    assert!(lines.iter().all(|event| event["type"] != "read"), "the snapshot is not taken again");
+    assert!(summary["p99_ms"].is_f64(), "{summary}");
+}
+
+#[test]
+fn what_never_arrives_is_exit_code_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let ended = headwater(dir.path(), &["demo", "--events", "20", "--rate", "100"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    // A row that no trigger saw.
+    let shop = rusqlite::Connection::open(dir.path().join("headwater-demo/shop.db")).unwrap();
+    let triggers: Vec<(String, String)> = {
+        let mut found = shop
+            .prepare("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'customers'")
+            .unwrap();
+        found.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect()
+    };
+    assert!(!triggers.is_empty());
+    for (name, _) in &triggers {
+        shop.execute_batch(&format!("DROP TRIGGER \"{name}\"")).unwrap();
+    }
+    shop.execute_batch("INSERT INTO customers VALUES (99, 'Unseen', 'unseen@example.com')").unwrap();
+    for (_, sql) in &triggers {
+        shop.execute_batch(sql).unwrap();
+    }
+    drop(shop);
+    let ended = headwater(dir.path(), &["demo", "--events", "5", "--rate", "100"]);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.out.contains("customers 99: never arrived: "), "{}", ended.out);
+    assert!(ended.out.lines().last().unwrap().contains("lost 1"), "{}", ended.out);
+}
