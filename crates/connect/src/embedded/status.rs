@@ -26,7 +26,8 @@ pub(super) fn status(dir: &Path, known: &mut Option<Catalog>) -> Result<BusStatu
         streams.push(stream_status(catalog, &stream, &cursors)?);
     }
     streams.sort_by(|a, b| a.stream.cmp(&b.stream));
-    Ok(BusStatus { kind: "embedded".into(), streams, checkpoints: catalog.newest(segment::checkpoints)? })
+    let checkpoints = catalog.newest(segment::checkpoints)?;
+    Ok(BusStatus { kind: "embedded".into(), streams, checkpoints, ..BusStatus::default() })
 }
 
 fn stream_status(catalog: &mut Catalog, stream: &StreamRow, cursors: &[GroupCursor]) -> Result<StreamStatus> {

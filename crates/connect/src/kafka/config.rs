@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use headwater_core::{Error, Kind, Result};
 use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
 use serde::{Deserialize, Deserializer};
 
 /// `[bus] kind = "kafka"`: the settings of the Kafka bus. Durations are written `"1ms"`, `"30s"`.
@@ -181,6 +182,7 @@ impl KafkaConfig {
     /// What all clients have in common.
     pub(super) fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
+        config.set_log_level(RDKafkaLogLevel::Warning);
         config.set("bootstrap.servers", self.brokers.join(","));
         config.set("client.id", "headwater");
         config.set("allow.auto.create.topics", "false");

@@ -1,16 +1,34 @@
 //! What librdkafka's own threads tell us.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel as Level;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 
-/// Passes librdkafka's words on to tracing.
-#[derive(Debug, Clone, Copy)]
-pub struct Quiet;
+/// Passes librdkafka's words on to tracing, and keeps why it last failed to connect: what it answers
+/// to a question is only that it has no connection.
+#[derive(Debug, Clone, Default)]
+pub struct Listener(Arc<Mutex<Option<String>>>);
 
-impl ClientContext for Quiet {
+impl Listener {
+    /// Why the last connection failed.
+    pub fn failure(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Connections work again.
+    pub fn forget(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl ClientContext for Listener {
     fn log(&self, level: Level, facility: &str, message: &str) {
+        if facility == "FAIL" {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.to_owned());
+        }
         log(level, facility, message);
     }
 
@@ -19,7 +37,7 @@ impl ClientContext for Quiet {
     }
 }
 
-impl ConsumerContext for Quiet {}
+impl ConsumerContext for Listener {}
 
 /// What librdkafka calls an error is one for a person only when Headwater says so too.
 pub fn log(level: Level, facility: &str, message: &str) {

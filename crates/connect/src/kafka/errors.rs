@@ -3,6 +3,12 @@
 use headwater_core::{Error, Kind};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
+const LOGIN: &str = "check `options`: security.protocol, sasl.mechanism, sasl.username and sasl.password must fit \
+                     the listener that `brokers` names";
+
+const REACH: &str =
+    "is the cluster running, and can `brokers` and the addresses it advertises be reached from here?";
+
 /// An error of Kafka, with what was being done.
 pub fn error(error: KafkaError, doing: impl Into<String>) -> Error {
     let kind = kind_of(&error);
@@ -11,6 +17,26 @@ pub fn error(error: KafkaError, doing: impl Into<String>) -> Error {
     match hint {
         Some(hint) => wrapped.because(error).hint(hint),
         None => wrapped.because(error),
+    }
+}
+
+/// An error of a question, with why the connection failed where that is all there is to say.
+pub fn unanswered(error: KafkaError, failure: Option<String>, doing: String) -> Error {
+    let no_connection = matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::BrokerTransportFailure
+                | Code::AllBrokersDown
+                | Code::OperationTimedOut
+                | Code::RequestTimedOut
+        )
+    );
+    match failure.filter(|_| no_connection) {
+        Some(failure) if failure.contains("SASL") => {
+            Error::new(Kind::Refused, doing).because(failure).hint(LOGIN)
+        }
+        Some(failure) => Error::new(Kind::Unavailable, doing).because(failure).hint(REACH),
+        None => self::error(error, doing),
     }
 }
 
@@ -48,14 +74,9 @@ pub fn kind_of_code(code: Code) -> Kind {
 
 fn hint_of(code: Code) -> Option<&'static str> {
     match code {
-        Code::Authentication | Code::SaslAuthenticationFailed | Code::UnsupportedSASLMechanism => Some(
-            "check `options`: security.protocol, sasl.mechanism, sasl.username and sasl.password must fit the \
-             listener that `brokers` names",
-        ),
+        Code::Authentication | Code::SaslAuthenticationFailed | Code::UnsupportedSASLMechanism => Some(LOGIN),
         Code::AllBrokersDown | Code::BrokerTransportFailure | Code::OperationTimedOut | Code::Resolve => {
-            Some(
-                "is the cluster running, and can `brokers` and the addresses it advertises be reached from here?",
-            )
+            Some(REACH)
         }
         Code::InvalidTimestamp => Some(
             "the brokers take no record whose time is far from theirs: compare the clocks of this machine, the \

@@ -5,6 +5,7 @@
 //! before them are acknowledged, so they may trail, never lead. A record that can never be delivered
 //! stops the producer for good; the bus makes a new one when a source asks for its checkpoint again.
 
+mod client;
 mod config;
 mod context;
 mod errors;
@@ -83,14 +84,8 @@ impl KafkaBus {
                 last = Some((&event.stream, topic));
             }
             let Some((_, topic)) = &last else { continue };
-            let nowhere = event.partition.filter(|partition| *partition >= topic.partitions);
-            let nowhere = nowhere.map(|partition| {
-                format!(
-                    "the event is for partition {partition}, topic {} has {}",
-                    topic.name, topic.partitions
-                )
-            });
-            if let Some(reason) = nowhere.or_else(|| self.too_large(event, topic)) {
+            let impossible = record::impossible(event, topic.partitions);
+            if let Some(reason) = impossible.or_else(|| self.too_large(event, topic)) {
                 rejections.push(Rejection { index, reason });
             }
         }
@@ -185,11 +180,24 @@ impl Bus for KafkaBus {
     }
 
     async fn status(&self) -> Result<BusStatus> {
-        status::read(&self.shared.config, &self.shared.topics, &self.groups).await
+        let Some(waited) = self.shared.waiting() else {
+            return status::read(&self.shared.config, &self.shared.topics, &self.groups).await;
+        };
+        // There is nobody to ask.
+        let waited = i64::try_from(waited.as_micros()).unwrap_or(0);
+        let since = jiff::Timestamp::now().as_microsecond().saturating_sub(waited);
+        Ok(BusStatus { kind: "kafka".into(), waiting_since: Some(since), ..BusStatus::default() })
     }
 }
 
 impl Shared {
+    /// For how long the brokers have not taken what waits for them, when that is too long.
+    fn waiting(&self) -> Option<Duration> {
+        // While the line is made or drained somebody holds it; that is no sign of trouble.
+        let oldest = self.line.try_lock().ok()?.as_ref()?.oldest()?;
+        Some(oldest.elapsed()).filter(|waited| *waited > PATIENCE)
+    }
+
     /// Takes a broken line out of use, once everyone has heard that it is broken and librdkafka has let
     /// go of its connections.
     async fn recover(&self) {
@@ -212,8 +220,7 @@ async fn watch(shared: Arc<Shared>) {
     loop {
         let pause = shared.config.refresh_interval.min(Duration::from_secs(1));
         tokio::time::sleep(pause).await;
-        let oldest = shared.line.lock().await.as_ref().and_then(|line| line.oldest());
-        let waits = oldest.map(|since| since.elapsed()).filter(|waited| *waited > PATIENCE);
+        let waits = shared.waiting();
         match waits {
             Some(waited) if !silent => {
                 tracing::warn!(seconds = waited.as_secs(), "waiting for the Kafka brokers; nothing is lost");

@@ -10,7 +10,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::context::Quiet;
+use super::context::Listener;
 use super::{KafkaConfig, errors};
 
 /// The newest checkpoint of each source. Reads the topic to its end; blocks.
@@ -19,8 +19,9 @@ pub fn read(config: &KafkaConfig) -> Result<BTreeMap<String, Checkpoint>> {
     let doing = || format!("reading checkpoints from topic {topic}");
     let mut settings = config.consumer("headwater-positions");
     settings.set("enable.partition.eof", "true");
-    let consumer: BaseConsumer<Quiet> = BaseConsumer::from_config_and_context(&settings, Quiet)
-        .map_err(|error| errors::error(error, doing()))?;
+    let consumer: BaseConsumer<Listener> =
+        BaseConsumer::from_config_and_context(&settings, Listener::default())
+            .map_err(|error| errors::error(error, doing()))?;
     let mut from = TopicPartitionList::new();
     let begin = from.add_partition_offset(topic, 0, Offset::Beginning);
     begin.and_then(|()| consumer.assign(&from)).map_err(|error| errors::error(error, doing()))?;

@@ -5,12 +5,13 @@
 //! event's type) come first, the event's own follow; an event's own header of those names wins.
 //! A record's place in its source is not carried.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use headwater_core::{Event, EventId, Header, Position, Record};
 use rdkafka::Message;
-use rdkafka::message::{BorrowedMessage, Header as KafkaHeader, Headers, OwnedHeaders};
+use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Header as KafkaHeader, Headers, OwnedHeaders};
 
 const ID: &str = "id";
 const TYPE: &str = "type";
@@ -47,6 +48,21 @@ pub fn headers(event: &Event) -> OwnedHeaders {
     headers
 }
 
+/// The headers whose name is UTF-8, as Kafka says they must be: at the others rdkafka panics.
+fn readable(headers: &BorrowedHeaders) -> impl Iterator<Item = KafkaHeader<'_, &[u8]>> {
+    let get = |index| catch_unwind(AssertUnwindSafe(|| headers.try_get(index))).ok().flatten();
+    (0..headers.count()).filter_map(get)
+}
+
+/// Why an event can be no record of a topic with that many partitions, whatever its size.
+pub fn impossible(event: &Event, partitions: u32) -> Option<String> {
+    if let Some(partition) = event.partition.filter(|partition| *partition >= partitions) {
+        return Some(format!("the event is for partition {partition}, its topic has {partitions}"));
+    }
+    let name = event.headers.iter().find(|header| header.name.contains('\0')).map(|header| &header.name)?;
+    Some(format!("the name of the header {name:?} holds a zero character, which Kafka's client cannot send"))
+}
+
 /// The event of a record that anybody may have written.
 pub fn event(message: &BorrowedMessage<'_>, stream: &Arc<str>) -> Record {
     let time = message.timestamp().to_millis().unwrap_or(0).saturating_mul(1000);
@@ -55,7 +71,7 @@ pub fn event(message: &BorrowedMessage<'_>, stream: &Arc<str>) -> Record {
     let mut id = None;
     let mut kind: Arc<str> = Arc::from("");
     let mut headers = smallvec::SmallVec::new();
-    for header in message.headers().into_iter().flat_map(|headers| headers.iter()) {
+    for header in message.headers().into_iter().flat_map(readable) {
         let text = header.value.and_then(|value| std::str::from_utf8(value).ok());
         match (header.key, text) {
             (ID, Some(text)) if id.is_none() && text.parse::<EventId>().is_ok() => id = text.parse().ok(),

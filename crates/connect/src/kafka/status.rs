@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use headwater_core::ports::{BusStatus, GroupStatus, StreamStatus, Subscribe};
 use headwater_core::{Error, Result};
-use rdkafka::admin::AdminClient;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::context::Quiet;
+use super::client::Asker;
+use super::context::Listener;
 use super::topics::{Topic, Topics, blocking};
 use super::{KafkaConfig, errors, positions};
 
@@ -38,13 +38,13 @@ type Ends = Vec<(i64, i64)>;
 
 /// Asks the cluster.
 pub async fn read(config: &KafkaConfig, topics: &Topics, groups: &Groups) -> Result<BusStatus> {
-    let (config, client) = (config.clone(), topics.client());
+    let (config, asker) = (config.clone(), topics.asker());
     let (streams, mut names) = (topics.all(), groups.names());
     let ask = move || {
-        names.extend(listed(&client, &config)?);
+        names.extend(listed(&asker, &config)?);
         let mut ends = Vec::new();
         for (_, topic) in &streams {
-            ends.push(watermarks(&client, &config, topic)?);
+            ends.push(watermarks(&asker, &config, topic)?);
         }
         let mut status = BusStatus { kind: "kafka".into(), ..BusStatus::default() };
         for ((stream, topic), ends) in streams.iter().zip(&ends) {
@@ -74,18 +74,18 @@ pub async fn read(config: &KafkaConfig, topics: &Topics, groups: &Groups) -> Res
     blocking(ask).await
 }
 
-fn listed(client: &AdminClient<Quiet>, config: &KafkaConfig) -> Result<Vec<String>> {
-    let list = client.inner().fetch_group_list(None, config.timeout);
+fn listed(asker: &Asker, config: &KafkaConfig) -> Result<Vec<String>> {
+    let list = asker.fetch_group_list(None, config.timeout);
     let list = list.map_err(|error| errors::error(error, "listing consumer groups"))?;
     let mut names: Vec<String> = list.groups().iter().map(|group| group.name().to_owned()).collect();
     names.sort();
     Ok(names)
 }
 
-fn watermarks(client: &AdminClient<Quiet>, config: &KafkaConfig, topic: &Topic) -> Result<Ends> {
+fn watermarks(asker: &Asker, config: &KafkaConfig, topic: &Topic) -> Result<Ends> {
     let ask = |partition: u32| {
         let partition = i32::try_from(partition).unwrap_or(i32::MAX);
-        client.inner().fetch_watermarks(&topic.name, partition, config.timeout)
+        asker.fetch_watermarks(&topic.name, partition, config.timeout)
     };
     let doing = |error| errors::error(error, format!("reading the offsets of topic {}", topic.name));
     (0..topic.partitions).map(ask).collect::<std::result::Result<_, _>>().map_err(doing)
@@ -96,8 +96,8 @@ type Cursors = BTreeMap<(String, u32), i64>;
 
 fn cursors(config: &KafkaConfig, group: &str, streams: &[(Arc<str>, Topic)]) -> Result<Cursors> {
     let doing = |error| -> Error { errors::error(error, format!("reading the cursors of group {group}")) };
-    let consumer: BaseConsumer<Quiet> =
-        BaseConsumer::from_config_and_context(&config.consumer(group), Quiet).map_err(doing)?;
+    let consumer: BaseConsumer<Listener> =
+        BaseConsumer::from_config_and_context(&config.consumer(group), Listener::default()).map_err(doing)?;
     let mut list = TopicPartitionList::new();
     for (_, topic) in streams {
         list.add_partition_range(&topic.name, 0, i32::try_from(topic.partitions).unwrap_or(i32::MAX) - 1);

@@ -5,11 +5,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use headwater_core::{Error, Kind, Result, Retention, StreamSpec};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::admin::{AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-use super::context::Quiet;
+use super::client::{Asker, Client};
 use super::{KafkaConfig, errors};
 
 /// A record batch of librdkafka's default size passes the default limit of a topic.
@@ -18,7 +18,7 @@ const BATCH_BYTES: u32 = 1_000_000;
 /// What is known of topics.
 pub struct Topics {
     config: KafkaConfig,
-    admin: Arc<AdminClient<Quiet>>,
+    client: Client,
     known: RwLock<HashMap<Arc<str>, Topic>>,
 }
 
@@ -37,9 +37,7 @@ pub struct Topic {
 
 impl Topics {
     pub fn new(config: &KafkaConfig) -> Result<Self> {
-        let admin = AdminClient::from_config_and_context(&config.client(), Quiet);
-        let admin = admin.map_err(|error| errors::error(error, "making a Kafka client"))?;
-        Ok(Self { config: config.clone(), admin: Arc::new(admin), known: RwLock::default() })
+        Ok(Self { config: config.clone(), client: Client::start(config)?, known: RwLock::default() })
     }
 
     /// What is known of a stream's topic.
@@ -120,7 +118,16 @@ impl Topics {
 
     /// Makes a topic if there is none, and returns its partitions.
     async fn make(&self, name: &str, partitions: u32, settings: &[(&str, String)]) -> Result<u32> {
-        if let Some(partitions) = self.partitions(name).await? {
+        let command = || self.create_command(name, partitions, settings);
+        let seen = self.partitions(name).await.map_err(|error| match error.kind() {
+            Kind::Refused if error.hint_text().is_none() => error.hint(format!(
+                "grant this user the rights to describe, read and write topic {name}; if it does not exist, let \
+                 someone who may make it: {}",
+                command()
+            )),
+            _ => error,
+        });
+        if let Some(partitions) = seen? {
             return Ok(partitions);
         }
         let count = i32::try_from(partitions).unwrap_or(i32::MAX);
@@ -130,16 +137,15 @@ impl Topics {
             topic = topic.set(key, value);
         }
         let doing = || format!("making topic {name}");
-        let made = self.admin.create_topics([&topic], &self.options()).await;
+        let made = self.client.admin.create_topics([&topic], &self.options()).await;
         let made = made.map_err(|error| errors::error(error, doing()))?;
         for result in made {
             match result {
                 Ok(_) | Err((_, Code::TopicAlreadyExists)) => {}
                 Err((_, code)) => {
-                    let command = self.create_command(name, partitions, settings);
                     return Err(Error::new(errors::kind_of_code(code), doing())
                         .because(rdkafka::error::KafkaError::AdminOp(code))
-                        .hint(format!("let someone who may make it: {command}")));
+                        .hint(format!("let someone who may make it: {}", command())));
                 }
             }
         }
@@ -180,11 +186,14 @@ impl Topics {
 
     /// How many partitions a topic has; `None` if there is no such topic, or a partition of it has no leader.
     pub async fn partitions(&self, name: &str) -> Result<Option<u32>> {
-        let (admin, timeout, name) = (Arc::clone(&self.admin), self.config.timeout, name.to_owned());
+        let (asker, timeout, name) = (self.asker(), self.config.timeout, name.to_owned());
         let look = move || {
+            let listener = asker.context();
             let doing = || format!("looking for topic {name}");
-            let metadata = admin.inner().fetch_metadata(Some(&name), timeout);
-            let metadata = metadata.map_err(|error| errors::error(error, doing()))?;
+            let metadata = asker.fetch_metadata(Some(&name), timeout);
+            let metadata =
+                metadata.map_err(|error| errors::unanswered(error, listener.failure(), doing()))?;
+            listener.forget();
             let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == name) else {
                 return Ok(None);
             };
@@ -204,7 +213,8 @@ impl Topics {
 
     /// The settings of a topic; none when we may not read them.
     async fn describe(&self, name: &str) -> Result<HashMap<String, String>> {
-        let described = self.admin.describe_configs([&ResourceSpecifier::Topic(name)], &self.options()).await;
+        let described =
+            self.client.admin.describe_configs([&ResourceSpecifier::Topic(name)], &self.options()).await;
         let described =
             described.map_err(|error| errors::error(error, format!("reading the settings of {name}")))?;
         match described.into_iter().next() {
@@ -244,9 +254,9 @@ impl Topics {
         }
     }
 
-    /// The client, for questions about offsets and groups; they block.
-    pub fn client(&self) -> Arc<AdminClient<Quiet>> {
-        Arc::clone(&self.admin)
+    /// What answers questions about offsets and groups.
+    pub fn asker(&self) -> Asker {
+        Arc::clone(&self.client.asker)
     }
 }
 

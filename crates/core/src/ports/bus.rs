@@ -88,6 +88,9 @@ pub struct BusStatus {
     pub streams: Vec<StreamStatus>,
     /// The newest checkpoint of each source.
     pub checkpoints: Vec<Checkpoint>,
+    /// Since when published events wait for a server that does not take them; `None` when all is well.
+    #[serde(default)]
+    pub waiting_since: Option<Micros>,
 }
 
 /// One stream, over all its partitions.

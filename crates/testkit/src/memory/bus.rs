@@ -185,6 +185,7 @@ impl Bus for MemoryBus {
             kind: "memory".into(),
             streams: state.partitions.iter().map(stream).collect(),
             checkpoints: state.checkpoints.values().cloned().collect(),
+            waiting_since: None,
         })
     }
 }

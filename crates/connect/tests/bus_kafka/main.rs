@@ -1,6 +1,11 @@
 //! The Kafka bus does what every bus must, on a real Apache Kafka.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod faults;
+mod limits;
+mod rights;
+mod tools;
 
 use std::sync::Arc;
 

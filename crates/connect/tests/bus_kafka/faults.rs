@@ -1,0 +1,90 @@
+//! Brokers that die, hang and come back.
+
+use std::time::Duration;
+
+use headwater_connect::kafka::KafkaConfig;
+use headwater_core::Kind;
+use headwater_core::ports::Bus;
+use headwater_testkit::servers::Kafka;
+
+use super::tools::{accept, checkpoint, event, number, open, publish, read, spec, unique, until, within};
+
+/// Killed with -9 while it is published to, twice: nothing is lost, nothing is doubled, all is in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_broker_is_waited_for() {
+    let kafka = Kafka::start().await.unwrap();
+    let bus = open(&KafkaConfig::new([kafka.brokers()])).await;
+    let (stream, source) = (unique("stream"), unique("source"));
+    bus.ensure(&spec(&stream, 2)).await.unwrap();
+    assert_eq!(bus.checkpoint(&source).await.unwrap(), None);
+    let mut accepted = Vec::new();
+    for batch in 0..200 {
+        let numbers = batch * 50..batch * 50 + 50;
+        let events = numbers.map(|n| event(&stream, Some((n % 2) as u32), n, 200)).collect();
+        accepted.push(accept(&bus, events, Some(checkpoint(&source, batch))).await.unwrap());
+        if batch % 80 == 40 {
+            kafka.kill();
+        }
+        if batch % 80 == 79 {
+            kafka.restart().await.unwrap();
+        }
+    }
+    for accepted in accepted {
+        within(accepted.durable()).await.unwrap();
+    }
+    assert_eq!(bus.checkpoint(&source).await.unwrap(), Some(checkpoint(&source, 199)));
+    let records = read(&bus, &stream, 10_000).await;
+    for partition in 0..2 {
+        let of = |record: &&headwater_core::Record| record.event.partition == Some(partition as u32);
+        let numbers: Vec<u64> = records.iter().filter(of).map(number).collect();
+        assert_eq!(numbers, (0..5_000).map(|n| n * 2 + partition).collect::<Vec<_>>());
+    }
+}
+
+/// While the brokers do not answer, `publish` takes what its budget allows and then waits; `status`
+/// says so; nothing is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_hangs_holds_publishing_back() {
+    let kafka = Kafka::settings().proxied().start().await.unwrap();
+    let config = KafkaConfig { queue_bytes: 1 << 20, ..KafkaConfig::new([kafka.proxied_brokers().unwrap()]) };
+    let bus = open(&config).await;
+    let stream = unique("stream");
+    bus.ensure(&spec(&stream, 1)).await.unwrap();
+    publish(&bus, vec![event(&stream, Some(0), 0, 100)], None).await.unwrap();
+    let proxy = kafka.proxy().unwrap();
+    proxy.hold();
+    let mut accepted = Vec::new();
+    let mut next = 1;
+    loop {
+        let events = vec![event(&stream, Some(0), next, 100_000)];
+        match tokio::time::timeout(Duration::from_secs(2), bus.publish(events, None)).await {
+            Ok(published) => match published.unwrap() {
+                headwater_core::ports::Published::Accepted(taken) => accepted.push(taken),
+                headwater_core::ports::Published::Rejected { .. } => panic!("rejected"),
+            },
+            Err(_) => break,
+        }
+        next += 1;
+    }
+    assert!((9..=11).contains(&accepted.len()), "{} of 100 kB each in 1 MiB", accepted.len());
+    until(async || bus.status().await.ok()?.waiting_since).await;
+    proxy.cut();
+    proxy.release();
+    for accepted in accepted {
+        within(accepted.durable()).await.unwrap();
+    }
+    let numbers: Vec<u64> = read(&bus, &stream, next as usize).await.iter().map(number).collect();
+    assert_eq!(numbers, (0..next).collect::<Vec<_>>());
+    assert_eq!(until(async || bus.status().await.ok()).await.waiting_since, None);
+}
+
+/// Without a cluster, questions fail in time with an error that a retry may mend.
+#[tokio::test]
+async fn no_broker_is_unavailable() {
+    let config = KafkaConfig { timeout: Duration::from_millis(500), ..KafkaConfig::new(["127.0.0.1:1"]) };
+    let bus = open(&config).await;
+    let error = within(bus.ensure(&spec(&unique("stream"), 1))).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable);
+    assert!(error.hint_text().is_some(), "{error}");
+    assert_eq!(within(bus.checkpoint("s")).await.unwrap_err().kind(), Kind::Unavailable);
+}

@@ -1,0 +1,200 @@
+//! What a topic takes, and topics that change while they are published to.
+
+use std::time::Duration;
+
+use headwater_connect::kafka::{KafkaBus, KafkaConfig};
+use headwater_core::ports::{Bus, Published};
+use headwater_core::{Header, Kind, partition_of};
+use headwater_testkit::servers::Kafka;
+use rdkafka::admin::{AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+
+use super::tools::{
+    accept, admin, checkpoint, event, number, open, publish, read, spec, unique, until, within,
+};
+
+async fn shared() -> KafkaConfig {
+    KafkaConfig::new([Kafka::shared().await.unwrap().brokers()])
+}
+
+async fn limit(config: &KafkaConfig, topic: &str, bytes: &str) {
+    let (admin, options) = admin(&config.brokers[0]);
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", bytes);
+    for result in admin.alter_configs([&change], &options).await.unwrap() {
+        result.unwrap();
+    }
+}
+
+async fn reason(bus: &KafkaBus, event: headwater_core::Event) -> String {
+    match within(bus.publish(vec![event], None)).await.unwrap() {
+        Published::Accepted(_) => panic!("accepted"),
+        Published::Rejected { mut rejections, .. } => rejections.remove(0).reason,
+    }
+}
+
+/// The bus leaves the choice to Kafka's client, which must choose as `partition_of` does.
+#[tokio::test]
+async fn keys_land_where_java_producers_put_them() {
+    let bus = open(&shared().await).await;
+    let stream = unique("stream");
+    bus.ensure(&spec(&stream, 7)).await.unwrap();
+    publish(&bus, (0..500).map(|n| event(&stream, None, n, 1)).collect(), None).await.unwrap();
+    for record in read(&bus, &stream, 500).await {
+        let key = record.event.key.unwrap();
+        assert_eq!(record.event.partition, Some(partition_of(&key, 7)), "{key:?}");
+    }
+}
+
+/// The size that is let through just fits; one byte more would not; whatever the limit, many small
+/// events share batches that fit.
+#[tokio::test]
+async fn the_limit_of_a_topic_is_exact_enough() {
+    let config = shared().await;
+    let stream = unique("stream");
+    let bus =
+        open(&KafkaConfig { compression: headwater_connect::kafka::Compression::None, ..config.clone() })
+            .await;
+    bus.ensure(&spec(&stream, 1)).await.unwrap();
+    limit(&config, &stream, "20000").await;
+    bus.ensure(&spec(&stream, 1)).await.unwrap();
+    let mut fits = 20_000;
+    while let Published::Rejected { .. } =
+        within(bus.publish(vec![event(&stream, Some(0), 1, fits)], None)).await.unwrap()
+    {
+        fits -= 1;
+    }
+    assert!(fits > 19_700, "{fits}");
+    assert!(reason(&bus, event(&stream, Some(0), 2, fits + 1)).await.contains("20000"));
+    let small = (2..5_000).map(|n| event(&stream, Some(0), n, 100)).collect();
+    publish(&bus, small, None).await.unwrap();
+    let numbers: Vec<u64> = read(&bus, &stream, 4_999).await.iter().map(number).collect();
+    assert_eq!(numbers, (1..5_000).collect::<Vec<_>>());
+}
+
+/// A limit that is lowered while events are on their way: nothing passes the one that no longer fits;
+/// once the source opens again it is rejected, and the others go on.
+#[tokio::test]
+async fn a_limit_lowered_underway_rejects_after_reopening() {
+    let config = shared().await;
+    let bus = open(&config).await;
+    let (stream, source) = (unique("stream"), unique("source"));
+    bus.ensure(&spec(&stream, 1)).await.unwrap();
+    bus.checkpoint(&source).await.unwrap();
+    publish(&bus, vec![event(&stream, Some(0), 1, 10)], Some(checkpoint(&source, 1))).await.unwrap();
+    limit(&config, &stream, "5000").await;
+    // Random digits do not compress below the limit.
+    let digits: String = (0..50_000).map(|_| char::from(rand::random_range(b'!'..b'~'))).collect();
+    let big = headwater_core::Event { payload: Some(digits.into()), ..event(&stream, Some(0), 2, 1) };
+    let large = accept(&bus, vec![big.clone()], Some(checkpoint(&source, 2))).await.unwrap();
+    let after = accept(&bus, vec![event(&stream, Some(0), 3, 10)], Some(checkpoint(&source, 3))).await;
+    let error = within(large.durable()).await.unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    if let Ok(after) = after {
+        within(after.durable()).await.unwrap_err();
+    }
+    let refused = accept(&bus, vec![event(&stream, Some(0), 4, 10)], None).await.err().unwrap();
+    assert_eq!(refused.kind(), Kind::Unavailable);
+    // What the runtime does next.
+    assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), Some(checkpoint(&source, 1)));
+    bus.ensure(&spec(&stream, 1)).await.unwrap();
+    let why = reason(&bus, big).await;
+    assert!(why.contains("5000") && why.contains("kafka-configs.sh"), "{why}");
+    publish(&bus, vec![event(&stream, Some(0), 3, 10)], Some(checkpoint(&source, 3))).await.unwrap();
+    let numbers: Vec<u64> = read(&bus, &stream, 2).await.iter().map(number).collect();
+    assert_eq!(numbers, [1, 3]);
+    assert_eq!(bus.checkpoint(&source).await.unwrap(), Some(checkpoint(&source, 3)));
+}
+
+/// After a failure nobody publishes again before everyone has heard of it: a source whose batch was
+/// lost with another's could publish a later one first.
+#[tokio::test]
+async fn recovery_waits_until_all_have_heard() {
+    let config = shared().await;
+    let bus = open(&config).await;
+    let (stream, source) = (unique("stream"), unique("source"));
+    bus.ensure(&spec(&stream, 1)).await.unwrap();
+    bus.checkpoint(&source).await.unwrap();
+    limit(&config, &stream, "1000").await;
+    let digits: String = (0..50_000).map(|_| char::from(rand::random_range(b'!'..b'~'))).collect();
+    let big = headwater_core::Event { payload: Some(digits.into()), ..event(&stream, Some(0), 1, 1) };
+    let one = accept(&bus, vec![big.clone()], None).await.unwrap();
+    let other = accept(&bus, vec![event(&stream, Some(0), 2, 10)], None).await;
+    within(one.durable()).await.unwrap_err();
+    if let Ok(other) = other {
+        let early = tokio::time::timeout(Duration::from_millis(300), bus.checkpoint(&source)).await;
+        assert!(early.is_err(), "a promise is still held by someone who has not heard");
+        within(other.durable()).await.unwrap_err();
+    }
+    within(bus.checkpoint(&source)).await.unwrap();
+}
+
+/// More partitions would move keys: the stream stops, and opening it again says why.
+#[tokio::test]
+async fn partitions_added_underway_stop_the_stream() {
+    let config = KafkaConfig { refresh_interval: Duration::from_millis(100), ..shared().await };
+    let bus = open(&config).await;
+    let (stream, other) = (unique("stream"), unique("stream"));
+    bus.ensure(&spec(&stream, 2)).await.unwrap();
+    bus.ensure(&spec(&other, 2)).await.unwrap();
+    let (admin, options) = admin(&config.brokers[0]);
+    for result in admin.create_partitions([&NewPartitions::new(&stream, 3)], &options).await.unwrap() {
+        result.unwrap();
+    }
+    let error = until(async || publish(&bus, vec![event(&stream, Some(0), 1, 1)], None).await.err()).await;
+    assert!(error.is_retryable() && error.to_string().contains("3 partitions"), "{error}");
+    let error = bus.ensure(&spec(&stream, 2)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Contract);
+    assert!(error.hint_text().is_some());
+    publish(&bus, vec![event(&other, Some(0), 1, 1)], None).await.unwrap();
+}
+
+/// Checkpoints in a topic that forgets would make a source begin again.
+#[tokio::test]
+async fn positions_must_be_kept() {
+    let name = unique("positions");
+    let config = KafkaConfig { positions_topic: name.to_string(), ..shared().await };
+    let (admin, options) = admin(&config.brokers[0]);
+    let topic = NewTopic::new(&name, 1, TopicReplication::Fixed(1)).set("cleanup.policy", "delete");
+    admin.create_topics([&topic], &options).await.unwrap().remove(0).unwrap();
+    let error = until(async || {
+        let outcome = open(&config).await.checkpoint("s").await;
+        outcome.err().filter(|error| error.kind() == Kind::Refused)
+    })
+    .await;
+    assert!(error.hint_text().unwrap().contains("cleanup.policy=compact"), "{error}");
+}
+
+/// Records that others wrote: without our headers, with strange ones.
+#[tokio::test]
+async fn foreign_records_are_read() {
+    let config = shared().await;
+    let bus = open(&config).await;
+    let stream = unique("stream");
+    bus.ensure(&spec(&stream, 1)).await.unwrap();
+    let foreign: FutureProducer =
+        rdkafka::ClientConfig::new().set("bootstrap.servers", &config.brokers[0]).create().unwrap();
+    let headers = rdkafka::message::OwnedHeaders::new()
+        .insert(rdkafka::message::Header { key: "id", value: Some(b"not an id") })
+        .insert(rdkafka::message::Header { key: "type", value: Some(&[0xff, 0xfe]) });
+    let record = FutureRecord::<(), _>::to(&stream).payload("1").headers(headers);
+    foreign.send(record, Duration::from_secs(30)).await.unwrap();
+    foreign.send(FutureRecord::<(), _>::to(&stream).payload("2"), Duration::from_secs(30)).await.unwrap();
+    let (first, again) = (read(&bus, &stream, 2).await, read(&bus, &stream, 2).await);
+    assert_eq!(first, again, "the same record has the same id");
+    assert_ne!(first[0].event.id, first[1].event.id);
+    let names: Vec<&str> = first[0].event.headers.iter().map(|header| &*header.name).collect();
+    assert_eq!(names, ["id", "type"]);
+    assert_eq!(first.iter().map(number).collect::<Vec<_>>(), [1, 2]);
+}
+
+/// What Kafka's client cannot send is rejected, not a panic.
+#[tokio::test]
+async fn a_zero_in_a_headers_name_is_rejected() {
+    let bus = open(&shared().await).await;
+    let stream = unique("stream");
+    bus.ensure(&spec(&stream, 1)).await.unwrap();
+    let header = Header { name: "a\0b".into(), value: None };
+    let event =
+        headwater_core::Event { headers: [header].into_iter().collect(), ..event(&stream, Some(0), 1, 1) };
+    assert!(reason(&bus, event).await.contains("zero character"));
+}

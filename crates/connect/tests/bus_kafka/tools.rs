@@ -1,0 +1,101 @@
+//! What these tests share.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use headwater_connect::kafka::{KafkaBus, KafkaConfig};
+use headwater_core::ports::{Accepted, Bus, Delivery, Published, Start, Subscribe};
+use headwater_core::{Checkpoint, Event, EventId, Position, Record, Result, Retention, StreamSpec};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+
+/// Waits, but not for ever.
+pub async fn within<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), work).await.expect("nothing happened for a minute")
+}
+
+/// Asks again until the answer is there.
+pub async fn until<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    within(async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+}
+
+pub fn unique(name: &str) -> Arc<str> {
+    format!("{name}-{:016x}", rand::random::<u64>()).into()
+}
+
+pub fn spec(stream: &Arc<str>, partitions: u32) -> StreamSpec {
+    StreamSpec { name: Arc::clone(stream), partitions, retention: Retention::default() }
+}
+
+pub async fn open(config: &KafkaConfig) -> KafkaBus {
+    KafkaBus::open(config.clone()).await.unwrap()
+}
+
+/// Event number `n`, of as many bytes.
+pub fn event(stream: &Arc<str>, partition: Option<u32>, n: u64, bytes: usize) -> Event {
+    let time = 1_700_000_000_000_000;
+    Event {
+        id: EventId::derive(time, &[stream.as_bytes(), &n.to_be_bytes()]),
+        stream: Arc::clone(stream),
+        partition,
+        kind: "create".into(),
+        key: Some(Bytes::from(format!("key-{n}"))),
+        payload: Some(Bytes::from(n.to_string() + &" ".repeat(bytes.saturating_sub(n.to_string().len())))),
+        headers: Default::default(),
+        time,
+        position: Position::of(1, [n]),
+    }
+}
+
+/// What number an event has.
+pub fn number(record: &Record) -> u64 {
+    std::str::from_utf8(record.event.payload.as_ref().unwrap()).unwrap().trim_end().parse().unwrap()
+}
+
+pub fn checkpoint(source: &Arc<str>, n: u64) -> Checkpoint {
+    Checkpoint { source: source.to_string(), position: Position::of(1, [n]), state: n.into() }
+}
+
+/// Hands a batch over, which must not be rejected.
+pub async fn accept(bus: &KafkaBus, events: Vec<Event>, at: Option<Checkpoint>) -> Result<Accepted> {
+    match within(bus.publish(events, at)).await? {
+        Published::Accepted(accepted) => Ok(accepted),
+        Published::Rejected { rejections, .. } => panic!("rejected: {rejections:?}"),
+    }
+}
+
+/// Publishes a batch and waits until it is durable.
+pub async fn publish(bus: &KafkaBus, events: Vec<Event>, at: Option<Checkpoint>) -> Result<()> {
+    within(accept(bus, events, at).await?.durable()).await.map(drop)
+}
+
+/// Reads `count` events from the beginning.
+pub async fn read(bus: &KafkaBus, stream: &Arc<str>, count: usize) -> Vec<Record> {
+    let subscribe = Subscribe { streams: vec![Arc::clone(stream)], group: None, start: Start::Beginning };
+    let mut subscription = within(bus.subscribe(subscribe)).await.unwrap();
+    let mut read = Vec::new();
+    while read.len() < count {
+        if let Delivery::Batch { records, .. } = within(subscription.next()).await.unwrap() {
+            read.extend(records);
+        }
+    }
+    assert_eq!(read.len(), count, "more than was published");
+    read
+}
+
+/// A client that administers the cluster, as its owner would.
+pub fn admin(brokers: &str) -> (AdminClient<DefaultClientContext>, AdminOptions) {
+    let admin = ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+    (admin, AdminOptions::new().operation_timeout(Some(Duration::from_secs(30))))
+}
