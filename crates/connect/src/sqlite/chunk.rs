@@ -1,6 +1,6 @@
 //! Reading a table piece by piece.
 
-use headwater_core::{Result, Row};
+use headwater_core::{Change, Result, Row};
 use rusqlite::{Connection, params_from_iter};
 
 use super::errors::Sql as _;
@@ -37,7 +37,7 @@ pub fn read(conn: &Connection, shape: &Shape, after: &[Scalar], budget: usize) -
     let mut size = 0;
     while let Some(row) = rows.next().sql(doing)? {
         let values = row::read(row, 0, width).sql(doing)?;
-        size += values.size();
+        size += values.size() + size_of::<Change>();
         chunk.rows.push(values);
         if size >= budget || chunk.rows.len() >= ROWS {
             let place = width..width + parts(shape);

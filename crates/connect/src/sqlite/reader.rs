@@ -61,7 +61,7 @@ impl Reader {
         let mut before: Option<Line> = None;
         while let Some(row) = rows.next().sql(doing)? {
             let line = self.line(conn, row)?;
-            size += line.row.size();
+            size += line.row.size() + size_of::<Change>();
             if line.op == 'b' {
                 before = Some(line);
                 continue;

@@ -3,6 +3,7 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use headwater_core::ports::SourceState;
 use headwater_core::{Batch, Checkpoint, Result};
 use tokio::sync::oneshot;
 
@@ -27,11 +28,13 @@ pub fn run(capture: Capture, commands: &Receiver<Command>) {
             Ok(Command::Next(budget, reply)) => worker.waiting = Some((budget, reply)),
             Ok(Command::Confirm(checkpoint, state)) => worker.confirm(&checkpoint, &state),
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Disconnected) => break,
         }
         worker.answer();
         worker.prune.run(&worker.capture.conn, &worker.capture.setup.name);
     }
+    // While the lock is still held, so that a source opened next has the last word.
+    worker.capture.setup.say(|status| status.state = SourceState::Closed);
 }
 
 struct Worker {
