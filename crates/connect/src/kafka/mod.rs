@@ -160,11 +160,11 @@ impl Bus for KafkaBus {
     }
 
     async fn checkpoint(&self, source: &str) -> Result<Option<Checkpoint>> {
+        self.shared.topics.ensure_positions().await?;
         // Once all of the budget is ours, nothing is on its way.
         let all = self.budget.acquire_many(self.units).await;
         drop(all.map_err(|_| Error::new(Kind::Internal, "the bus was closed"))?);
         self.shared.recover().await;
-        self.shared.topics.ensure_positions().await?;
         let config = self.shared.config.clone();
         Ok(blocking(move || positions::read(&config)).await?.remove(source))
     }

@@ -202,6 +202,7 @@ pub async fn the_checkpoint_never_leads(factory: &dyn Factory) {
 pub async fn a_checkpoint_waits_for_what_is_on_its_way(factory: &dyn Factory) {
     let bus = factory.open().await.unwrap();
     let (stream, source) = (stream(&bus, 1).await, unique("source"));
+    assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), None);
     for batch in 1..=20 {
         let numbers = batch * 100..batch * 100 + 100;
         drop(accept(&bus, events(&stream, 0, numbers), Some(checkpoint(&source, batch))).await);
