@@ -124,24 +124,6 @@ impl Table {
         format!("{}.{}", self.schema, self.name)
     }
 
-    /// The outbox that is no table: the shape of messages that a service writes straight into its
-    /// database's log (`pg_logical_emit_message`). Sources hand each out as a create of it. Its schema is
-    /// empty, which no table's is.
-    pub fn messages() -> Self {
-        let column = |(name, ty)| Column { name: String::from(name), ty, key: name == "id" };
-        let text = |name| (name, ColumnType::Text);
-        let columns = [
-            text("id"),
-            text("aggregatetype"),
-            text("aggregateid"),
-            text("type"),
-            ("payload", ColumnType::Json),
-            ("headers", ColumnType::Json),
-        ];
-        let columns = columns.map(column).into();
-        Self { schema: String::new(), name: "messages".into(), columns, identity: Identity::Key }
-    }
-
     /// The place of a column, by name.
     pub fn column(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|column| column.name == name)

@@ -100,16 +100,6 @@ pub struct OutboxRoute {
     pub stream: String,
 }
 
-impl OutboxRoute {
-    /// The route of the messages that a source finds in its database's log: rows of
-    /// [`Table::messages`](headwater_core::Table::messages).
-    pub fn messages(source: &str, stream: &str) -> Self {
-        let none = headwater_core::Table::messages();
-        let table = TableRef { source: source.to_owned(), schema: Some(none.schema), table: none.name };
-        Self { table, columns: OutboxColumns::default(), stream: stream.to_owned() }
-    }
-}
-
 /// `[runtime]`: budgets and waits of the pipeline.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
