@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use headwater_connect::embedded::{EmbeddedBus, EmbeddedConfig};
 use headwater_core::Result;
-use headwater_core::ports::Bus;
-use headwater_testkit::suites::bus::{Capabilities, Factory};
+use headwater_core::ports::{Bus, Start};
+use headwater_testkit::suites::bus::{Capabilities, Factory, tools};
 
 struct InDirectory {
     dir: tempfile::TempDir,
@@ -46,3 +46,19 @@ impl Factory for InDirectory {
 }
 
 headwater_testkit::bus_suite!(InDirectory::new());
+
+/// Without being woken it would look once a second.
+#[tokio::test]
+async fn a_commit_wakes_the_reader_at_once() {
+    let factory = InDirectory::new();
+    let bus = factory.open().await.unwrap();
+    let stream = tools::stream(&bus, 1).await;
+    let mut reader = tools::Reader::open(&bus, &stream, None, Start::Beginning).await;
+    let rounds = async {
+        for n in 0..30 {
+            tools::publish(&bus, tools::events(&stream, 0, n..n + 1), None).await;
+            reader.take(1).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), rounds).await.unwrap();
+}

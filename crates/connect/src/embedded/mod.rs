@@ -90,6 +90,7 @@ impl EmbeddedBus {
         let work = move || {
             let doing = format!("making {}", writer_dir.display());
             let made = io(std::fs::create_dir_all(&writer_dir), &doing);
+            let made = made.and_then(|()| segment::sync_dir(writer_dir.parent().unwrap_or(&writer_dir)));
             match made.and_then(|()| Writer::open(writer_dir, writer_config)) {
                 Ok(writer) => {
                     let shared = (&writer.fence, &writer.directory, &writer.wakers);

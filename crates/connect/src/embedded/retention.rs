@@ -2,7 +2,8 @@
 //!
 //! Only closed segments are touched. One in which every stream is past its retention is dropped whole;
 //! one that a longer-lived stream keeps is made anew without the others' rows. Time is counted from when
-//! a segment was closed, so late news is kept as long as any; size counts what came after the segment.
+//! a segment was closed, so late news is kept as long as any; size counts what came after the segment. Of
+//! a stream with both, the limit that is reached first counts.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
