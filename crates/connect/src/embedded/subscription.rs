@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use headwater_core::ports::{Cursor, Delivery, SeekTo, Subscribe, Subscription};
@@ -23,6 +24,8 @@ pub(super) struct EmbeddedSubscription {
     items: mpsc::UnboundedReceiver<Result<Item>>,
     /// Seeks made since a partition was assigned: batches of fewer were read before.
     seeks: HashMap<(Arc<str>, u32), u64>,
+    /// Of a group's member, the thread that gives its partitions back.
+    leaves: Option<JoinHandle<()>>,
 }
 
 /// Starts a reader; with `wakers`, of the process that writes.
@@ -33,6 +36,7 @@ pub(super) async fn subscribe(
     wakers: Option<Arc<Wakers>>,
 ) -> Result<EmbeddedSubscription> {
     let (commands, receiver) = channel();
+    let member = subscribe.group.is_some();
     let (sender, items) = mpsc::unbounded_channel();
     let (opened, ready) = oneshot::channel();
     let waker = wakers.map(|wakers| {
@@ -47,8 +51,8 @@ pub(super) async fn subscribe(
         }
         Err(error) => drop(opened.send(Err(error))),
     };
-    super::start("bus-reader", work)?;
-    let subscription = EmbeddedSubscription { commands, items, seeks: HashMap::new() };
+    let leaves = Some(super::start("bus-reader", work)?).filter(|_| member);
+    let subscription = EmbeddedSubscription { commands, items, seeks: HashMap::new(), leaves };
     ready.await.map_err(|_| stopped())??;
     for _ in 0..AHEAD {
         subscription.send(Command::Credit)?;
@@ -113,5 +117,10 @@ impl Subscription for EmbeddedSubscription {
 impl Drop for EmbeddedSubscription {
     fn drop(&mut self) {
         let _ = self.commands.send(Command::Stop);
+        // A process that ends right after this must not keep its partitions until the lease runs out.
+        // One small transaction; the thread waits for nothing else.
+        if let Some(leaves) = self.leaves.take() {
+            let _ = leaves.join();
+        }
     }
 }
