@@ -125,7 +125,8 @@ impl Catalog {
             return Err(too_deep(oid));
         }
         let sql = format!(
-            "select t.typtype, t.typname, t.typbasetype, t.typtypmod, t.typelem, t.typcategory, t.typrelid, e.extname
+            "select t.typtype, format_type(t.oid, null), t.typbasetype, t.typtypmod, t.typelem, t.typcategory,
+                 t.typrelid, e.extname, t.typname, t.typdelim
              from pg_type t
              left join pg_depend d on d.classid = 'pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
              left join pg_extension e on e.oid = d.refobjid
@@ -136,19 +137,20 @@ impl Catalog {
             // Dropped since: its text is passed on.
             return Ok(Known::Type(ColumnType::Other(format!("type {oid}"))));
         };
-        let name = row.text(1)?;
-        Ok(Known::Type(match (row.text(0)?, row.text(5)?, row.get(7)) {
+        // `box[]` has semicolons, `int2vector` and `oidvector` (22, 30) spaces where an array has commas.
+        let array = row.text(5)? == "A" && row.text(9)? == "," && !matches!(oid, 22 | 30);
+        Ok(Known::Type(match (row.text(0)?, row.text(8)?, row.get(7)) {
             ("d", ..) => return Ok(Known::Domain(row.number(2)?, row.number(3)?)),
             ("e", ..) => ColumnType::Enum,
             ("r" | "m", ..) => ColumnType::Range,
             ("c", ..) => self.composite(row.number(6)?, depth).await?,
-            (_, "A", _) => {
+            _ if array => {
                 let element = Box::pin(self.column_type(row.number(4)?, -1, depth - 1)).await?;
                 ColumnType::Array(Box::new(element))
             }
-            (_, _, Some("hstore")) if name == "hstore" => ColumnType::Hstore,
-            (_, _, Some("citext")) if name == "citext" => ColumnType::Text,
-            _ => ColumnType::Other(name.to_owned()),
+            (_, "hstore", Some("hstore")) => ColumnType::Hstore,
+            (_, "citext", Some("citext")) => ColumnType::Text,
+            _ => ColumnType::Other(row.text(1)?.to_owned()),
         }))
     }
 

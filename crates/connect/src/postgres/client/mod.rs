@@ -118,7 +118,7 @@ impl Connection {
         auth::log_in(self, options).await?;
         loop {
             match self.message().await? {
-                Message::ReadyForQuery(_) => return Ok(()),
+                Message::ReadyForQuery(_) => break,
                 Message::ErrorResponse(body) => {
                     return Err(PgError::from_body(&body)
                         .into_error(format!("logging in to PostgreSQL at {options}")));
@@ -126,6 +126,11 @@ impl Connection {
                 _ => {}
             }
         }
+        // The bytes of such a database may be anything; the server would refuse those that are not UTF-8.
+        if self.parameter("server_encoding") == Some("SQL_ASCII") {
+            self.query("SET client_encoding = 'SQL_ASCII'").await?;
+        }
+        Ok(())
     }
 
     /// A parameter that the server reported (`server_version`, `server_encoding`, ...).

@@ -1,0 +1,16 @@
+//! The PostgreSQL source against real servers.
+#![allow(clippy::unwrap_used)]
+
+mod capture;
+mod chinook;
+mod identity;
+mod large;
+mod outbox;
+mod place;
+mod restart;
+mod snapshot;
+mod streaming;
+mod types;
+
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,85 @@
+//! Outbox rows and messages.
+
+use headwater_connect::settings::{Outbox, SnapshotMode};
+use headwater_core::Op;
+
+use crate::support::Place;
+
+const OUTBOX: &str = "CREATE TABLE outbox (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), aggregatetype text,
+    aggregateid text, type text, payload jsonb); CREATE TABLE t (id int PRIMARY KEY)";
+
+async fn place(outbox: bool) -> Place {
+    let mut place = Place::new(OUTBOX, &["t"]).await;
+    place.config.snapshot = SnapshotMode::Never;
+    place.config.outbox = outbox.then(|| Outbox::new("outbox"));
+    place
+}
+
+#[tokio::test]
+async fn a_row_that_is_deleted_by_the_transaction_that_wrote_it_comes_and_deletes_do_not() {
+    let place = place(true).await;
+    let mut capture = place.capture().await;
+    let insert = |id: u32| {
+        format!(
+            "INSERT INTO outbox VALUES ('00000000-0000-0000-0000-00000000000{id}', 'order', '7', 'Placed', '{{\"n\": {id}}}')"
+        )
+    };
+    let sql = format!(
+        "BEGIN; INSERT INTO t VALUES (1); {}; DELETE FROM outbox; COMMIT; {}; UPDATE outbox SET type = 'x'; TRUNCATE outbox; INSERT INTO t VALUES (2)",
+        insert(1),
+        insert(2)
+    );
+    place.session().await.query(&sql).await.unwrap();
+    let row = |id: u32| {
+        format!("create outbox (00000000-0000-0000-0000-00000000000{id}, order, 7, Placed, {{\"n\": {id}}})")
+    };
+    assert_eq!(capture.take(4).await, ["create t (1)".to_owned(), row(1), row(2), "create t (2)".to_owned()]);
+}
+
+#[tokio::test]
+async fn messages_are_rows_of_the_outbox() {
+    for outbox in [true, false] {
+        let place = place(outbox).await;
+        let mut capture = place.capture().await;
+        let message = r#"{"id": "m1", "aggregatetype": "order", "aggregateid": 7, "type": "Placed", "payload": {"n": 1.50}}"#;
+        let sql = format!(
+            "BEGIN; SELECT pg_logical_emit_message(true, 'headwater', '{message}'); ROLLBACK;
+             BEGIN; INSERT INTO t VALUES (1); SELECT pg_logical_emit_message(true, 'headwater', '{message}');
+             SELECT pg_logical_emit_message(true, 'other', '{message}'); INSERT INTO t VALUES (2); COMMIT;
+             SELECT pg_logical_emit_message(false, 'headwater', '{message}');
+             SELECT pg_logical_emit_message(true, 'headwater', 'oops')"
+        );
+        place.session().await.query(&sql).await.unwrap();
+        while capture.changes.len() < 4 {
+            capture.batch().await.unwrap();
+        }
+        assert!(capture.changes.iter().all(|change| change.op == Op::Create));
+        let names: Vec<_> =
+            capture.changes[1].table.columns.iter().map(|column| column.name.as_str()).collect();
+        assert_eq!(names, ["id", "aggregatetype", "aggregateid", "type", "payload", "headers", "timestamp"]);
+        let table = if outbox { "outbox" } else { "messages" };
+        let expected = [
+            "create t (1)".to_owned(),
+            format!("create {table} (m1, order, 7, Placed, {{\"n\": 1.50}}, NULL, NULL)"),
+            "create t (2)".to_owned(),
+            format!("create {table} (NULL, NULL, NULL, NULL, oops, NULL, NULL)"),
+        ];
+        assert_eq!(capture.take(4).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn rows_that_were_waiting_in_the_outbox_come_with_the_snapshot() {
+    let mut place = place(true).await;
+    place.config.snapshot = SnapshotMode::Initial;
+    place
+        .database
+        .execute("INSERT INTO outbox VALUES ('00000000-0000-0000-0000-000000000001', 'order', '7', 'Placed', '1'); INSERT INTO t VALUES (1)")
+        .await
+        .unwrap();
+    let mut capture = place.capture().await;
+    let expected = ["read outbox (00000000-0000-0000-0000-000000000001, order, 7, Placed, 1)", "read t (1)"];
+    let mut changes = capture.take(2).await;
+    changes.sort();
+    assert_eq!(changes, expected);
+}

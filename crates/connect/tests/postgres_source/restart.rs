@@ -1,0 +1,146 @@
+//! Opening again: what comes a second time, and when there is nothing to go on from.
+
+use headwater_connect::postgres::State;
+use headwater_connect::requests::{Requests, SnapshotRequest};
+use headwater_connect::settings::SnapshotMode;
+use headwater_core::{Kind, Position};
+
+use crate::support::Place;
+
+const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
+
+async fn place() -> Place {
+    let mut place = Place::new(TABLE, &["t"]).await;
+    place.config.snapshot = SnapshotMode::Never;
+    place
+}
+
+#[tokio::test]
+async fn what_comes_again_comes_with_the_same_places() {
+    let place = place().await;
+    let mut capture = place.capture().await;
+    place.each("INSERT INTO t SELECT n, 'a' FROM generate_series(1, 500) n; UPDATE t SET v = 'b' WHERE id < 100; DELETE FROM t").await;
+    place.copy_in("t", "1\ta\n2\tb\n").await;
+    while capture.changes.len() < 1101 {
+        capture.batch().await.unwrap();
+    }
+    let places = |capture: &crate::capture::Capture| {
+        capture.changes.iter().map(|change| (change.position, change.transaction.clone())).collect::<Vec<_>>()
+    };
+    let first = places(&capture);
+    capture.changes.clear();
+    capture.checkpoint = None;
+    capture.source = None;
+    place.wait_for("the slot to be free", async |place| !place.is_active().await).await;
+    capture.open().await.unwrap();
+    while capture.changes.len() < 1101 {
+        capture.batch().await.unwrap();
+    }
+    assert_eq!(places(&capture), first);
+}
+
+#[tokio::test]
+async fn a_checkpoint_within_a_transaction_confirms_only_what_was_before() {
+    let place = place().await;
+    let mut capture = place.capture().await;
+    place.each("INSERT INTO t SELECT n, repeat('x', 100) FROM generate_series(1, 5000) n; INSERT INTO t VALUES (0, 'next')").await;
+    capture.batch().await.unwrap();
+    let came = capture.changes.len();
+    assert!(came < 5000, "the budget is smaller than the transaction");
+    let commit = capture.changes[0].position.numbers()[0];
+    assert!(capture.state().confirmed < commit);
+    assert_eq!(capture.checkpoint.as_ref().unwrap().position, capture.changes[came - 1].position);
+    capture.confirm().await;
+    capture.source = None;
+    place.wait_for("the slot to be free", async |place| !place.is_active().await).await;
+    capture.open().await.unwrap();
+    let changes = capture.take(5001).await;
+    assert_eq!(capture.again.len(), came);
+    assert_eq!(changes[5000], "create t (0, next)");
+}
+
+#[tokio::test]
+async fn a_slot_that_begins_after_the_checkpoint_is_a_hole_until_all_is_read_anew() {
+    let place = place().await;
+    let mut capture = place.capture().await;
+    place.each("INSERT INTO t VALUES (1, 'a')").await;
+    capture.take(1).await;
+    let stored = capture.checkpoint.clone();
+    let confirmed = capture.state().confirmed;
+    capture.source = None;
+    place.wait_for("the slot to be free", async |place| !place.is_active().await).await;
+    // Somebody else moved the slot on.
+    place.each("INSERT INTO t VALUES (2, 'missed')").await;
+    place
+        .query(&format!(
+            "SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())::text",
+            place.names.slot
+        ))
+        .await;
+    let error = capture.open().await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Hole, "{error}");
+    assert!(
+        error.hint_text().unwrap().contains(&format!("headwater snapshot --source {}", place.names.source))
+    );
+    // A request for one table does not mend it, one for all does.
+    let requests = Requests::new(capture.data.path(), &place.names.source);
+    requests.write(&SnapshotRequest::new(vec!["public.t".into()])).unwrap();
+    assert_eq!(capture.open().await.unwrap_err().kind(), Kind::Hole);
+    let request = SnapshotRequest::new(Vec::new());
+    requests.write(&request).unwrap();
+    capture.open().await.unwrap();
+    place.each("INSERT INTO t VALUES (3, 'c')").await;
+    assert_eq!(capture.take(3).await, ["read t (1, a)", "read t (2, missed)", "create t (3, c)"]);
+    let state = capture.state();
+    assert_eq!((state.epoch, state.request.as_ref()), (2, Some(&request.id)));
+    assert!(capture.checkpoint.as_ref().unwrap().position > stored.unwrap().position);
+    assert!(state.confirmed > confirmed);
+    // The request is followed once.
+    capture.confirm().await;
+    assert_eq!(requests.read().unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_slot_that_is_gone_is_a_hole() {
+    let place = place().await;
+    let mut capture = place.capture().await;
+    place.each("INSERT INTO t VALUES (1, 'a')").await;
+    capture.take(1).await;
+    capture.source = None;
+    place.wait_for("the slot to be free", async |place| !place.is_active().await).await;
+    place.query(&format!("SELECT pg_drop_replication_slot('{}')::text", place.names.slot)).await;
+    assert_eq!(capture.open().await.unwrap_err().kind(), Kind::Hole);
+}
+
+#[tokio::test]
+async fn a_slot_in_use_is_busy() {
+    let place = place().await;
+    let _capture = place.capture().await;
+    let mut other = place.closed();
+    let error = other.open().await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Busy, "{error}");
+    assert!(error.is_retryable());
+}
+
+#[tokio::test]
+async fn another_timeline_of_the_same_server_begins_an_epoch() {
+    let place = place().await;
+    let mut capture = place.capture().await;
+    place.each("INSERT INTO t VALUES (1, 'a')").await;
+    capture.take(1).await;
+    let mut checkpoint = capture.checkpoint.take().unwrap();
+    let mut state = State::read(&checkpoint).unwrap();
+    state.timeline += 1;
+    checkpoint = state.checkpoint(&checkpoint.source, checkpoint.position).unwrap();
+    capture.checkpoint = Some(checkpoint);
+    capture.source = None;
+    place.wait_for("the slot to be free", async |place| !place.is_active().await).await;
+    capture.open().await.unwrap();
+    place.each("INSERT INTO t VALUES (2, 'b')").await;
+    while capture.changes.is_empty() {
+        capture.batch().await.unwrap();
+    }
+    assert_eq!(capture.changes[0].position.epoch(), 2);
+    assert_eq!(capture.take(1).await, ["create t (2, b)"]);
+    assert!(capture.checkpoint.unwrap().position > Position::of(2, [0]));
+}
