@@ -49,8 +49,8 @@ async fn a_change_knows_its_transaction() {
     assert!((-1_000_000..60_000_000).contains(&since), "committed {since} microseconds later");
     let commit = lsn::parse(&transaction.log_position).unwrap();
     assert_eq!(capture.changes[0].position.numbers()[0], commit);
-    assert_eq!(capture.state().confirmed, capture.state().confirmed.max(commit));
-    assert_eq!(capture.checkpoint.unwrap().position, Position::of(1, [commit, u64::MAX, 0]));
+    assert!(capture.state().confirmed > commit);
+    assert!(capture.checkpoint.unwrap().position >= Position::of(1, [commit, u64::MAX, 0]));
     assert_eq!(transaction.origin.database, place.database.name());
 }
 

@@ -31,7 +31,7 @@ const VALUES: &[(&str, &str, &str)] = &[
     ("money", "1234.5", "$1,234.50"),
     (
         "text",
-        "E'tab\\t newline\\n return\\r back\\\\slash \\b\\f\\v \\\\N ünïcödé \u{1F980}'",
+        "E'tab\\t newline\\n return\\r back\\\\slash \\b\\f\\x0b \\\\N ünïcödé \u{1F980}'",
         "tab\t newline\n return\r back\\slash \u{8}\u{c}\u{b} \\N ünïcödé \u{1F980}",
     ),
     ("text", "''", ""),
@@ -73,7 +73,7 @@ const VALUES: &[(&str, &str, &str)] = &[
     ("mood", "'so so'", "so so"),
     ("mood[]", "'{sad,\"so so\"}'", "{sad,\"so so\"}"),
     ("euros", "1.5", "1.50"),
-    ("cents", "1", "1"),
+    ("cents", "1", "1.00"),
     ("euros[]", "'{1.5,2}'", "{1.50,2.00}"),
     ("pair", "ROW(1, 'say \"hi\"', 2.5)", "(1,\"say \"\"hi\"\"\",2.50)"),
     ("pair[]", "ARRAY[ROW(1, NULL, NULL)::pair]", "{\"(1,,)\"}"),
