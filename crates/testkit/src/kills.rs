@@ -95,8 +95,10 @@ impl Soak {
         }
         let mut headwater = self.headwater.take().ok_or("headwater does not run")?;
         headwater.ready(&self.listen, PATIENCE).await?;
-        let verdict = self.checker().compare(&history);
-        let (arrived, repeated) = (self.checker().distinct(), self.checker().repeated());
+        let (verdict, arrived, repeated) = {
+            let checker = self.checker();
+            (checker.compare(&history), checker.distinct(), checker.repeated())
+        };
         verdict.map_err(|text| format!("{text}\nheadwater said:\n{}", headwater.log_tail()))?;
         headwater.stop(PATIENCE).await?;
         self.consumer.abort();

@@ -4,6 +4,7 @@
 
 pub mod binary;
 pub mod checker;
+pub mod data;
 pub mod faults;
 pub mod kills;
 pub mod load;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a developer's tool: a panic is its report
 
+mod bench;
+mod soak;
 mod tidy;
 
 use std::path::PathBuf;
@@ -20,6 +22,10 @@ struct Args {
 enum Task {
     /// Fail on a dependency that runs upward, a file over 600 lines, a function over 70
     Tidy,
+    /// Measure, each thing against its baseline
+    Bench(bench::BenchArgs),
+    /// Break things for a long time and check that nothing is lost
+    Soak(soak::SoakArgs),
 }
 
 /// The root of the workspace.
@@ -30,5 +36,7 @@ fn root() -> PathBuf {
 fn main() -> ExitCode {
     match Args::parse().task {
         Task::Tidy => tidy::run(&root()),
+        Task::Bench(args) => bench::run(args),
+        Task::Soak(args) => soak::run(&root(), &args),
     }
 }

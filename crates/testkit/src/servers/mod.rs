@@ -10,4 +10,5 @@ mod proxy;
 
 pub use kafka::{Kafka, KafkaSettings};
 pub use postgres::{Database, Postgres, PostgresSettings};
+pub use process::free_port;
 pub use proxy::Proxy;

@@ -251,7 +251,7 @@ pub(super) fn is_alive(pid: u32) -> bool {
 
 /// A port of 127.0.0.1 that nobody listens on, from below the range that outgoing connections use:
 /// a server that is down for a moment keeps its port.
-pub(super) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
     let mut candidates = std::iter::repeat_with(|| rand::random_range(12_000..32_000));
     candidates.find(free).unwrap_or_default()

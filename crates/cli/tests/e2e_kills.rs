@@ -1,0 +1,139 @@
+//! Kill -9 at random moments, servers that die, networks that hold and break: nothing is lost, nothing
+//! that rolled back arrives, keys keep their order, ids stay (invariants 1, 2, 3).
+//!
+//! `HEADWATER_SOAK_TIMES` says how often things go wrong (10 by default; `cargo xtask soak kills` sets
+//! it), `HEADWATER_SOAK_SEED` repeats a run.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use headwater_connect::embedded::{EmbeddedBus, EmbeddedConfig};
+use headwater_connect::kafka::{KafkaBus, KafkaConfig};
+use headwater_core::ports::{Bus, Start, Subscribe};
+use headwater_testkit::kills::{Soak, Subscribing};
+use headwater_testkit::load;
+use headwater_testkit::servers::{Kafka, Postgres, Proxy, free_port};
+use rand::RngExt;
+
+/// How often things go wrong.
+fn times() -> usize {
+    std::env::var("HEADWATER_SOAK_TIMES").ok().and_then(|times| times.parse().ok()).unwrap_or(10)
+}
+
+fn seed() -> u64 {
+    let seed = std::env::var("HEADWATER_SOAK_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| rand::rng().random());
+    eprintln!("HEADWATER_SOAK_SEED={seed}");
+    seed
+}
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_headwater"))
+}
+
+/// Writes a config that captures the load's table from `source` into the stream `accounts` on `bus`.
+fn config(dir: &Path, source: &str, bus: &str) -> (std::path::PathBuf, String) {
+    let listen = format!("127.0.0.1:{}", free_port());
+    let text = format!(
+        r#"
+data_dir = "{dir}/data"
+[http]
+listen = "{listen}"
+[source.bank]
+kind = "postgres"
+url = "{source}"
+tables = ["public.account"]
+[bus]
+{bus}
+[stream.accounts]
+from = "bank.public.account"
+columns = "*"
+partitions = 4
+"#,
+        dir = dir.display()
+    );
+    let path = dir.join("headwater.toml");
+    std::fs::write(&path, text).unwrap();
+    (path, listen)
+}
+
+fn subscribe(bus: Arc<dyn Bus>) -> Subscribing {
+    Box::new(move || {
+        let bus = bus.clone();
+        Box::pin(async move {
+            let streams = vec!["accounts".into()];
+            bus.subscribe(Subscribe { streams, group: None, start: Start::Beginning }).await
+        })
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headwater_is_killed_between_postgres_and_the_embedded_bus() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Postgres::start().await.unwrap();
+    let database = server.create_database().await.unwrap();
+    database.execute(load::TABLES).await.unwrap();
+    let (config, listen) = config(dir.path(), database.url(), "kind = \"embedded\"");
+    let data = dir.path().join("data");
+    let subscribe: Subscribing = Box::new(move || {
+        let data = data.clone();
+        Box::pin(async move {
+            let bus = EmbeddedBus::open_reader(&data, EmbeddedConfig::default()).await?;
+            let streams = vec!["accounts".into()];
+            bus.subscribe(Subscribe { streams, group: None, start: Start::Beginning }).await
+        })
+    });
+    let mut soak = Soak::start(program(), &config, &listen, database.url(), seed(), subscribe).await;
+    for _ in 0..times() {
+        let arrive = soak.random.random_ratio(1, 2);
+        soak.go_on(arrive).await;
+        soak.kill().await;
+    }
+    eprintln!("{}", soak.finish().await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_killed_held_and_cut_between_postgres_and_kafka() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Postgres::start().await.unwrap();
+    let database = server.create_database().await.unwrap();
+    database.execute(load::TABLES).await.unwrap();
+    let kafka = Kafka::settings().proxied().start().await.unwrap();
+    let to_postgres = Proxy::start(("127.0.0.1", server.port())).await.unwrap();
+    let source = database.url().replace(&server.port().to_string(), &to_postgres.port().to_string());
+    let proxied = kafka.proxied_brokers().unwrap();
+    let to_kafka = kafka.proxy().unwrap();
+    let bus = format!("kind = \"kafka\"\nbrokers = [\"{proxied}\"]");
+    let (config, listen) = config(dir.path(), &source, &bus);
+    let reader: KafkaConfig = toml::from_str(&format!("brokers = [\"{}\"]", kafka.brokers())).unwrap();
+    let bus = Arc::new(KafkaBus::open(reader).await.unwrap());
+    let mut soak = Soak::start(program(), &config, &listen, database.url(), seed(), subscribe(bus)).await;
+    for round in 0..times() {
+        soak.go_on(true).await;
+        match round % 7 {
+            0 | 2 | 4 => soak.kill().await,
+            1 => {
+                server.kill();
+                server.restart().await.unwrap();
+            }
+            3 => {
+                kafka.kill();
+                soak.go_on(false).await;
+                kafka.restart().await.unwrap();
+            }
+            5 => {
+                to_postgres.hold();
+                soak.go_on(false).await;
+                to_postgres.cut();
+                to_postgres.release();
+            }
+            _ => {
+                to_kafka.hold();
+                soak.go_on(false).await;
+                to_kafka.cut();
+                to_kafka.release();
+            }
+        }
+    }
+    eprintln!("{}", soak.finish().await.unwrap());
+}

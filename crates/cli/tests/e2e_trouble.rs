@@ -1,0 +1,128 @@
+//! Bad input and full disks: a clear error, nothing lost, others go on.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::{PATIENCE, Place, Tables, rows_of, subscribe};
+use headwater_connect::kafka::{KafkaBus, KafkaConfig};
+use headwater_testkit::servers::{Kafka, Postgres};
+
+const TABLE: &str = "create table note (id int primary key, body text)";
+
+fn sections(url: &str, bus: &str) -> String {
+    format!(
+        "[source.notes]\nkind = \"postgres\"\nurl = \"{url}\"\ntables = [\"public.note\"]\n\
+         [bus]\n{bus}\n[stream.note]\nfrom = \"notes.public.note\"\ncolumns = \"*\"\npartitions = 1\n"
+    )
+}
+
+/// Waits until `/status` counts this many parked changes.
+async fn parked(place: &Place, count: u64) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let status = place.status().await;
+        if status["sources"][0]["parked"] == count {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "{count} parked changes: {status:#}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payload_over_kafkas_limit_is_parked_and_others_go_on() {
+    let server = Postgres::start().await.unwrap();
+    let database = server.create_database().await.unwrap();
+    database.execute(TABLE).await.unwrap();
+    let kafka = Kafka::shared().await.unwrap();
+    let bus = format!("kind = \"kafka\"\nbrokers = [\"{}\"]", kafka.brokers());
+    let place = Place::new(&sections(database.url(), &bus));
+    let headwater = place.run().await;
+    database.execute("insert into note values (1, repeat('x', 3000000)), (2, 'two')").await.unwrap();
+    // What follows the parked event in its key waits behind it; other keys go on.
+    database
+        .execute("update note set body = 'small now' where id = 1; insert into note values (3, 'three')")
+        .await
+        .unwrap();
+    let reader: KafkaConfig = toml::from_str(&format!("brokers = [\"{}\"]", kafka.brokers())).unwrap();
+    let bus = KafkaBus::open(reader).await.unwrap();
+    let mut events = subscribe(&bus, &["note"]).await;
+    let mut arrived = Tables::default();
+    arrived.until("the others", &mut *events, |arrived| arrived.rows("note").len() == 2).await;
+    assert_eq!(arrived.rows("note"), [r#"{"body":"three","id":"3"}"#, r#"{"body":"two","id":"2"}"#]);
+    parked(&place, 2).await;
+    assert!(headwater.log_tail().contains("3000"), "the size is named:\n{}", headwater.log_tail());
+    assert!(headwater.stop(PATIENCE).await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn text_that_is_not_utf8_is_parked_and_others_go_on() {
+    let server =
+        Postgres::settings().initdb("--encoding=SQL_ASCII").initdb("--no-locale").start().await.unwrap();
+    let database = server.create_database().await.unwrap();
+    database.execute(TABLE).await.unwrap();
+    let place = Place::new(&sections(database.url(), "kind = \"embedded\""));
+    let headwater = place.run().await;
+    database.execute(r"insert into note values (1, E'caf\351'), (2, 'two')").await.unwrap();
+    database.execute("insert into note values (3, 'three')").await.unwrap();
+    let mut events = place.read(&["note"]).await;
+    let mut arrived = Tables::default();
+    arrived.until("the others", &mut *events, |arrived| arrived.rows("note").len() == 2).await;
+    parked(&place, 1).await;
+    assert!(headwater.stop(PATIENCE).await.unwrap().success());
+}
+
+/// A small file system of its own in memory; unmounted when dropped.
+struct Tmpfs<'a>(&'a Path);
+
+impl<'a> Tmpfs<'a> {
+    fn mount(path: &'a Path) -> Option<Self> {
+        std::fs::create_dir_all(path).unwrap();
+        let status =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"]).arg(path).status();
+        status.is_ok_and(|status| status.success()).then_some(Self(path))
+    }
+}
+
+impl Drop for Tmpfs<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_stops_nothing_for_good_and_loses_nothing() {
+    let server = Postgres::start().await.unwrap();
+    let database = server.create_database().await.unwrap();
+    database.execute(TABLE).await.unwrap();
+    let place = Place::new(&sections(database.url(), "kind = \"embedded\""));
+    let data = place.data();
+    let Some(_tmpfs) = Tmpfs::mount(&data) else {
+        eprintln!("skipped: mounting a small file system needs root");
+        return;
+    };
+    let filler = data.join("filler");
+    std::fs::write(&filler, vec![1; 16 << 20]).unwrap();
+    let headwater = place.run().await;
+    let sql = "insert into note select n, repeat('x', 1000) from generate_series(1, 8000) n";
+    database.execute(sql).await.unwrap();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !place.status().await["sources"][0]["error"].to_string().contains("full") {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the status says that the disk is full:\n{}",
+            headwater.log_tail()
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    std::fs::remove_file(&filler).unwrap();
+    let rows = rows_of(&database, "note").await;
+    let mut events = place.read(&["note"]).await;
+    let mut arrived = Tables::default();
+    arrived
+        .until("every row, once there is room", &mut *events, |arrived| arrived.rows("note") == rows)
+        .await;
+    assert!(headwater.stop(PATIENCE).await.unwrap().success());
+}
