@@ -186,6 +186,14 @@ impl KafkaConfig {
         config.set("bootstrap.servers", self.brokers.join(","));
         config.set("client.id", "headwater");
         config.set("allow.auto.create.topics", "false");
+        // Whatever OpenSSL was built to expect, the system's certificates are the ones to trust.
+        if self
+            .options
+            .get("security.protocol")
+            .is_some_and(|protocol| protocol.to_lowercase().contains("ssl"))
+        {
+            config.set("ssl.ca.location", "probe");
+        }
         // A broker that comes back is found within a second, not ten.
         config.set("reconnect.backoff.max.ms", "1000");
         for (name, value) in &self.options {

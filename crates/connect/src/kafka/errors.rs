@@ -6,6 +6,9 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 const LOGIN: &str = "check `options`: security.protocol, sasl.mechanism, sasl.username and sasl.password must fit \
                      the listener that `brokers` names";
 
+const TRUST: &str =
+    "set `ssl.ca.location` in `options` to the certificates of the authority that signed the brokers'";
+
 const REACH: &str =
     "is the cluster running, and can `brokers` and the addresses it advertises be reached from here?";
 
@@ -34,6 +37,9 @@ pub fn unanswered(error: KafkaError, failure: Option<String>, doing: String) -> 
     match failure.filter(|_| no_connection) {
         Some(failure) if failure.contains("SASL") => {
             Error::new(Kind::Refused, doing).because(failure).hint(LOGIN)
+        }
+        Some(failure) if failure.contains("certificate") => {
+            Error::new(Kind::Unavailable, doing).because(failure).hint(TRUST)
         }
         Some(failure) => Error::new(Kind::Unavailable, doing).because(failure).hint(REACH),
         None => self::error(error, doing),

@@ -31,6 +31,7 @@ pub struct Line {
     /// The promises that somebody still holds.
     promises: TaskTracker,
     ended: CancellationToken,
+    retired: AtomicBool,
     /// The most bytes of a record batch.
     pub batch_bytes: u32,
 }
@@ -142,7 +143,14 @@ impl Line {
             Error::new(Kind::Internal, "starting the thread of delivery reports").because(error)
         })?;
         let producer = Mutex::new(Some(producer));
-        Ok(Self { producer, reports, promises: TaskTracker::new(), ended, batch_bytes })
+        Ok(Self {
+            producer,
+            reports,
+            promises: TaskTracker::new(),
+            ended,
+            retired: AtomicBool::new(false),
+            batch_bytes,
+        })
     }
 
     /// Hands a batch to librdkafka, which copies it; `permit` stands for its bytes.
@@ -187,6 +195,16 @@ impl Line {
     /// Whether a record could not be delivered, so that a new line is needed.
     pub fn is_broken(&self) -> bool {
         self.reports.ledger.is_broken()
+    }
+
+    /// Another line took its place.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+    }
+
+    /// Whether another line took its place.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
     }
 
     /// Since when the oldest batch waits for the brokers.

@@ -23,7 +23,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use headwater_core::ports::{Bus, BusStatus, Published, Rejection, Subscribe, Subscription};
 use headwater_core::{Checkpoint, Error, Event, Kind, Result, StreamSpec};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 
 pub use config::{Compression, KafkaConfig};
@@ -124,18 +124,26 @@ impl KafkaBus {
     async fn line(&self) -> Result<Arc<Line>> {
         let wanted = self.shared.topics.batch_bytes();
         let mut current = self.shared.line.lock().await;
-        if let Some(line) = &*current {
-            if line.is_broken() || line.batch_bytes <= wanted {
-                return Ok(Arc::clone(line));
-            }
-            // Once all of the budget is ours, nothing is on its way.
-            let all = self.budget.acquire_many(self.units).await;
-            drop(all.map_err(|_| Error::new(Kind::Internal, "the bus was closed"))?);
+        if let Some(line) = &*current
+            && (line.is_broken() || line.batch_bytes <= wanted)
+        {
+            return Ok(Arc::clone(line));
         }
+        // One that is replaced has nothing more on its way, and gets nothing more.
+        let _idle = if current.is_some() { Some(self.budget(self.units).await?) } else { None };
+        self.shared.topics.ensure_positions().await?;
         let config = self.shared.config.clone();
         let line = Arc::new(blocking(move || Line::start(&config, wanted)).await?);
-        *current = Some(Arc::clone(&line));
+        if let Some(old) = current.replace(Arc::clone(&line)) {
+            old.retire();
+        }
         Ok(line)
+    }
+
+    /// Waits for a share of the budget. Once all of it is ours, nothing is on its way.
+    async fn budget(&self, units: u32) -> Result<OwnedSemaphorePermit> {
+        let permit = Arc::clone(&self.budget).acquire_many_owned(units).await;
+        permit.map_err(|_| Error::new(Kind::Internal, "the bus was closed"))
     }
 }
 
@@ -153,17 +161,22 @@ impl Bus for KafkaBus {
         let bytes: usize = events.iter().map(|event| event.size() + RECORD_OVERHEAD).sum();
         // A batch beyond the budget goes alone.
         let units = u32::try_from(bytes / UNIT + 1).unwrap_or(u32::MAX).min(self.units);
-        let line = self.line().await?;
-        let permit = Arc::clone(&self.budget).acquire_many_owned(units).await;
-        let permit = permit.map_err(|_| Error::new(Kind::Internal, "the bus was closed"))?;
-        line.publish(&self.shared.config, &events, checkpoint, permit).map(Published::Accepted)
+        loop {
+            let line = self.line().await?;
+            let permit = self.budget(units).await?;
+            // It may have been replaced while we waited; now that we have a share it cannot be.
+            if !line.is_retired() {
+                return line
+                    .publish(&self.shared.config, &events, checkpoint, permit)
+                    .map(Published::Accepted);
+            }
+        }
     }
 
     async fn checkpoint(&self, source: &str) -> Result<Option<Checkpoint>> {
         self.shared.topics.ensure_positions().await?;
-        // Once all of the budget is ours, nothing is on its way.
-        let all = self.budget.acquire_many(self.units).await;
-        drop(all.map_err(|_| Error::new(Kind::Internal, "the bus was closed"))?);
+        // What is on its way belongs to it.
+        drop(self.budget(self.units).await?);
         self.shared.recover().await;
         let config = self.shared.config.clone();
         Ok(blocking(move || positions::read(&config)).await?.remove(source))

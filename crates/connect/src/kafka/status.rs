@@ -40,6 +40,7 @@ type Ends = Vec<(i64, i64)>;
 pub async fn read(config: &KafkaConfig, topics: &Topics, groups: &Groups) -> Result<BusStatus> {
     let (config, asker) = (config.clone(), topics.asker());
     let (streams, mut names) = (topics.all(), groups.names());
+    let kept = topics.partitions(&config.positions_topic).await?.is_some();
     let ask = move || {
         names.extend(listed(&asker, &config)?);
         let mut ends = Vec::new();
@@ -67,10 +68,11 @@ pub async fn read(config: &KafkaConfig, topics: &Topics, groups: &Groups) -> Res
             }
         }
         status.streams.sort_by(|a, b| a.stream.cmp(&b.stream));
-        status.checkpoints = positions::read(&config)?.into_values().collect();
+        if kept {
+            status.checkpoints = positions::read(&config)?.into_values().collect();
+        }
         Ok(status)
     };
-    topics.ensure_positions().await?;
     blocking(ask).await
 }
 

@@ -141,7 +141,8 @@ impl Topics {
         let made = made.map_err(|error| errors::error(error, doing()))?;
         for result in made {
             match result {
-                Ok(_) | Err((_, Code::TopicAlreadyExists)) => {}
+                Ok(_) => tracing::info!(topic = name, partitions, "made the topic"),
+                Err((_, Code::TopicAlreadyExists)) => {}
                 Err((_, code)) => {
                     return Err(Error::new(errors::kind_of_code(code), doing())
                         .because(rdkafka::error::KafkaError::AdminOp(code))

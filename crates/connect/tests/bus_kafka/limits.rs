@@ -55,6 +55,7 @@ async fn the_limit_of_a_topic_is_exact_enough() {
         open(&KafkaConfig { compression: headwater_connect::kafka::Compression::None, ..config.clone() })
             .await;
     bus.ensure(&spec(&stream, 1)).await.unwrap();
+    publish(&bus, vec![event(&stream, Some(0), 0, 1)], None).await.unwrap();
     limit(&config, &stream, "20000").await;
     bus.ensure(&spec(&stream, 1)).await.unwrap();
     let mut fits = 20_000;
@@ -67,8 +68,8 @@ async fn the_limit_of_a_topic_is_exact_enough() {
     assert!(reason(&bus, event(&stream, Some(0), 2, fits + 1)).await.contains("20000"));
     let small = (2..5_000).map(|n| event(&stream, Some(0), n, 100)).collect();
     publish(&bus, small, None).await.unwrap();
-    let numbers: Vec<u64> = read(&bus, &stream, 4_999).await.iter().map(number).collect();
-    assert_eq!(numbers, (1..5_000).collect::<Vec<_>>());
+    let numbers: Vec<u64> = read(&bus, &stream, 5_000).await.iter().map(number).collect();
+    assert_eq!(numbers, (0..5_000).collect::<Vec<_>>());
 }
 
 /// A limit that is lowered while events are on their way: nothing passes the one that no longer fits;

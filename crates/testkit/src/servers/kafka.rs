@@ -32,6 +32,7 @@ pub struct KafkaSettings {
     java: Vec<String>,
     proxy: bool,
     users: Vec<(String, String)>,
+    identity: Option<String>,
 }
 
 /// Where it listens on 127.0.0.1.
@@ -73,6 +74,13 @@ impl KafkaSettings {
         self
     }
 
+    /// Gives the listener of users TLS, with this key (PKCS #8) and certificate, in PEM.
+    #[must_use]
+    pub fn tls(mut self, identity: &str) -> Self {
+        self.identity = Some(identity.into());
+        self
+    }
+
     /// Starts a server that is like this; returns when clients are welcome.
     pub async fn start(self) -> Result<Kafka> {
         let libs = libraries()?;
@@ -82,6 +90,9 @@ impl KafkaSettings {
         let proxy = if self.proxy { Some(Proxy::start(("127.0.0.1", proxied)).await?) } else { None };
         let properties = self.server_properties(ports, proxy.as_ref(), process.dir());
         process.write(&process.dir().join("server.properties"), properties.as_bytes())?;
+        if let Some(identity) = &self.identity {
+            process.write(&process.dir().join("identity.pem"), identity.as_bytes())?;
+        }
         let mut java: Vec<String> = ["-Xmx384m", "-XX:+UseSerialGC"].map(String::from).into();
         java.extend(self.java);
         java.push("-Dorg.slf4j.simpleLogger.log.org.apache.kafka.common.config=warn".into());
@@ -109,9 +120,14 @@ impl KafkaSettings {
         if !self.users.is_empty() {
             listeners += &format!(",SASL://127.0.0.1:{sasl}");
             advertised += &format!(",SASL://127.0.0.1:{sasl}");
-            protocols += ",SASL:SASL_PLAINTEXT";
+            protocols += if self.identity.is_some() { ",SASL:SASL_SSL" } else { ",SASL:SASL_PLAINTEXT" };
             let user = |(name, password): &(String, String)| format!(" user_{name}=\"{password}\"");
             let users: String = self.users.iter().map(user).collect();
+            if self.identity.is_some() {
+                lines += "listener.name.sasl.ssl.keystore.type=PEM\n";
+                let path = dir.join("identity.pem");
+                lines += &format!("listener.name.sasl.ssl.keystore.location={}\n", path.display());
+            }
             lines += "listener.name.sasl.sasl.enabled.mechanisms=PLAIN\n";
             lines += "listener.name.sasl.plain.sasl.jaas.config=";
             lines += &format!("org.apache.kafka.common.security.plain.PlainLoginModule required{users};\n");
@@ -185,7 +201,8 @@ impl Kafka {
         self.proxy.as_ref()
     }
 
-    /// The address where users of [`KafkaSettings::user`] log in by SASL/PLAIN without TLS.
+    /// The address where users of [`KafkaSettings::user`] log in by SASL/PLAIN; without TLS, unless
+    /// [`KafkaSettings::tls`] gave it a certificate.
     pub fn sasl_brokers(&self) -> String {
         format!("127.0.0.1:{}", self.ports.sasl)
     }
