@@ -176,7 +176,7 @@ pub struct SnapshotArgs {
 /// `headwater parked`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  headwater parked\n  headwater parked my.toml --json\n\n\
-    What is parked is tried again by `headwater run` when it starts.")]
+    A stream that is held whole is tried again whenever `headwater run` starts, so mend its contract or its table and restart.")]
 pub struct ParkedArgs {
     #[command(flatten)]
     #[allow(missing_docs)]

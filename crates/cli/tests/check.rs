@@ -1,4 +1,5 @@
 //! `headwater check` and `headwater init`.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod support;
 

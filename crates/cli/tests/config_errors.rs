@@ -1,4 +1,5 @@
 //! What the config says when it is wrong: word for word.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::path::Path;
 

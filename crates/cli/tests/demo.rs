@@ -1,4 +1,5 @@
 //! `headwater demo`, as the README says it.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The examples and the documents about config and command line say what the code does.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -74,7 +75,7 @@ const SECTIONS: &[(&str, &str)] = &[
 ];
 
 fn keys_of(config: &str) -> BTreeSet<String> {
-    let problems = parse(config, &env, Path::new(".")).expect_err("qqqqqq is no key").0;
+    let problems = parse(config, &env, Path::new(".")).unwrap_err().0;
     let unknown = problems.iter().find(|problem| problem.message.contains("qqqqqq"));
     let problem = unknown.unwrap_or_else(|| panic!("{problems:?}"));
     let hint = problem.hint.clone().unwrap_or_default();
@@ -84,7 +85,6 @@ fn keys_of(config: &str) -> BTreeSet<String> {
         .filter(|key| !key.is_empty())
         .map(str::to_owned)
         .collect();
-    // A section with a single key says so in another way.
     if keys.is_empty() {
         panic!("no keys are listed: {problem}")
     }

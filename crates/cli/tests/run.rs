@@ -1,16 +1,12 @@
 //! `headwater run` and what looks at it from outside: tail, status, snapshot, parked.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod support;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
-use support::{PATIENCE, PROGRAM, Shop, until};
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
-}
+use support::{PATIENCE, PROGRAM, Shop, json, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_committed_is_tailed_while_it_runs_and_sigterm_drains() {

@@ -16,6 +16,7 @@ const KINDS: &[&str] = &["postgres", "sqlite"];
 
 /// A source's settings, by the adapter that owns them.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "a process has a handful of them")]
 pub enum SourceConfig {
     /// `kind = "postgres"`.
     Postgres(PostgresConfig),

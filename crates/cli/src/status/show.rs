@@ -37,6 +37,10 @@ fn running(status: &RuntimeStatus, colour: bool) -> Result<()> {
     if let Some(error) = &status.bus_error {
         output::line(paint(&format!("bus: {error}"), Colour::Red, colour))?;
     }
+    if let Some(since) = status.bus.as_ref().and_then(|bus| bus.waiting_since) {
+        let text = format!("bus: it has taken nothing for {}; nothing is lost", human::micros(now - since));
+        output::line(paint(&text, Colour::Yellow, colour))?;
+    }
     section(&sources(&status.sources), colour)?;
     for source in &status.sources {
         troubles(source, now, colour)?;

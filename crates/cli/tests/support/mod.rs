@@ -1,6 +1,6 @@
 //! A shop on SQLite and the `headwater` binary on it.
 
-#![allow(dead_code, missing_docs, clippy::unwrap_used)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -101,6 +101,11 @@ pub fn headwater(dir: &Path, arguments: &[&str]) -> Ended {
     let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     Ended { code: status.code(), out: text(stdout), err: text(stderr) }
+}
+
+/// What a command printed.
+pub fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
 /// An address that nobody listens on.

@@ -1,0 +1,113 @@
+//! The commands on PostgreSQL: init, check, run, status, tail, with an outbox and with messages.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use headwater_testkit::servers::{Database, Postgres};
+use serde_json::Value;
+use support::{PATIENCE, Shop, json, until};
+
+async fn database() -> Database {
+    Postgres::shared().await.unwrap().create_database().await.unwrap()
+}
+
+fn configure(shop: &Shop, database: &Database) {
+    let (url, listen, name) = (database.url(), &shop.listen, database.name());
+    let text = format!(
+        "[source.shop]\nkind = \"postgres\"\nurl = \"{url}\"\ntables = [\"public.orders\"]\noutbox = \"public.outbox\"\n\
+         slot = \"{name}\"\n\
+         [stream.orders]\nfrom = \"shop.public.orders\"\ncolumns = {{ id = \"id\", status = \"state\" }}\n\
+         [outbox]\nstream = \"{{aggregatetype}}_events\"\n[http]\nlisten = \"{listen}\"\n"
+    );
+    std::fs::write(shop.config(), text).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_makes_the_outbox_once() {
+    let (shop, database) = (Shop::new(), database().await);
+    let url = database.url();
+    let printed = shop.headwater(&["init", url, "--print"]);
+    assert_eq!(printed.code, Some(0), "{printed:?}");
+    assert!(printed.out.starts_with("CREATE TABLE \"public\".\"outbox\" (\n"), "{}", printed.out);
+    assert_eq!(shop.headwater(&["init", url]).out, "made the outbox table outbox\n");
+    assert_eq!(shop.headwater(&["init", url]).out, "nothing to do: all is there\n");
+    database.execute("INSERT INTO outbox (aggregatetype, aggregateid, type, payload) VALUES ('order', '1', 'OrderPlaced', '{}')").await.unwrap();
+    let refused = shop.headwater(&["init", url, "--remove"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    let refused = shop.headwater(&["init", url, "--tables", "orders"]);
+    assert!(refused.err.contains("captured from the log"), "{refused:?}");
+    let (user_and_host, _) = url.split_at(url.rfind('/').unwrap());
+    let refused = shop.headwater(&["init", &format!("{user_and_host}/nowhere")]);
+    assert_eq!(refused.code, Some(3), "{refused:?}");
+    assert!(refused.err.contains("\"nowhere\" does not exist"), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_outbox_and_messages_arrive() {
+    let (shop, database) = (Shop::new(), database().await);
+    configure(&shop, &database);
+    assert_eq!(shop.headwater(&["init", database.url()]).code, Some(0));
+    database
+        .execute("CREATE TABLE orders (id int PRIMARY KEY, state text); INSERT INTO orders VALUES (1, 'old')")
+        .await
+        .unwrap();
+    let checked = shop.headwater(&["check", "CONFIG"]);
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    let headwater = shop.run().await;
+    database
+        .execute(
+            "BEGIN; UPDATE orders SET state = 'paid' WHERE id = 1;
+             INSERT INTO outbox (aggregatetype, aggregateid, type, payload) VALUES ('order', '1', 'OrderPaid', '{\"a\": 1}');
+             DELETE FROM outbox; COMMIT;
+             SELECT pg_logical_emit_message(true, 'headwater', '{\"id\": \"4d47e190-0402-4048-bc2c-89dd54343cdc\", \
+             \"aggregatetype\": \"order\", \"aggregateid\": \"1\", \"type\": \"OrderThanked\", \"payload\": {}}')",
+        )
+        .await
+        .unwrap();
+    let tail = |stream: &str, limit: &str| {
+        let ended = shop.headwater(&[
+            "tail",
+            stream,
+            "-c",
+            "CONFIG",
+            "--from",
+            "beginning",
+            "--limit",
+            limit,
+            "--json",
+        ]);
+        ended.out.lines().map(json).collect::<Vec<Value>>()
+    };
+    let kinds = |events: &[Value]| {
+        events.iter().map(|event| event["type"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let orders = tail("orders", "2");
+    assert_eq!(kinds(&orders), ["read", "update"]);
+    assert_eq!(orders[1]["payload"]["after"], serde_json::json!({ "id": 1, "status": "paid" }));
+    until("the outbox's stream is there", || {
+        json(&shop.headwater(&["status", "CONFIG", "--json"]).out)["sources"][0]["events"] == 4
+    });
+    let events = tail("order_events", "2");
+    assert_eq!(kinds(&events), ["OrderPaid", "OrderThanked"]);
+    assert_eq!(events[1]["id"], "4d47e190-0402-4048-bc2c-89dd54343cdc");
+    let stopped = headwater.stop(PATIENCE).await.unwrap();
+    assert_eq!(stopped.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_what_to_mend() {
+    let server = Postgres::settings().set("wal_level", "replica").start().await.unwrap();
+    let (shop, database) = (Shop::new(), server.create_database().await.unwrap());
+    configure(&shop, &database);
+    let checked = shop.headwater(&["check", "CONFIG", "--json"]);
+    assert_eq!(checked.code, Some(3), "{checked:?}");
+    assert!(checked.out.contains("wal_level"), "{}", checked.out);
+    // Who may not connect is told so, without a password.
+    let (_, host) = database.url().split_once('@').unwrap();
+    let text = std::fs::read_to_string(shop.config()).unwrap();
+    std::fs::write(shop.config(), text.replace(database.url(), &format!("postgres://nobody:hunter2@{host}")))
+        .unwrap();
+    let checked = shop.headwater(&["check", "CONFIG"]);
+    assert_eq!(checked.code, Some(3), "{checked:?}");
+    assert!(checked.out.contains("nobody") && !checked.out.contains("hunter2"), "{}", checked.out);
+}
