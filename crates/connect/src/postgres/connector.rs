@@ -92,7 +92,10 @@ impl PostgresConnector {
         let (reader, writer) = connection.start_replication(&start).await?;
         let (feedback, writing) = Feedback::start(writer, state.confirmed, period);
         self.monitor.confirmed(state.confirmed);
-        self.monitor.state(SourceState::Streaming);
+        self.monitor.state(match upcoming {
+            Some(_) => SourceState::Snapshot,
+            None => SourceState::Streaming,
+        });
         let snapshots = snapshot::Settings {
             options: self.config.url.clone(),
             workers: self.config.snapshot_workers,

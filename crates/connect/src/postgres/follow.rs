@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::client::{Gulp, Replicated, ReplicationReader};
 use super::decode::Decoder;
 use super::feedback::Feedback;
-use super::monitor::Monitor;
+use super::monitor::{Monitor, News};
 use super::snapshot::{self, Upcoming, wanted};
 use super::spill::Spill;
 use super::state::State;
@@ -32,6 +32,15 @@ const LOOK: Duration = Duration::from_secs(2);
 
 /// How often the server is asked how far it is while a snapshot waits for its place.
 const ASK: Duration = Duration::from_millis(100);
+
+/// A batch on its way to whoever reads the source.
+#[derive(Debug)]
+pub struct Ready {
+    /// The batch.
+    pub batch: Batch,
+    /// What is to be said once it is handed out.
+    pub news: Vec<News>,
+}
 
 /// What the task needs.
 pub struct Follow {
@@ -54,7 +63,7 @@ pub struct Follow {
     /// How snapshots are taken.
     pub snapshots: snapshot::Settings,
     /// Where batches go.
-    pub out: Sender<Result<Batch>>,
+    pub out: Sender<Result<Ready>>,
     /// What `status` says.
     pub monitor: Arc<Monitor>,
     /// Where it stands between two messages.
@@ -72,11 +81,14 @@ pub struct Turn {
     sent: Instant,
     /// When requests were last looked for.
     looked: Instant,
+    /// What is to be said once the next batch is handed out.
+    pub news: Vec<News>,
 }
 
 impl Default for Turn {
     fn default() -> Self {
-        Self { piece: None, moved: false, sent: Instant::now(), looked: Instant::now() }
+        let now = Instant::now();
+        Self { piece: None, moved: false, sent: now, looked: now, news: Vec::new() }
     }
 }
 
@@ -183,7 +195,8 @@ impl Follow {
     /// The position follows the changes.
     fn advance(&mut self) {
         if let Some(last) = self.decoder.last() {
-            self.position = last;
+            // What comes again after a restart does not take the place back.
+            self.position = self.position.max(last);
         }
     }
 
@@ -238,9 +251,11 @@ impl Follow {
     pub async fn hand_out(&mut self, changes: Vec<Change>) {
         (self.turn.moved, self.turn.sent) = (false, Instant::now());
         let checkpoint = self.state.checkpoint(&self.source, self.position);
-        let batch = checkpoint.map(|checkpoint| Batch { changes, checkpoint: Some(checkpoint) });
+        let news = std::mem::take(&mut self.turn.news);
+        let ready = checkpoint
+            .map(|checkpoint| Ready { batch: Batch { changes, checkpoint: Some(checkpoint) }, news });
         // Nobody listens: the loop sees that the channel is closed.
-        let _ = self.out.send(batch).await;
+        let _ = self.out.send(ready).await;
     }
 }
 

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use headwater_core::{CellKind, Column, ColumnType, Identity, Row, RowBuilder, Table};
 use headwater_wire::format::OutboxColumns;
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// Which messages are outbox rows, and the table whose rows they are.
@@ -31,7 +30,7 @@ impl Messages {
             column(&columns.kind, ColumnType::Text),
             column(&columns.payload, ColumnType::Json),
             column(columns.headers.as_deref().unwrap_or("headers"), ColumnType::Json),
-            column(columns.timestamp.as_deref().unwrap_or("timestamp"), ColumnType::Text),
+            column(columns.timestamp.as_deref().unwrap_or("timestamp"), ColumnType::Dynamic),
         ];
         described.iter_mut().take(1).for_each(|id| id.key = true);
         let (schema, name) = table.cloned().unwrap_or_else(|| (TABLE.0.to_owned(), TABLE.1.to_owned()));
@@ -48,9 +47,8 @@ impl Messages {
         let members = serde_json::from_slice::<std::collections::BTreeMap<String, Box<RawValue>>>(content);
         let mut row = RowBuilder::with_capacity(self.table.columns.len());
         for column in &self.table.columns {
-            let json = column.ty == ColumnType::Json;
             match &members {
-                Ok(members) => push(&mut row, members.get(&column.name).map(|raw| raw.get()), json),
+                Ok(members) => push(&mut row, members.get(&column.name).map(|raw| raw.get()), &column.ty),
                 Err(_) if column.name == self.table.columns[4].name => row.push(CellKind::Text, content),
                 Err(_) => row.push(CellKind::Null, b""),
             }
@@ -59,12 +57,18 @@ impl Messages {
     }
 }
 
-/// A JSON column keeps its text; of the others, a string is its text and anything else its JSON.
-fn push(row: &mut RowBuilder, value: Option<&str>, json: bool) {
-    match (value, value.and_then(|text| serde_json::from_str(text).ok())) {
-        (None, _) | (_, Some(Value::Null)) => row.push(CellKind::Null, b""),
-        (_, Some(Value::String(text))) if !json => row.push(CellKind::Text, text.as_bytes()),
-        (Some(text), _) => row.push(CellKind::Text, text.as_bytes()),
+/// A JSON column keeps the member's text. Of the others, a string is what it says and anything else its
+/// JSON; a dynamic one tells numbers from texts.
+fn push(row: &mut RowBuilder, member: Option<&str>, ty: &ColumnType) {
+    let Some(member) = member.filter(|member| *member != "null") else {
+        return row.push(CellKind::Null, b"");
+    };
+    let string = || serde_json::from_str::<String>(member).ok();
+    match (ty, member.starts_with('"').then(string).flatten()) {
+        (ColumnType::Json, _) | (ColumnType::Text, None) => row.push(CellKind::Text, member.as_bytes()),
+        (ColumnType::Text, Some(text)) => row.push(CellKind::Text, text.as_bytes()),
+        (_, Some(text)) => row.push(CellKind::String, text.as_bytes()),
+        (_, None) => row.push(CellKind::Integer, member.as_bytes()),
     }
 }
 
@@ -91,6 +95,19 @@ mod tests {
         let expected =
             [some("a"), some("order"), some("7"), some("Placed"), some(r#"{"x": 1.50}"#), None, None];
         assert_eq!(row, expected);
+    }
+
+    #[test]
+    fn a_timestamp_is_a_number_or_a_text() {
+        let messages = Messages::new("headwater", None, &OutboxColumns::default());
+        for (timestamp, kind, text) in [
+            ("1715940000500", CellKind::Integer, "1715940000500"),
+            ("\"2024-05-17T10:00:00Z\"", CellKind::String, "2024-05-17T10:00:00Z"),
+        ] {
+            let content = format!("{{\"timestamp\": {timestamp}}}");
+            let (_, row) = messages.row("headwater", content.as_bytes()).unwrap();
+            assert_eq!(row.value(6), headwater_core::Value::Bytes(kind, text.as_bytes()));
+        }
     }
 
     #[test]

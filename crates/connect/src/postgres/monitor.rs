@@ -1,11 +1,23 @@
 //! What a source says of itself while it runs.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
-use headwater_core::ports::{SourceState, SourceStatus};
+use headwater_core::ports::{SourceState, SourceStatus, TableProgress};
+use headwater_core::{Change, Op};
 
 use super::lsn;
+
+/// What is to be said once a batch is handed out.
+#[derive(Debug)]
+pub enum News {
+    /// These tables begin to be read.
+    Snapshot(Vec<TableProgress>),
+    /// A table was read.
+    Table(String),
+    /// The snapshot is done.
+    Streaming,
+}
 
 /// The status of one source, written by its tasks and read at any time.
 #[derive(Debug, Default)]
@@ -28,16 +40,34 @@ impl Monitor {
         status
     }
 
-    /// Changes what is said.
-    pub fn update(&self, change: impl FnOnce(&mut SourceStatus)) {
-        if let Ok(mut status) = self.status.lock() {
-            change(&mut status);
-        }
-    }
-
     /// A new phase.
     pub fn state(&self, state: SourceState) {
         self.update(|status| status.state = state);
+    }
+
+    /// Says what is new.
+    pub fn tell(&self, news: News) {
+        self.update(|status| match news {
+            News::Snapshot(tables) => (status.state, status.snapshot) = (SourceState::Snapshot, tables),
+            News::Table(name) => progress(status, &name, |table| table.done = true),
+            News::Streaming => status.state = SourceState::Streaming,
+        });
+    }
+
+    /// Rows that were read are handed out.
+    pub fn read(&self, changes: &[Change]) {
+        for read in changes.chunk_by(|one, next| Arc::ptr_eq(&one.table, &next.table)) {
+            if let Some(first) = read.first().filter(|first| first.op == Op::Read) {
+                let name = first.table.full_name();
+                self.update(|status| progress(status, &name, |table| table.rows += read.len() as u64));
+            }
+        }
+    }
+
+    fn update(&self, change: impl FnOnce(&mut SourceStatus)) {
+        if let Ok(mut status) = self.status.lock() {
+            change(&mut status);
+        }
     }
 
     /// The log reaches at least this far.
@@ -48,6 +78,12 @@ impl Monitor {
     /// Everything before this place is confirmed.
     pub fn confirmed(&self, place: u64) {
         self.confirmed.fetch_max(place, Ordering::Relaxed);
+    }
+}
+
+fn progress(status: &mut SourceStatus, name: &str, change: impl FnOnce(&mut TableProgress)) {
+    if let Some(table) = status.snapshot.iter_mut().find(|table| table.table == name) {
+        change(table);
     }
 }
 

@@ -1,5 +1,7 @@
 //! From a checkpoint, or none, to where a source begins: which slot, which tables are still to be read.
 
+use std::time::{Duration, Instant};
+
 use headwater_core::{Checkpoint, Kind, Position, Result};
 
 use super::client::Connection;
@@ -8,6 +10,9 @@ use super::setup::{self, CapturedTable, Prepared, Server};
 use super::snapshot::{Exported, Upcoming, wanted};
 use super::state::State;
 use crate::requests::SnapshotRequest;
+
+/// How long the server may take to let go of a slot.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Where a source begins.
 pub struct Opening {
@@ -42,17 +47,30 @@ impl Wish<'_> {
     pub async fn open(&self) -> Result<Opening> {
         let mut connection = setup::connect(&self.config.url).await?;
         let stored = self.from.map(State::read).transpose()?;
-        let prepared = setup::prepare(&mut connection, self.names, self.config, stored.as_ref()).await;
-        match (prepared, stored) {
+        match (self.prepare(&mut connection, stored.as_ref()).await, stored) {
             (Ok(prepared), Some(stored)) => self.go_on(connection, prepared, stored).await,
             (Ok(prepared), None) => self.begin(connection, prepared, 1).await,
             (Err(hole), stored) if hole.kind() == Kind::Hole && self.mends(stored.as_ref()) => {
                 tracing::warn!(source = self.names.source, %hole, "all tables are read anew, as was asked for");
                 setup::drop_slot(&mut connection, &self.names.slot).await?;
-                let prepared = setup::prepare(&mut connection, self.names, self.config, None).await?;
+                let prepared = self.prepare(&mut connection, None).await?;
                 self.begin(connection, prepared, stored.map_or(1, |stored| stored.epoch + 1)).await
             }
             (Err(error), _) => Err(error),
+        }
+    }
+
+    /// As [`setup::prepare`]. The server takes a moment to notice that a connection was lost: an earlier
+    /// one of ours may still hold the slot.
+    async fn prepare(&self, connection: &mut Connection, stored: Option<&State>) -> Result<Prepared> {
+        let deadline = Instant::now() + LINGER;
+        loop {
+            match setup::prepare(connection, self.names, self.config, stored).await {
+                Err(busy) if busy.kind() == Kind::Busy && Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                prepared => return prepared,
+            }
         }
     }
 

@@ -4,20 +4,21 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use headwater_core::ports::{Durable, Source, SourceState};
-use headwater_core::{Batch, Checkpoint, Error, Kind, Result};
+use headwater_core::{Batch, Change, Checkpoint, Error, Kind, Position, Result};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinHandle;
 
 use super::feedback::Feedback;
+use super::follow::Ready;
 use super::monitor::Monitor;
 use super::state::State;
 use crate::requests::Requests;
 
 /// An open PostgreSQL source; its tasks end when it is dropped.
 pub struct PostgresSource {
-    batches: Receiver<Result<Batch>>,
+    batches: Receiver<Result<Ready>>,
     /// What was received and did not fit the budget.
-    rest: Option<Batch>,
+    rest: Option<Ready>,
     /// The checkpoint before what comes next.
     before: Checkpoint,
     feedback: Feedback,
@@ -31,7 +32,7 @@ pub struct PostgresSource {
 impl PostgresSource {
     /// A source that goes on after `before`, with what its tasks hand out.
     pub fn new(
-        batches: Receiver<Result<Batch>>,
+        batches: Receiver<Result<Ready>>,
         before: Checkpoint,
         feedback: Feedback,
         monitor: Arc<Monitor>,
@@ -41,27 +42,30 @@ impl PostgresSource {
         Self { batches, rest: None, before, feedback, monitor, requests, settled: None, tasks }
     }
 
-    /// Cuts a batch to the budget. A checkpoint within it has the place of the last change, and confirms
-    /// what was to be confirmed before.
-    fn cut(&mut self, mut batch: Batch, budget: usize) -> Batch {
+    /// Hands out as much as the budget allows. A checkpoint within a batch has the place of the last
+    /// change, and confirms what was to be confirmed before.
+    fn hand_out(&mut self, ready: Ready, budget: usize) -> Batch {
+        let Ready { mut batch, news } = ready;
         let mut bytes = 0;
-        let over = |change: &headwater_core::Change| {
+        let over = |change: &Change| {
             bytes += change.size();
             bytes > budget
         };
         let at = batch.changes.iter().position(over).unwrap_or(batch.changes.len()).max(1);
-        if at >= batch.changes.len() {
+        if at < batch.changes.len() {
+            let rest = Batch { changes: batch.changes.split_off(at), checkpoint: batch.checkpoint.take() };
+            self.rest = Some(Ready { batch: rest, news });
+            let last = batch.changes.last().map_or(Position::ZERO, |last| last.position);
+            self.before.position = self.before.position.max(last);
+            batch.checkpoint = Some(self.before.clone());
+        } else {
+            news.into_iter().for_each(|news| self.monitor.tell(news));
             if let Some(checkpoint) = &batch.checkpoint {
                 self.before.clone_from(checkpoint);
             }
-            return batch;
         }
-        let rest = batch.changes.split_off(at);
-        if let Some(last) = batch.changes.last() {
-            self.before.position = last.position;
-        }
-        self.rest = Some(Batch { changes: rest, checkpoint: batch.checkpoint });
-        Batch { changes: batch.changes, checkpoint: Some(self.before.clone()) }
+        self.monitor.read(&batch.changes);
+        batch
     }
 
     /// A request that a durable checkpoint names need not be kept.
@@ -79,14 +83,14 @@ impl PostgresSource {
 #[async_trait]
 impl Source for PostgresSource {
     async fn next(&mut self, budget: usize) -> Result<Batch> {
-        let batch = match self.rest.take() {
-            Some(batch) => batch,
+        let ready = match self.rest.take() {
+            Some(ready) => ready,
             None => {
                 let ended = || Err(Error::new(Kind::Unavailable, "the replication ended"));
                 self.batches.recv().await.unwrap_or_else(ended)?
             }
         };
-        Ok(self.cut(batch, budget))
+        Ok(self.hand_out(ready, budget))
     }
 
     async fn confirm(&mut self, checkpoint: &Checkpoint, _proof: Durable) -> Result<()> {

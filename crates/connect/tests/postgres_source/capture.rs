@@ -111,7 +111,7 @@ impl Capture {
 
     /// Reads on until the state of the checkpoint is so.
     pub async fn until(&mut self, is: impl Fn(&State) -> bool) {
-        while !self.checkpoint.is_some() || !is(&self.state()) {
+        while self.checkpoint.is_none() || !is(&self.state()) {
             self.batch().await.unwrap();
         }
     }

@@ -1,5 +1,5 @@
 //! The PostgreSQL source against real servers.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod capture;
 mod chinook;

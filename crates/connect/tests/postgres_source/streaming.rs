@@ -49,7 +49,7 @@ async fn a_change_knows_its_transaction() {
     assert!((-1_000_000..60_000_000).contains(&since), "committed {since} microseconds later");
     let commit = lsn::parse(&transaction.log_position).unwrap();
     assert_eq!(capture.changes[0].position.numbers()[0], commit);
-    assert!(capture.state().confirmed > commit);
+    capture.until(|state| state.confirmed > commit).await;
     assert!(capture.checkpoint.unwrap().position >= Position::of(1, [commit, u64::MAX, 0]));
     assert_eq!(transaction.origin.database, place.database.name());
 }

@@ -19,6 +19,11 @@ impl QueryRow {
         self.0.get(at)?.as_deref()
     }
 
+    /// The texts in order.
+    pub fn values(&self) -> impl Iterator<Item = Option<&str>> {
+        self.0.iter().map(Option::as_deref)
+    }
+
     /// The text of a column that cannot be NULL.
     pub fn text(&self, at: usize) -> Result<&str> {
         self.get(at)

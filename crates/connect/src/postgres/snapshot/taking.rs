@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use headwater_core::ports::{SourceState, TableProgress};
+use headwater_core::ports::TableProgress;
 use headwater_core::{Change, Op, Position, Result, Row, Transaction};
 
 use super::export::{Exported, Upcoming};
@@ -11,6 +11,7 @@ use super::plan::{self, Chunk, Planned, Published};
 use super::workers::{Piece, Workers};
 use crate::postgres::follow::Follow;
 use crate::postgres::lsn;
+use crate::postgres::monitor::News;
 use crate::postgres::setup::CapturedTable;
 use crate::postgres::url::ConnectOptions;
 use crate::requests::Requests;
@@ -69,8 +70,8 @@ impl Follow {
                 Piece::Done(table) => self.done(&table, &tables),
             }
         }
+        self.turn.news.push(News::Streaming);
         self.send().await;
-        self.monitor.state(SourceState::Streaming);
         Ok(())
     }
 
@@ -104,7 +105,6 @@ impl Follow {
     }
 
     async fn read(&mut self, reads: &mut Reads, table: &Planned, rows: Vec<Row>) {
-        let count = rows.len() as u64;
         let change = |row| {
             reads.number += 1;
             Change {
@@ -118,9 +118,8 @@ impl Follow {
         };
         let changes: Vec<Change> = rows.into_iter().map(change).collect();
         if let Some(last) = changes.last() {
-            self.position = last.position;
+            self.position = self.position.max(last.position);
         }
-        self.progress(&table.name, |progress| progress.rows += count);
         self.hand_out(changes).await;
     }
 
@@ -129,7 +128,7 @@ impl Follow {
         if let Some(captured) = tables.iter().find(|captured| captured.full_name() == table.name) {
             self.state.snapshots.insert(table.name.clone(), captured.oid);
         }
-        self.progress(&table.name, |progress| progress.done = true);
+        self.turn.news.push(News::Table(table.name.clone()));
     }
 
     fn begin(&self, planned: &[Arc<Planned>]) {
@@ -139,17 +138,6 @@ impl Follow {
             estimate: table.estimate,
             done: false,
         };
-        self.monitor.update(|status| {
-            status.state = SourceState::Snapshot;
-            status.snapshot = planned.iter().map(progress).collect();
-        });
-    }
-
-    fn progress(&self, table: &str, update: impl FnOnce(&mut TableProgress)) {
-        self.monitor.update(|status| {
-            if let Some(progress) = status.snapshot.iter_mut().find(|progress| progress.table == table) {
-                update(progress);
-            }
-        });
+        self.monitor.tell(News::Snapshot(planned.iter().map(progress).collect()));
     }
 }
