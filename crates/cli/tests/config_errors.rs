@@ -240,3 +240,31 @@ fn no_value_is_shown() {
     assert!(!said.contains("hunter2"), "{said}");
     assert!(said.contains("unknown kind \"${SECRET}\""), "{said}");
 }
+
+/// A small fuzzer for every run of the tests: mutated configs are refused or taken, and nothing panics.
+#[test]
+fn mutated_configs_never_panic() {
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let names = ["postgres-kafka.toml", "postgres-embedded.toml", "sqlite.toml"];
+    let texts = names.map(|name| std::fs::read_to_string(root.join(name)).unwrap());
+    let pieces =
+        ["=", "[", "]", "{", "}", "\"", "'", "${", "$${A:-", "\n", ".", "0", "-1", "\u{e9}", "[[x]]", "#"];
+    let mut random = StdRng::seed_from_u64(7);
+    for text in &texts {
+        for _ in 0..500 {
+            let mut chars: Vec<char> = text.chars().collect();
+            for _ in 0..random.random_range(1..6) {
+                let at = random.random_range(0..chars.len());
+                let until = (at + random.random_range(0..12)).min(chars.len());
+                let piece = pieces[random.random_range(0..pieces.len())];
+                chars.splice(at..until, piece.chars());
+            }
+            let text: String = chars.into_iter().collect();
+            if let Err(problems) = read(&text) {
+                assert!(!problems.0.is_empty() && !problems.to_string().is_empty(), "{text}");
+            }
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use headwater_cli::config::{LogConfig, LogFormat};
+use headwater_cli::config::{LogConfig, LogFormat, LogLevel};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -10,9 +10,7 @@ use super::progress;
 
 /// Begins to log; `RUST_LOG` says more than the config where it is set.
 pub fn init(config: &LogConfig) {
-    let level = config.level.as_str();
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("warn,headwater={level}")));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter(config.level)));
     let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Stderr);
     // A second call, in tests, leaves the first as it is.
@@ -23,6 +21,14 @@ pub fn init(config: &LogConfig) {
             builder.with_target(false).with_ansi(colour).try_init()
         }
     };
+}
+
+/// Headwater at `level`, others when they warn. librdkafka repeats itself twenty times a second while a
+/// broker is away, and Headwater says the same once: it is for those who look closely.
+fn filter(level: LogLevel) -> String {
+    let word = level.as_str();
+    let kafka = if matches!(level, LogLevel::Debug | LogLevel::Trace) { word } else { "off" };
+    format!("warn,librdkafka={kafka},headwater={word}")
 }
 
 /// Writes a line with the progress bars out of the way.
