@@ -4,6 +4,8 @@
 //! `HEADWATER_SOAK_TIMES` says how often things go wrong (10 by default; `cargo xtask soak kills` sets
 //! it), `HEADWATER_SOAK_SEED` repeats a run.
 
+#![allow(clippy::unwrap_used)] // clippy.toml knows tests by their attribute only
+
 use std::path::Path;
 use std::sync::Arc;
 

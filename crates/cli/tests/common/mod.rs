@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: a config in a directory, the binary, and tables rebuilt from events.
 
 #![allow(dead_code)] // each test binary uses a part of it
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // clippy.toml knows tests by their attribute only
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

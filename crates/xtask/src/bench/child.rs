@@ -88,7 +88,7 @@ pub async fn run(job: &str) {
         async move { runtime.run(stop).await }
     });
     while !running.is_finished() && durable(&runtime).await < job.rows {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let me = std::process::id();
     let outcome = Outcome {
