@@ -178,8 +178,10 @@ impl Bus for KafkaBus {
         // What is on its way belongs to it.
         drop(self.budget(self.units).await?);
         self.shared.recover().await;
-        let config = self.shared.config.clone();
-        Ok(blocking(move || positions::read(&config)).await?.remove(source))
+        // Whoever asks will publish soon; the producer's first words with the brokers take a while.
+        self.line().await?;
+        let (config, asker) = (self.shared.config.clone(), self.shared.topics.asker());
+        Ok(blocking(move || positions::read(&config, &asker)).await?.remove(source))
     }
 
     async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>> {

@@ -10,20 +10,29 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::client::Asker;
 use super::context::Listener;
 use super::{KafkaConfig, errors};
 
 /// The newest checkpoint of each source. Reads the topic to its end; blocks.
-pub fn read(config: &KafkaConfig) -> Result<BTreeMap<String, Checkpoint>> {
+pub fn read(config: &KafkaConfig, asker: &Asker) -> Result<BTreeMap<String, Checkpoint>> {
     let topic = &config.positions_topic;
     let doing = || format!("reading checkpoints from topic {topic}");
+    // A consumer that is told to begin at the beginning looks for it only after half a second.
+    let ends = asker.fetch_watermarks(topic, 0, config.timeout);
+    let (first, end) = ends.map_err(|error| errors::error(error, doing()))?;
+    if first == end {
+        return Ok(BTreeMap::new());
+    }
     let mut settings = config.consumer("headwater-positions");
     settings.set("enable.partition.eof", "true");
+    // The end of the topic is told by a fetch that finds nothing: it need not wait for more.
+    settings.set("fetch.wait.max.ms", "1");
     let consumer: BaseConsumer<Listener> =
         BaseConsumer::from_config_and_context(&settings, Listener::default())
             .map_err(|error| errors::error(error, doing()))?;
     let mut from = TopicPartitionList::new();
-    let begin = from.add_partition_offset(topic, 0, Offset::Beginning);
+    let begin = from.add_partition_offset(topic, 0, Offset::Offset(first));
     begin.and_then(|()| consumer.assign(&from)).map_err(|error| errors::error(error, doing()))?;
     let mut newest = BTreeMap::new();
     let mut deadline = Instant::now() + config.timeout;
