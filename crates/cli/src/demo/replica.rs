@@ -162,6 +162,8 @@ mod tests {
         let create =
             |row: &str| event("customers", &format!(r#"{{"op":"create","before":null,"after":{row}}}"#));
         replica.apply(&create(&row(1, "Eve")));
+        let found = replica.compare(&path).unwrap();
+        assert!(found[0].starts_with("customers 1: is {") && found[0].contains("arrived as"), "{found:?}");
         let renamed = format!(r#"{{"op":"update","before":{},"after":{}}}"#, row(1, "Eve"), row(1, "Ada"));
         replica.apply(&event("customers", &renamed));
         replica.apply(&create(&row(3, "Cat")));
