@@ -1,6 +1,6 @@
 //! Our own thin PostgreSQL client: simple queries, COPY out and logical replication, read in big gulps.
 //!
-//! Messages are those of `postgres-protocol`; what is ours is how the socket is read ([`reader`]), because
+//! Messages are those of `postgres-protocol`; what is ours is how the socket is read (`reader`), because
 //! that decides how fast the server's walsender can go.
 
 mod auth;
