@@ -213,8 +213,9 @@ impl Setup {
         change(&mut self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
     }
 
-    fn wanted(&self) -> Wanted<'_> {
-        Wanted { tables: &self.config.tables, outbox: self.config.outbox.as_ref() }
+    /// What its triggers have to capture.
+    pub fn wanted(&self) -> Wanted<'_> {
+        Wanted { tables: &self.config.tables, outbox: self.config.outbox.as_ref(), only: true }
     }
 }
 

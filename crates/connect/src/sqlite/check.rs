@@ -7,7 +7,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::capture::{Setup, init_command};
 use super::definition::Captures;
 use super::errors::Sql as _;
-use super::plan::{Note, Wanted, plan};
+use super::plan::{Note, plan};
 use super::shape::Place;
 
 /// Looks at everything, changes nothing. Blocks.
@@ -56,9 +56,7 @@ fn directory_is_read_only(path: &std::path::Path) -> bool {
 }
 
 fn capture(setup: &Setup, conn: &Connection) -> Result<Vec<Finding>> {
-    let config = &setup.config;
-    let wanted = Wanted { tables: &config.tables, outbox: config.outbox.as_ref() };
-    let plan = plan(conn, wanted)?;
+    let plan = plan(conn, setup.wanted())?;
     let mut findings: Vec<Finding> = plan.notes.iter().map(|note| finding(setup, note)).collect();
     if plan.statements.is_empty() {
         findings.push(Finding::ok(format!("triggers are in step with {} tables", plan.captured.len())));

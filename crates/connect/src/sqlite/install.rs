@@ -1,6 +1,7 @@
 //! Carrying out a plan: `headwater init`, and what an open source does when a table was altered.
 
 use std::path::Path;
+use std::time::Duration;
 
 use headwater_core::{Error, Kind, Result};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
@@ -10,8 +11,18 @@ use super::layout::{self, ident};
 use super::plan::{Captured, Note, Plan, Wanted, plan};
 use crate::settings::Outbox;
 
-/// How long a lock is waited for.
-pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+/// Waits for a lock for some ten seconds. SQLite's own handler tries less and less often, and may never
+/// catch the moment between two transactions of a busy application.
+pub fn patient(tries: i32) -> bool {
+    std::thread::sleep(Duration::from_millis(1));
+    tries < 10_000
+}
+
+/// Waits for a lock for a moment only.
+pub fn brief(tries: i32) -> bool {
+    std::thread::sleep(Duration::from_millis(1));
+    tries < 10
+}
 
 /// Opens a database that exists, for reading and writing.
 pub fn connect(path: &Path) -> Result<Connection> {
@@ -22,7 +33,7 @@ pub fn connect(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let doing = || format!("opening {}", path.display());
     let conn = Connection::open_with_flags(path, flags).sql(doing)?;
-    conn.busy_timeout(PATIENCE).sql(doing)?;
+    conn.busy_handler(Some(patient)).sql(doing)?;
     // Reads the file: one that is no database, or is locked for good, is found here.
     let mode: String = conn.pragma_query_value(None, "journal_mode", |row| row.get(0)).sql(doing)?;
     if mode.eq_ignore_ascii_case("wal") {
@@ -92,10 +103,11 @@ fn refuse_broken(conn: &Connection, captured: &Captured, before: Result<(), rusq
 }
 
 /// Installs what capture needs, in one transaction: the change table, triggers on `tables` (names, or
-/// `"*"`), and the outbox table with its trigger, where one is named and missing. Doing it again changes
-/// nothing but what a changed table asks for. Returns a line for each thing done. Blocks.
+/// `"*"`), and the outbox table with its trigger, where one is named and missing. What is captured already
+/// stays so; doing it again changes nothing but what a changed table asks for. Returns a line for each
+/// thing done. Blocks.
 pub fn install(path: &Path, tables: &[String], outbox: Option<&Outbox>) -> Result<Vec<String>> {
-    let plan = bring_in_step(&mut connect(path)?, Wanted { tables, outbox })?;
+    let plan = bring_in_step(&mut connect(path)?, Wanted { tables, outbox, only: false })?;
     Ok(plan.notes.iter().map(Note::to_string).collect())
 }
 
@@ -103,7 +115,7 @@ pub fn install(path: &Path, tables: &[String], outbox: Option<&Outbox>) -> Resul
 /// nothing to do. Blocks.
 pub fn script(path: &Path, tables: &[String], outbox: Option<&Outbox>) -> Result<String> {
     let conn = connect(path)?;
-    let plan = plan(&conn, Wanted { tables, outbox })?;
+    let plan = plan(&conn, Wanted { tables, outbox, only: false })?;
     if plan.statements.is_empty() {
         return Ok(String::new());
     }
@@ -122,7 +134,7 @@ pub fn remove(path: &Path) -> Result<Vec<String>> {
         return Ok(Vec::new());
     }
     let write = conn.transaction_with_behavior(TransactionBehavior::Immediate).sql(doing)?;
-    let plan = plan(&write, Wanted { tables: &[], outbox: None })?;
+    let plan = plan(&write, Wanted { tables: &[], outbox: None, only: true })?;
     let drops = layout::DROP.map(str::to_owned);
     for statement in plan.statements.iter().chain(&drops) {
         write.execute_batch(statement).sql(|| first_line(statement))?;

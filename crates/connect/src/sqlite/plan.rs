@@ -22,6 +22,8 @@ pub struct Wanted<'a> {
     pub tables: &'a [String],
     /// The outbox.
     pub outbox: Option<&'a Outbox>,
+    /// Whether that is all: triggers on other tables are removed.
+    pub only: bool,
 }
 
 /// What has to be done.
@@ -107,7 +109,9 @@ pub fn plan(conn: &Connection, wanted: Wanted<'_>) -> Result<Plan> {
     }
     planner.outbox(wanted.outbox)?;
     planner.tables(wanted)?;
-    planner.release();
+    if wanted.only {
+        planner.release();
+    }
     Ok(planner.plan)
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::errors::is_busy;
+use super::install::{brief, patient};
 use super::state::Anchor;
 
 /// Rows removed in one transaction: about a millisecond of the database's one write lock.
@@ -18,9 +19,6 @@ const OFTEN: Duration = Duration::from_millis(80);
 
 /// How often to visit otherwise.
 const SELDOM: Duration = Duration::from_secs(1);
-
-/// How long a visit waits for the lock before it leaves it to the application.
-const PATIENCE: Duration = Duration::from_millis(10);
 
 /// What is confirmed, and what of it was removed.
 #[derive(Default)]
@@ -77,9 +75,10 @@ impl Prune {
                 .map(from_sql)?,
         };
         let until = self.confirmed.min(first.saturating_add(ROWS));
-        conn.busy_timeout(PATIENCE)?;
+        // Nothing depends on it: rather leave the lock to the application.
+        conn.busy_handler(Some(brief))?;
         let done = remove(conn, until);
-        conn.busy_timeout(super::install::PATIENCE)?;
+        conn.busy_handler(Some(patient))?;
         done?;
         self.removed = Some(until);
         Ok(())

@@ -59,7 +59,7 @@ impl Source for SqliteSource {
 
     async fn confirm(&mut self, checkpoint: &Checkpoint, _proof: Durable) -> Result<()> {
         let state = State::of(checkpoint)?;
-        let command = Command::Confirm(Box::new(checkpoint.clone()), state);
+        let command = Command::Confirm(Box::new((checkpoint.clone(), state)));
         self.commands.send(command).map_err(|_| ended())
     }
 }

@@ -16,7 +16,7 @@ pub enum Command {
     /// The next batch, of about this many bytes.
     Next(usize, oneshot::Sender<Result<Batch>>),
     /// Everything up to here is safe elsewhere.
-    Confirm(Box<Checkpoint>, State),
+    Confirm(Box<(Checkpoint, State)>),
 }
 
 /// Works until the source is dropped.
@@ -26,7 +26,7 @@ pub fn run(capture: Capture, commands: &Receiver<Command>) {
     loop {
         match commands.recv_timeout(worker.pause()) {
             Ok(Command::Next(budget, reply)) => worker.waiting = Some((budget, reply)),
-            Ok(Command::Confirm(checkpoint, state)) => worker.confirm(&checkpoint, &state),
+            Ok(Command::Confirm(confirmed)) => worker.confirm(&confirmed.0, &confirmed.1),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
         }

@@ -23,14 +23,21 @@ async fn populate(session: &mut dyn Session, rows: u64) {
 /// only rises.
 struct Disturbance {
     stop: Arc<AtomicBool>,
-    steps: tokio::task::JoinHandle<u64>,
+    steps: Option<tokio::task::JoinHandle<u64>>,
+}
+
+/// A test that fails must not leave a writer behind that nobody can stop.
+impl Drop for Disturbance {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Disturbance {
     async fn start(database: &dyn Database, rows: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let steps = tokio::spawn(Self::write(database.session().await, rows, stop.clone()));
-        Self { stop, steps }
+        Self { stop, steps: Some(steps) }
     }
 
     async fn write(mut session: Box<dyn Session>, rows: u64, stop: Arc<AtomicBool>) -> u64 {
@@ -54,9 +61,10 @@ impl Disturbance {
     }
 
     /// Stops, and says how many steps there were.
-    async fn stop(self) -> u64 {
+    async fn stop(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
-        self.steps.await.expect("the writer writes")
+        let steps = self.steps.take().expect("stopped once");
+        steps.await.expect("the writer writes")
     }
 }
 

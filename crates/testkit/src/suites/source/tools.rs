@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_core::ports::{Connector, Source};
-use headwater_core::{Change, Checkpoint, Op, Position, Row, Value};
+use headwater_core::{Batch, Change, Checkpoint, Op, Position, Row, Value};
 
 use super::{Database, Session};
 use crate::null_bus::NullBus;
@@ -30,6 +30,8 @@ pub struct Reading {
     /// The newest checkpoint.
     pub checkpoint: Option<Checkpoint>,
     last: Option<Position>,
+    /// The largest budget since the last batch: one that was asked for and dropped may still be followed.
+    budget: usize,
     bus: NullBus,
 }
 
@@ -38,28 +40,38 @@ impl Reading {
     pub async fn open(connector: &Arc<dyn Connector>, from: Option<&Checkpoint>) -> Self {
         let opened = tokio::time::timeout(PATIENCE, connector.open(from)).await;
         let source = opened.expect("opening takes too long").expect("the source opens");
-        Self { source, changes: Vec::new(), checkpoint: from.cloned(), last: None, bus: NullBus::default() }
+        Self {
+            source,
+            changes: Vec::new(),
+            checkpoint: from.cloned(),
+            last: None,
+            budget: 0,
+            bus: NullBus::default(),
+        }
     }
 
     /// Reads one batch; returns how many changes it has.
     pub async fn next(&mut self, budget: usize) -> usize {
+        self.budget = self.budget.max(budget);
         let next = tokio::time::timeout(PATIENCE, self.source.next(budget)).await;
         let batch = next.expect("nothing came for too long").expect("the source reads");
-        self.take(batch, budget)
+        self.take(batch)
     }
 
     /// Waits for a batch for so long at most; whether one came.
     pub async fn next_within(&mut self, wait: Duration, budget: usize) -> bool {
+        self.budget = self.budget.max(budget);
         match tokio::time::timeout(wait, self.source.next(budget)).await {
             Err(_) => false,
             Ok(batch) => {
-                self.take(batch.expect("the source reads"), budget);
+                self.take(batch.expect("the source reads"));
                 true
             }
         }
     }
 
-    fn take(&mut self, batch: headwater_core::Batch, budget: usize) -> usize {
+    fn take(&mut self, batch: Batch) -> usize {
+        let budget = std::mem::take(&mut self.budget);
         assert!(!batch.changes.is_empty() || batch.checkpoint.is_some(), "a batch of nothing");
         for change in &batch.changes {
             // Ones at or below the checkpoint it was opened from may come again: the runtime drops them.
