@@ -40,7 +40,7 @@ async fn values_arrive_exactly_by_snapshot_and_by_trigger() {
     shop.execute("delete from t where id >= 1100");
     shop.read_all(&mut reading, 1).await;
     while reading.next_within(std::time::Duration::from_millis(50), 1 << 20).await {}
-    let mut told: Vec<(i64, Option<(CellKind, Vec<u8>)>)> = Vec::new();
+    let mut told = Vec::new();
     let rows = reading.changes.iter().flat_map(|change| [&change.before, &change.after]).flatten();
     for row in rows.filter(|row| row.len() == 2) {
         let Value::Bytes(_, id) = row.value(0) else { panic!("no id") };
@@ -48,12 +48,13 @@ async fn values_arrive_exactly_by_snapshot_and_by_trigger() {
             Value::Bytes(kind, bytes) => Some((kind, bytes.to_vec())),
             _ => None,
         };
-        told.push((std::str::from_utf8(id).unwrap().parse().unwrap(), value));
+        let id: usize = std::str::from_utf8(id).unwrap().parse().unwrap();
+        told.push((id, value));
     }
     // Each as read or created, before and after the update, half of them before the delete, at least.
     assert!(told.len() >= 15 * 7, "{}", told.len());
     for (id, value) in told {
-        let expected = VALUES.get(id as usize % 100).map(|(_, kind, bytes)| (*kind, bytes.to_vec()));
+        let expected = VALUES.get(id % 100).map(|(_, kind, bytes)| (*kind, bytes.to_vec()));
         assert_eq!(value, expected, "row {id}");
     }
 }
