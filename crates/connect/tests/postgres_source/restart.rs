@@ -128,6 +128,8 @@ async fn another_timeline_of_the_same_server_begins_an_epoch() {
     let mut capture = place.capture().await;
     place.each("INSERT INTO t VALUES (1, 'a')").await;
     capture.take(1).await;
+    let end = place.end().await;
+    capture.until(|state| state.confirmed >= end).await;
     let mut checkpoint = capture.checkpoint.take().unwrap();
     let mut state = State::read(&checkpoint).unwrap();
     state.timeline += 1;
