@@ -51,10 +51,6 @@ pub struct PostgresConfig {
     /// How many connections read tables at a time during a snapshot.
     #[serde(default = "snapshot_workers", deserialize_with = "workers")]
     pub snapshot_workers: usize,
-    /// How many bytes of unfinished transactions are held in memory; what is more waits on the disk, in
-    /// `data_dir`, until its transaction ends.
-    #[serde(default = "transaction_bytes")]
-    pub transaction_bytes: usize,
 }
 
 impl PostgresConfig {
@@ -70,7 +66,6 @@ impl PostgresConfig {
             slot: None,
             heartbeat: None,
             snapshot_workers: snapshot_workers(),
-            transaction_bytes: transaction_bytes(),
         }
     }
 
@@ -165,10 +160,6 @@ const fn snapshot_workers() -> usize {
     2
 }
 
-const fn transaction_bytes() -> usize {
-    32 << 20
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,12 +184,12 @@ mod tests {
         let config = read(
             r#"{"url": "postgres://u:p@h/d", "tables": ["a.b"], "outbox": {"table": "o", "id": "key"},
                 "messages": "", "snapshot": "never", "publication": "p", "slot": "s", "heartbeat": "1m",
-                "snapshot_workers": 4, "transaction_bytes": 1000}"#,
+                "snapshot_workers": 4}"#,
         );
         let config = config.unwrap();
         assert_eq!(config.heartbeat, Some(Duration::from_secs(60)));
         assert_eq!(config.outbox.as_ref().unwrap().columns.id, "key");
-        assert_eq!((config.snapshot_workers, config.transaction_bytes), (4, 1000));
+        assert_eq!(config.snapshot_workers, 4);
         assert!(!format!("{config:?}").contains("p@"), "{config:?}");
     }
 

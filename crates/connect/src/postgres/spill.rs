@@ -15,8 +15,11 @@ use headwater_core::{Error, Kind, Result, ResultExt};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
 
-/// How much of a file is buffered.
-const BUFFER: usize = 256 << 10;
+/// How much of a file is buffered while it is written: of as many files as there are large transactions.
+const WRITE: usize = 64 << 10;
+
+/// How much of a file is buffered while it is read: of one.
+const READ: usize = 256 << 10;
 
 /// The length of what stands before each message.
 const HEAD: usize = 16;
@@ -81,7 +84,7 @@ impl Spill {
         let doing = || format!("reading {}", transaction.path.display());
         transaction.file.flush().await.map_err(|error| failed(error, doing()))?;
         let file = File::open(&transaction.path).await.map_err(|error| failed(error, doing()))?;
-        let file = BufReader::with_capacity(BUFFER, file);
+        let file = BufReader::with_capacity(READ, file);
         Ok(Some(SpillReader { file, path: transaction.path, aborted: transaction.aborted }))
     }
 
@@ -93,7 +96,7 @@ impl Spill {
                 let file = File::create(&path)
                     .await
                     .map_err(|error| failed(error, format!("making {}", path.display())))?;
-                let file = BufWriter::with_capacity(BUFFER, file);
+                let file = BufWriter::with_capacity(WRITE, file);
                 Ok(entry.insert(Transaction { path, file, aborted: HashSet::new() }))
             }
         }

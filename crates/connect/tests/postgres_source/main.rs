@@ -3,6 +3,7 @@
 
 mod capture;
 mod chinook;
+mod crash;
 mod identity;
 mod large;
 mod outbox;

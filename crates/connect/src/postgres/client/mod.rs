@@ -126,11 +126,19 @@ impl Connection {
                 _ => {}
             }
         }
+        self.settle().await
+    }
+
+    /// Settings that not every server has.
+    async fn settle(&mut self) -> Result<()> {
+        let mut sql = "SELECT set_config(name, '0', false) FROM pg_settings \
+            WHERE name IN ('idle_session_timeout', 'transaction_timeout')"
+            .to_owned();
         // The bytes of such a database may be anything; the server would refuse those that are not UTF-8.
         if self.parameter("server_encoding") == Some("SQL_ASCII") {
-            self.query("SET client_encoding = 'SQL_ASCII'").await?;
+            sql += "; SET client_encoding = 'SQL_ASCII'";
         }
-        Ok(())
+        self.query(&sql).await.map(drop)
     }
 
     /// A parameter that the server reported (`server_version`, `server_encoding`, ...).

@@ -1,5 +1,7 @@
 //! The replication slot: what it must be, and when it no longer continues what we have.
 
+use std::time::Duration;
+
 use headwater_core::{Error, Kind, Result};
 
 use super::Server;
@@ -10,6 +12,9 @@ use crate::postgres::state::State;
 
 /// The output plugin.
 const PLUGIN: &str = "pgoutput";
+
+/// How long the making of a slot may take before the operator is told what it waits for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A replication slot as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -104,11 +109,11 @@ impl Slot {
 
     /// Why the log that it needs is gone, if it is.
     pub fn lost(&self) -> Option<String> {
-        match (&self.invalidation, self.wal_status.as_deref()) {
-            (Some(reason), _) => Some(format!("the server invalidated it: {reason}")),
-            (None, Some("lost")) => {
+        match (self.invalidation.as_deref(), self.wal_status.as_deref()) {
+            (Some("wal_removed"), _) | (None, Some("lost")) => {
                 Some("the server removed log that it needed (max_slot_wal_keep_size)".to_owned())
             }
+            (Some(reason), _) => Some(format!("the server invalidated it: {reason}")),
             _ => None,
         }
     }
@@ -189,7 +194,20 @@ pub async fn create_slot(
         if temporary { " TEMPORARY" } else { "" },
         if export { "EXPORT_SNAPSHOT" } else { "NOEXPORT_SNAPSHOT" }
     );
-    let rows = connection.query(&sql).await.map_err(|error| with_hint(error, name))?;
+    let mut making = std::pin::pin!(connection.query(&sql));
+    let made = match tokio::time::timeout(PATIENCE, &mut making).await {
+        Ok(made) => made,
+        Err(_) => {
+            tracing::warn!(
+                slot = name,
+                "the server makes the slot once all transactions that run now have ended; \
+                 see who is late: SELECT * FROM pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start; \
+                 and SELECT * FROM pg_prepared_xacts;"
+            );
+            making.await
+        }
+    };
+    let rows = made.map_err(|error| with_hint(error, name))?;
     let row =
         rows.first().ok_or_else(|| Error::new(Kind::Decode, "the server did not describe the new slot"))?;
     Ok(CreatedSlot { consistent_point: lsn::parse(row.text(1)?)?, snapshot: row.get(2).map(str::to_owned) })
