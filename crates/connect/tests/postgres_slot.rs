@@ -50,7 +50,11 @@ async fn a_slot_continues_what_is_stored() {
     let (place, state) = ready().await;
     let ready = place.prepare(Some(&state)).await.unwrap();
     assert_eq!(ready.slot.unwrap().confirmed, state.confirmed);
-    // More may be stored than was confirmed: it was stored first.
+    // More may be stored than was confirmed: it was stored first. But not more than there is.
+    let beyond =
+        headwater_connect::postgres::State { confirmed: state.confirmed + (1 << 32), ..state.clone() };
+    says(&place.prepare(Some(&beyond)).await.unwrap_err(), Kind::Hole, "restored from an older copy");
+    place.database.execute("create table more (id int)").await.unwrap();
     place
         .prepare(Some(&headwater_connect::postgres::State { confirmed: state.confirmed + 100, ..state }))
         .await

@@ -212,6 +212,12 @@ impl Decoder {
             self.count(lsn);
             return Ok(());
         }
+        if !fits(&known.table, old.as_ref(), new.as_ref()) {
+            // A description from before: tables are told anew on a new connection.
+            let (table, place) = (known.table.full_name(), lsn::text(lsn));
+            let what = format!("a row of {table} at {place} has other columns than its table");
+            return Err(Error::new(Kind::Unavailable, what));
+        }
         let (old, new) = settle(old, new, &known.identity);
         let row = |cells: Option<Tuple>| {
             cells.map(|cells| {
@@ -250,6 +256,12 @@ impl Decoder {
         self.changes.push(change);
         Ok(())
     }
+}
+
+/// Whether rows have as many values as their table has columns.
+fn fits(table: &Table, old: Option<&Old>, new: Option<&Tuple>) -> bool {
+    let old = old.map(|(Old::Key(cells) | Old::Full(cells))| cells);
+    old.into_iter().chain(new).all(|cells| cells.len() == table.columns.len())
 }
 
 /// An old key has only the identity's columns: the others are absent, not NULL. A value that the update

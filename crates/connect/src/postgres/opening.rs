@@ -85,6 +85,9 @@ impl Wish<'_> {
         if state.timeline != prepared.server.timeline {
             state.timeline = prepared.server.timeline;
             state.epoch += 1;
+            // The log may have forked before the place that is stored: what the slot has not seen confirmed
+            // comes again, under the new epoch, rather than a part of it never.
+            state.confirmed = prepared.slot.as_ref().map_or(state.confirmed, |slot| slot.confirmed);
         }
         let unread = self.unread(&mut state, &prepared.tables);
         let upcoming = self.temporary(unread).await?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_core::ports::{Accepted, Bus, Parked, ParkedStore, Published, Rejection};
-use headwater_core::{Checkpoint, Error, Event, Kind, Position, Result, StreamSpec};
+use headwater_core::{Checkpoint, Error, Event, EventId, Kind, Position, Result, StreamSpec};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backoff::Backoff;
@@ -98,14 +98,30 @@ impl Publisher {
         match self.bus.ensure(spec).await {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == Kind::Contract => {
-                tracing::error!(stream = %spec.name, %error, "stream stopped");
-                self.broken.insert(Arc::clone(&spec.name));
-                self.holds.hold(&spec.name, error.to_string(), Position::ZERO);
-                self.show();
+                self.stop_stream(&spec.name, &error);
                 Ok(())
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Makes sure of the streams that outbox rows name for the first time. One that the bus will not have
+    /// is held back: a row must not be able to stop its source.
+    async fn ensure_new(&mut self, batch: &mut Shaped) -> Result<()> {
+        for spec in std::mem::take(&mut batch.new_streams) {
+            match self.ensure(&spec).await {
+                Err(error) if !error.is_retryable() => self.stop_stream(&spec.name, &error),
+                ensured => ensured?,
+            }
+        }
+        Ok(())
+    }
+
+    fn stop_stream(&mut self, stream: &Arc<str>, error: &Error) {
+        tracing::error!(%stream, %error, "stream stopped");
+        self.broken.insert(Arc::clone(stream));
+        self.holds.hold(stream, error.to_string(), Position::ZERO);
+        self.show();
     }
 
     /// Tries again what is held with whole streams, before anything new is read.
@@ -157,9 +173,7 @@ impl Publisher {
     }
 
     async fn publish(&mut self, mut batch: Shaped, line: &mut Line) -> Result<()> {
-        for spec in std::mem::take(&mut batch.new_streams) {
-            self.ensure(&spec).await?;
-        }
+        self.ensure_new(&mut batch).await?;
         let mut admitted = self.holds.admit(&mut batch, now())?;
         if admitted.parked.is_empty() {
             let (events, bytes) = count(&admitted.events);
@@ -285,10 +299,11 @@ impl Publisher {
             }
             let (batch, ids, stuck) = self.shaper.reshape(&records, order_key);
             if !ids.is_empty() {
+                // What failed is held again before anything new can pass it.
                 let whole = self.holds.suspend(stream, order_key);
-                self.publish_released(batch, order_key.is_some()).await?;
-                self.parked.remove(&ids).await?;
+                let outcome = self.publish_and_remove(batch, order_key.is_some(), &ids).await;
                 self.holds.resume(stream, order_key, whole);
+                outcome?;
                 released += ids.len() as u64;
             }
             if let Some(reason) = stuck {
@@ -299,8 +314,14 @@ impl Publisher {
         }
     }
 
+    async fn publish_and_remove(&mut self, batch: Shaped, keyed: bool, ids: &[EventId]) -> Result<()> {
+        self.publish_released(batch, keyed).await?;
+        self.parked.remove(ids).await
+    }
+
     /// Publishes what was parked. What is held with its stream and cannot go is parked by its key.
     async fn publish_released(&mut self, mut batch: Shaped, keyed: bool) -> Result<()> {
+        self.ensure_new(&mut batch).await?;
         let admitted = self.holds.admit(&mut batch, now())?;
         if !keyed {
             return self.publish_and_park(&mut batch, admitted).await.map(drop);

@@ -38,10 +38,13 @@ async fn what_is_rejected_holds_back_its_key_and_nothing_else() {
     // It still cannot go; then it can, in order, and what comes then follows.
     let error = running.runtime.release("orders", Some(b"1")).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Contract);
-    world.bus.reject_larger_than(None);
-    assert_eq!(running.runtime.release("orders", Some(b"1")).await.unwrap(), 3);
-    world.source.commit([insert(8, 1, "last")]);
+    world.source.commit([insert(8, 1, "still waiting")]);
     eventually("all is confirmed", || world.source.confirmed().is_some_and(all(8))).await;
+    assert_eq!(world.parked.all().len(), 4, "a release that failed lets nothing pass");
+    world.bus.reject_larger_than(None);
+    assert_eq!(running.runtime.release("orders", Some(b"1")).await.unwrap(), 4);
+    world.source.commit([insert(9, 1, "last")]);
+    eventually("all is confirmed", || world.source.confirmed().is_some_and(all(9))).await;
     running.stop().await;
     assert_eq!(world.parked.all(), []);
     let events = world.bus.events();
@@ -50,7 +53,7 @@ async fn what_is_rejected_holds_back_its_key_and_nothing_else() {
         .filter(|event| event.key.as_deref() == Some(b"1"))
         .map(|event| String::from_utf8(event.payload.clone().unwrap().to_vec()).unwrap())
         .collect();
-    let marks = ["\"a\"", "xxx", "\"after\"", "\"later\"", "\"last\""];
+    let marks = ["\"a\"", "xxx", "\"after\"", "\"later\"", "\"still waiting\"", "\"last\""];
     assert_eq!(notes.len(), marks.len());
     for (note, mark) in notes.iter().zip(marks) {
         assert!(note.contains(mark), "{note} has {mark}");

@@ -61,7 +61,10 @@ impl PgError {
         match self.code.get(..2).unwrap_or_default() {
             "53" if self.code == "53100" => Kind::Full,
             "08" | "40" | "53" | "57" | "58" => Kind::Unavailable,
-            _ if self.code == "55006" => Kind::Busy,
+            // An object in use; a lock that was not to be had in time.
+            _ if matches!(self.code.as_str(), "55006" | "55P03") => Kind::Busy,
+            // A limit on idle or long transactions ended the session.
+            _ if matches!(self.code.as_str(), "25P03" | "25P04") => Kind::Unavailable,
             "XX" => Kind::Unavailable,
             _ => Kind::Refused,
         }

@@ -49,6 +49,8 @@ fn keep_alive(stream: &TcpStream) -> io::Result<()> {
     sockopt::set_tcp_keepidle(stream, std::time::Duration::from_secs(20))?;
     sockopt::set_tcp_keepintvl(stream, std::time::Duration::from_secs(10))?;
     sockopt::set_tcp_keepcnt(stream, 3)?;
+    // Keepalives are not sent while something of ours waits to be acknowledged.
+    sockopt::set_tcp_user_timeout(stream, 60_000)?;
     Ok(())
 }
 

@@ -30,6 +30,13 @@ pub async fn negotiate(mut stream: TcpStream, options: &ConnectOptions) -> Resul
     match stream.read_u8().await.doing(Kind::Unavailable, doing)? {
         b'S' => {}
         b'N' => return Ok(None),
+        // An error from before the server knows what we are: it could not start a process for us.
+        b'E' => {
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!("{}: the server cannot take connections now", doing()),
+            ));
+        }
         other => return Err(Error::new(Kind::Decode, format!("{}: the answer was {other:#x}", doing()))),
     }
     let config = config(options)?;

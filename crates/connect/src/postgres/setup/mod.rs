@@ -47,8 +47,13 @@ pub async fn prepare(
     stored: Option<&State>,
 ) -> Result<Prepared> {
     let server = Server::read(connection).await?;
-    server.ready()?;
     let slot = Slot::find(connection, &names.slot).await?;
+    if server.standby && stored.is_some() && slot.is_none() {
+        // It was captured from a primary: during a failover this one is about to be that.
+        return Err(Error::new(Kind::Unavailable, "this server is a standby: waiting for it to be promoted")
+            .hint("if it stays one, let the url name the primary"));
+    }
+    server.ready()?;
     if let Some(slot) = &slot {
         slot.usable(&server, names)?;
     }

@@ -157,6 +157,16 @@ pub fn continues(slot: Option<&Slot>, stored: &State, server: &Server, names: &N
     if let Some(why) = slot.lost() {
         return Err(hole(names, format!("slot \"{name}\" is lost: {why}"), ""));
     }
+    if server.end < stored.confirmed {
+        let (end, stored) = (lsn::text(server.end), lsn::text(stored.confirmed));
+        return Err(hole(
+            names,
+            format!(
+                "the server's log ends at {end}, but what is stored ends at {stored}: the server was restored from an older copy, or a standby took over that had not received all"
+            ),
+            "",
+        ));
+    }
     if slot.confirmed > stored.confirmed {
         return Err(hole(
             names,
