@@ -2,7 +2,8 @@
 //!
 //! The server sends a large transaction in pieces before it has ended. Each goes into a file of its own
 //! in `data_dir/spill/SOURCE`: records of the subtransaction (4 bytes), the log place (8), the length (4)
-//! and the message, all little-endian. The files mean nothing after a reconnect: the server then sends
+//! and the message, all little-endian. What a part that is rolled back said of a table goes with it: the
+//! server says it again (`pgoutput_stream_abort` forgets what it has said to the whole transaction). The files mean nothing after a reconnect: the server then sends
 //! all of it again. They are not fsynced.
 
 use std::collections::hash_map::Entry;
@@ -125,19 +126,13 @@ impl SpillReader {
             let lsn = u64::from(u32::from_le_bytes(*high)) << 32 | u64::from(u32::from_le_bytes(*low));
             let mut message = vec![0; u32::from_le_bytes(*length) as usize];
             self.file.read_exact(&mut message).await.map_err(|error| failed(error, doing()))?;
-            if describes(&message) || !self.aborted.contains(&u32::from_le_bytes(*subxid)) {
+            if !self.aborted.contains(&u32::from_le_bytes(*subxid)) {
                 return Ok(Some((lsn, message.into())));
             }
         }
         tokio::fs::remove_file(&self.path).await.map_err(|error| failed(error, doing()))?;
         Ok(None)
     }
-}
-
-/// Whether a message describes a table or a type. The server says it once in a transaction, and later
-/// changes rely on it even when it came within a part that was rolled back.
-fn describes(message: &[u8]) -> bool {
-    matches!(message.first(), Some(b'R' | b'Y'))
 }
 
 fn failed(error: std::io::Error, doing: String) -> Error {
@@ -166,14 +161,12 @@ mod tests {
     async fn what_was_rolled_back_is_not_there_and_the_file_goes() {
         let dir = tempfile::tempdir().unwrap();
         let mut spill = Spill::open(&dir.path().join("s")).await.unwrap();
-        spill.append(1, 1, 10, b"Ia").await.unwrap();
-        spill.append(2, 2, 11, b"Iother").await.unwrap();
-        spill.append(1, 5, 1 << 33, b"R").await.unwrap();
-        spill.append(1, 5, 12, b"Igone").await.unwrap();
+        spill.append(1, 1, 10, b"a").await.unwrap();
+        spill.append(2, 2, 11, b"other").await.unwrap();
+        spill.append(1, 5, 12, b"gone").await.unwrap();
         spill.abort(1, 5).await.unwrap();
-        spill.append(1, 6, 13, b"").await.unwrap();
-        let static_bytes = Bytes::from_static;
-        let expected = [(10, static_bytes(b"Ia")), (1 << 33, static_bytes(b"R")), (13, Bytes::new())];
+        spill.append(1, 6, 1 << 33, b"").await.unwrap();
+        let expected = [(10, Bytes::from_static(b"a")), (1 << 33, Bytes::new())];
         assert_eq!(all(spill.commit(1).await.unwrap()).await, expected);
         assert!(spill.commit(1).await.unwrap().is_none());
         spill.abort(2, 2).await.unwrap();

@@ -80,7 +80,12 @@ impl Capture {
     /// The next batch, without what came before. Positions must rise, and the checkpoint must stand at
     /// or after them.
     pub async fn batch(&mut self) -> Result<()> {
-        let next = self.source.as_mut().expect("open").next(BUDGET);
+        self.batch_of(BUDGET).await
+    }
+
+    /// The next batch, of about so many bytes.
+    pub async fn batch_of(&mut self, budget: usize) -> Result<()> {
+        let next = self.source.as_mut().expect("open").next(budget);
         let batch = tokio::time::timeout(PATIENCE, next).await.expect("nothing comes any more")?;
         let checkpoint = batch.checkpoint.expect("every batch has a checkpoint");
         assert!(!batch.changes.is_empty() || self.checkpoint.as_ref() != Some(&checkpoint), "an empty batch");

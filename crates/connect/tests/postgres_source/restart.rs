@@ -60,6 +60,26 @@ async fn a_checkpoint_within_a_transaction_confirms_only_what_was_before() {
 }
 
 #[tokio::test]
+async fn what_a_budget_cuts_off_is_not_confirmed() {
+    let place = place().await;
+    let mut capture = place.capture().await;
+    capture.source = None;
+    place
+        .each("INSERT INTO t VALUES (1, 'a'); INSERT INTO t VALUES (2, 'b'); INSERT INTO t VALUES (3, 'c')")
+        .await;
+    capture.open().await.unwrap();
+    for count in 1..=3 {
+        while capture.changes.len() < count {
+            capture.batch_of(1).await.unwrap();
+        }
+        let last = capture.changes[count - 1].position;
+        assert_eq!(capture.changes.len(), count);
+        // Its own commit was not handed out with it, unless nothing came behind it.
+        assert!(count == 3 || capture.state().confirmed <= last.numbers()[0]);
+    }
+}
+
+#[tokio::test]
 async fn a_slot_that_begins_after_the_checkpoint_is_a_hole_until_all_is_read_anew() {
     let place = place().await;
     let mut capture = place.capture().await;
