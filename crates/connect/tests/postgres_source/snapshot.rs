@@ -139,6 +139,31 @@ async fn columns_and_rows_that_are_not_published_are_not_read() {
     assert_eq!(capture.take(1).await, ["create t (3, c)"]);
 }
 
+/// A table of several pieces: each of its rows once, and its rows stay on their pages until all are read.
+#[tokio::test]
+async fn a_large_table_is_read_in_pieces_and_not_rewritten_meanwhile() {
+    let place = Place::new(TABLE, &["t", "u"]).await;
+    place.each(&format!("{};{}", rows("t", 1, 200_000), rows("u", 1, 1))).await;
+    let pages = place.query("SELECT (pg_relation_size('t') / 8192)::text").await[0].parse::<u64>().unwrap();
+    assert!(pages > 2 * 2048, "{pages} pages");
+    let mut capture = place.capture().await;
+    capture.batch().await.unwrap();
+    let rewrite = async |place: &Place| {
+        place
+            .session()
+            .await
+            .query("BEGIN; SET lock_timeout = '100ms'; LOCK TABLE t IN ACCESS EXCLUSIVE MODE; ROLLBACK")
+            .await
+            .is_ok()
+    };
+    assert!(!rewrite(&place).await, "the table is being read");
+    capture.until(|state| is_read(state, "public.t")).await;
+    place.wait_for("the table to be free", async |place| rewrite(place).await).await;
+    capture.until(|state| is_read(state, "public.u")).await;
+    assert_eq!(reads(&capture, "t"), (1..=200_000).collect::<Vec<_>>());
+    assert_eq!(reads(&capture, "u"), [1]);
+}
+
 /// The state of a table as the changes leave it must be the table, and no key may move backwards.
 async fn check(place: &Place, capture: &mut Capture, table: &str) {
     use std::collections::BTreeMap;

@@ -11,8 +11,8 @@ use crate::postgres::catalog::{Catalog, RawColumn};
 use crate::postgres::client::{QueryRow, quote_ident, quote_literal};
 use crate::postgres::setup::CapturedTable;
 
-/// How many pages of a table one worker reads at a time: 32 MiB of pages of 8 KiB.
-const CHUNK: u64 = 4096;
+/// How many pages of a table one worker reads at a time: 16 MiB of pages of 8 KiB.
+const CHUNK: u64 = 2048;
 
 /// A table that is read.
 pub struct Planned {
