@@ -2,11 +2,11 @@
 //!
 //! The server's walsender sends once per message and wakes its client each time. A client that reads as
 //! often takes the CPU that the walsender needs, so under backlog we wait a moment between reads and
-//! then take all that has come. "Backlog" is a rate: more than [`BUSY`] bytes since the last look means
-//! that more is on its way; less means that the socket was drained, and we read as bytes arrive.
+//! then take all that has come. "Backlog" is a rate ([`BUSY`]), measured over at least a millisecond: below
+//! it, as when the socket is drained, we read as bytes arrive.
 
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use headwater_core::{Error, Kind, Result, ResultExt};
@@ -15,10 +15,10 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 /// At most this is read before what was read is handed out.
 const GULP: usize = 1 << 20;
 
-/// More than this since the last look is a backlog.
-const BUSY: usize = 12 << 10;
+/// More bytes a millisecond than this are a backlog.
+const BUSY: usize = 4 << 10;
 
-/// How long to wait for more under backlog.
+/// How long to wait for more under backlog, and over how long the rate is measured.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// A buffer that grew beyond this for a large message is given back.
@@ -28,13 +28,13 @@ const LARGE: usize = 8 << 20;
 pub struct Reader {
     buffer: BytesMut,
     address: String,
-    busy: bool,
+    pace: Pace,
 }
 
 impl Reader {
     /// Goes on with what was read already.
     pub fn new(buffer: BytesMut, address: String) -> Self {
-        Self { buffer, address, busy: false }
+        Self { buffer, address, pace: Pace::new() }
     }
 
     /// What was read and is not handed out.
@@ -47,10 +47,6 @@ impl Reader {
     /// buffer.
     pub async fn gulp(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<Gulp>> {
         loop {
-            if self.busy {
-                self.busy = false;
-                tokio::time::sleep(PAUSE).await;
-            }
             if self.buffer.is_empty() && self.buffer.capacity() > LARGE {
                 self.buffer = BytesMut::new();
             }
@@ -67,8 +63,11 @@ impl Reader {
                 (Some(b'd' | b'N' | b'S') | None, _) => {}
                 _ => return Ok(None),
             }
+            if self.pace.busy {
+                tokio::time::sleep(PAUSE).await;
+            }
             let read = self.read(stream).await?;
-            self.busy = read >= BUSY;
+            self.pace.read(read);
         }
     }
 
@@ -94,6 +93,29 @@ impl Reader {
             if total >= GULP {
                 return Ok(total);
             }
+        }
+    }
+}
+
+/// How fast bytes come.
+struct Pace {
+    since: Instant,
+    bytes: usize,
+    busy: bool,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { since: Instant::now(), bytes: 0, busy: false }
+    }
+
+    /// Counts what was read; once a window has passed, says whether it was a backlog.
+    fn read(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        let elapsed = self.since.elapsed();
+        if elapsed >= PAUSE {
+            self.busy = self.bytes as u128 > BUSY as u128 * elapsed.as_micros() / PAUSE.as_micros();
+            (self.since, self.bytes) = (Instant::now(), 0);
         }
     }
 }
