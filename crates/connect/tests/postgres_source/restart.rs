@@ -68,14 +68,15 @@ async fn what_a_budget_cuts_off_is_not_confirmed() {
         .each("INSERT INTO t VALUES (1, 'a'); INSERT INTO t VALUES (2, 'b'); INSERT INTO t VALUES (3, 'c')")
         .await;
     capture.open().await.unwrap();
+    let mut confirmed = 0;
     for count in 1..=3 {
         while capture.changes.len() < count {
             capture.batch_of(1).await.unwrap();
         }
-        let last = capture.changes[count - 1].position;
         assert_eq!(capture.changes.len(), count);
-        // Its own commit was not handed out with it, unless nothing came behind it.
-        assert!(count == 3 || capture.state().confirmed <= last.numbers()[0]);
+        let commit = capture.changes[count - 1].position.numbers()[0];
+        assert!(confirmed <= commit, "change {count} was confirmed before it was handed out");
+        confirmed = capture.state().confirmed;
     }
 }
 
@@ -163,6 +164,11 @@ async fn another_timeline_of_the_same_server_begins_an_epoch() {
         capture.batch().await.unwrap();
     }
     assert_eq!(capture.changes[0].position.epoch(), 2);
-    assert_eq!(capture.take(1).await, ["create t (2, b)"]);
+    // The log may have forked: what the slot had not seen confirmed comes again.
+    let mut told = capture.take(1).await;
+    if told == ["create t (1, a)"] {
+        told = capture.take(1).await;
+    }
+    assert_eq!(told, ["create t (2, b)"]);
     assert!(capture.checkpoint.unwrap().position > Position::of(2, [0]));
 }
