@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use headwater_core::ports::{Connector, Finding, Source, SourceState, SourceStatus};
 use headwater_core::{Checkpoint, Kind, Origin, Result, ResultExt};
+use tokio::runtime::Handle;
 
 use super::catalog::Catalog;
 use super::check::check;
@@ -15,13 +16,14 @@ use super::config::{Names, PostgresConfig};
 use super::decode::{Captured, Decoder};
 use super::feedback::Feedback;
 use super::follow::{Follow, Turn};
+use super::lane::Lane;
 use super::lsn;
 use super::messages::Messages;
 use super::monitor::Monitor;
 use super::opening::{Opening, Wish};
 use super::pulse::Pulse;
 use super::snapshot;
-use super::source::PostgresSource;
+use super::source::{PostgresSource, Tasks};
 use super::spill::Spill;
 use super::state::State;
 use crate::requests::Requests;
@@ -62,14 +64,17 @@ impl Connector for PostgresConnector {
         let requests = self.requests.clone();
         let reading = tokio::task::spawn_blocking(move || requests.read());
         let request = reading.await.doing(Kind::Internal, || "looking for requests".to_owned())??;
+        let lane = Lane::start(&self.names.source)?;
         let wish = Wish {
             names: &self.names,
             config: &self.config,
             from,
             request: request.as_ref(),
             run: &self.run,
+            lane: &lane,
         };
-        Ok(Box::new(self.follow(wish.open().await?).await?))
+        let opening = wish.open().await?;
+        Ok(Box::new(self.follow(opening, lane).await?))
     }
 
     async fn check(&self) -> Result<Vec<Finding>> {
@@ -82,7 +87,7 @@ impl Connector for PostgresConnector {
 }
 
 impl PostgresConnector {
-    async fn follow(&self, opening: Opening) -> Result<PostgresSource> {
+    async fn follow(&self, opening: Opening, lane: Lane) -> Result<PostgresSource> {
         let Opening { connection, prepared, state, position, upcoming } = opening;
         let mut catalog = Connection::connect(&self.config.url, Mode::Sql).await?;
         let period = reply_period(&mut catalog).await?;
@@ -103,6 +108,7 @@ impl PostgresConnector {
             publications: prepared.publications,
             tables: prepared.tables,
             requests: self.requests.clone(),
+            tasks: Handle::current(),
         };
         let (out, batches) = tokio::sync::mpsc::channel(AHEAD);
         let before = state.checkpoint(&self.names.source, position)?;
@@ -125,8 +131,9 @@ impl PostgresConnector {
             heartbeat: self.config.heartbeat,
             monitor: self.monitor.clone(),
         };
-        let tasks = [writing, tokio::spawn(follow.run()), tokio::spawn(pulse.run())];
-        Ok(PostgresSource::new(batches, before, feedback, self.monitor.clone(), self.requests.clone(), tasks))
+        let tasks = [writing, lane.spawn(follow.run()), tokio::spawn(pulse.run())];
+        let (monitor, requests) = (self.monitor.clone(), self.requests.clone());
+        Ok(PostgresSource::new(batches, before, feedback, monitor, requests, Tasks { tasks, _lane: lane }))
     }
 
     fn decoder(&self, state: &State, catalog: Connection, captured: Captured) -> Decoder {

@@ -24,6 +24,10 @@ use super::state::State;
 /// About how many bytes of changes a batch holds.
 const BATCH: usize = 1 << 20;
 
+/// How long changes may wait for others to share their batch, while so much comes that more will be there
+/// within a moment.
+const TOGETHER: Duration = Duration::from_millis(5);
+
 /// How often an idle source moves its checkpoint.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -103,10 +107,12 @@ impl Follow {
     async fn follow(&mut self) -> Result<()> {
         self.reached(self.state.confirmed).await?;
         loop {
-            let (idle, look) = (self.turn.sent + IDLE, self.turn.looked + LOOK);
+            let waiting = self.decoder.bytes() > 0;
+            let idle = self.turn.sent + if waiting { TOGETHER } else { IDLE };
+            let look = self.turn.looked + LOOK;
             let gulp = tokio::select! {
                 gulp = self.reader.next() => gulp?,
-                () = sleep_until(idle), if self.turn.moved => {
+                () = sleep_until(idle), if self.turn.moved || waiting => {
                     self.send().await;
                     continue;
                 }
@@ -135,7 +141,8 @@ impl Follow {
                 self.send().await;
             }
         }
-        if self.decoder.bytes() > 0 {
+        let more = self.reader.is_busy() && self.turn.sent.elapsed() < TOGETHER;
+        if self.decoder.bytes() > 0 && !more {
             self.send().await;
         }
         Ok(())

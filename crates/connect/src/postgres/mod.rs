@@ -8,6 +8,7 @@ mod connector;
 mod decode;
 mod feedback;
 mod follow;
+mod lane;
 pub mod lsn;
 mod messages;
 mod monitor;

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use headwater_core::{Checkpoint, Kind, Position, Result};
+use headwater_core::{Checkpoint, Kind, Position, Result, ResultExt};
 
 use super::client::Connection;
 use super::config::{Names, PostgresConfig};
+use super::lane::Lane;
 use super::setup::{self, CapturedTable, Prepared, Server};
 use super::snapshot::{Exported, Upcoming, wanted};
 use super::state::State;
@@ -16,7 +17,7 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// Where a source begins.
 pub struct Opening {
-    /// A connection for the stream.
+    /// A connection for the stream, of the lane's reactor.
     pub connection: Connection,
     /// The server and its objects.
     pub prepared: Prepared,
@@ -40,12 +41,14 @@ pub struct Wish<'a> {
     pub request: Option<&'a SnapshotRequest>,
     /// This run of Headwater.
     pub run: &'a str,
+    /// The thread that will read the stream.
+    pub lane: &'a Lane,
 }
 
 impl Wish<'_> {
     /// Connects, has everything prepared, and decides.
     pub async fn open(&self) -> Result<Opening> {
-        let mut connection = setup::connect(&self.config.url).await?;
+        let mut connection = self.connect().await?;
         let stored = self.from.map(State::read).transpose()?;
         match (self.prepare(&mut connection, stored.as_ref()).await, stored) {
             (Ok(prepared), Some(stored)) => self.go_on(connection, prepared, stored).await,
@@ -58,6 +61,13 @@ impl Wish<'_> {
             }
             (Err(error), _) => Err(error),
         }
+    }
+
+    /// Connects for the stream.
+    async fn connect(&self) -> Result<Connection> {
+        let options = self.config.url.clone();
+        let connecting = self.lane.spawn(async move { setup::connect(&options).await });
+        connecting.await.doing(Kind::Internal, || "connecting for replication".to_owned())?
     }
 
     /// As [`setup::prepare`]. The server takes a moment to notice that a connection was lost: an earlier
@@ -108,7 +118,7 @@ impl Wish<'_> {
                 let created = setup::create_slot(&mut connection, &self.names.slot, false, export).await?;
                 state.confirmed = created.consistent_point;
                 if export {
-                    let stream = setup::connect(&self.config.url).await?;
+                    let stream = self.connect().await?;
                     let keeper = std::mem::replace(&mut connection, stream);
                     Some(Upcoming::ready(Exported::new(created, keeper)?, unread))
                 } else {

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::feedback::Feedback;
 use super::follow::Ready;
+use super::lane::Lane;
 use super::monitor::Monitor;
 use super::state::State;
 use crate::requests::Requests;
@@ -26,7 +27,21 @@ pub struct PostgresSource {
     requests: Requests,
     /// The request that was followed and removed.
     settled: Option<String>,
-    tasks: [JoinHandle<()>; 3],
+    _tasks: Tasks,
+}
+
+/// What works for an open source; it ends when this is dropped.
+pub struct Tasks {
+    /// The tasks.
+    pub tasks: [JoinHandle<()>; 3],
+    /// The thread that one of them runs on.
+    pub _lane: Lane,
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
 }
 
 impl PostgresSource {
@@ -37,9 +52,9 @@ impl PostgresSource {
         feedback: Feedback,
         monitor: Arc<Monitor>,
         requests: Requests,
-        tasks: [JoinHandle<()>; 3],
+        tasks: Tasks,
     ) -> Self {
-        Self { batches, rest: None, before, feedback, monitor, requests, settled: None, tasks }
+        Self { batches, rest: None, before, feedback, monitor, requests, settled: None, _tasks: tasks }
     }
 
     /// Hands out as much as the budget allows. A checkpoint within a batch has the place of the last
@@ -103,7 +118,6 @@ impl Source for PostgresSource {
 
 impl Drop for PostgresSource {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
         self.monitor.state(SourceState::Closed);
     }
 }

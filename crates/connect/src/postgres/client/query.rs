@@ -6,7 +6,7 @@ use headwater_core::{Error, Kind, Result, ResultExt};
 use postgres_protocol::message::backend::{DataRowBody, Message};
 use postgres_protocol::message::frontend;
 
-use super::reader::{Gulp, Reader};
+use super::reader::{Gulp, Pause, Reader};
 use super::{Connection, PgError};
 
 /// One row of a simple query: values as text.
@@ -90,7 +90,7 @@ impl Connection {
                 ));
             }
         }
-        let reader = Reader::new(std::mem::take(&mut self.buffer), self.address.clone());
+        let reader = Reader::new(std::mem::take(&mut self.buffer), self.address.clone(), Pause::Task);
         Ok(CopyOut { connection: self, reader })
     }
 

@@ -1,9 +1,9 @@
 //! Reading CopyData in big gulps.
 //!
 //! The server's walsender sends once per message and wakes its client each time. A client that reads as
-//! often takes the CPU that the walsender needs, so under backlog we wait a moment between reads and
-//! then take all that has come. "Backlog" is a rate ([`BUSY`]), measured over at least a millisecond: below
-//! it, as when the socket is drained, we read as bytes arrive.
+//! often takes the CPU that the walsender needs, so under backlog we pause between reads and then take all
+//! that has come. "Backlog" is a rate ([`BUSY`]), measured over at least a millisecond: below it, as when
+//! the socket is drained, we read as bytes arrive.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -18,8 +18,27 @@ const GULP: usize = 1 << 20;
 /// More bytes a millisecond than this are a backlog.
 const BUSY: usize = 4 << 10;
 
-/// How long to wait for more under backlog, and over how long the rate is measured.
-const PAUSE: Duration = Duration::from_millis(1);
+/// Over how long the rate is measured, at least.
+const WINDOW: Duration = Duration::from_millis(1);
+
+/// How a reader pauses under backlog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pause {
+    /// Its thread sleeps this long: for one that shares its thread only with the socket's reactor, so that
+    /// nobody waits for the socket meanwhile (see `lane`).
+    Thread(Duration),
+    /// Its task does, as precisely as timers are: for one that shares its thread with others.
+    Task,
+}
+
+impl Pause {
+    async fn wait(self) {
+        match self {
+            Self::Thread(pause) => std::thread::sleep(pause),
+            Self::Task => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    }
+}
 
 /// A buffer that grew beyond this for a large message is given back.
 const LARGE: usize = 8 << 20;
@@ -28,13 +47,19 @@ const LARGE: usize = 8 << 20;
 pub struct Reader {
     buffer: BytesMut,
     address: String,
+    pause: Pause,
     pace: Pace,
 }
 
 impl Reader {
     /// Goes on with what was read already.
-    pub fn new(buffer: BytesMut, address: String) -> Self {
-        Self { buffer, address, pace: Pace::new() }
+    pub fn new(buffer: BytesMut, address: String, pause: Pause) -> Self {
+        Self { buffer, address, pause, pace: Pace::new() }
+    }
+
+    /// Whether more bytes are coming than could be waited for one by one.
+    pub fn is_busy(&self) -> bool {
+        self.pace.busy
     }
 
     /// What was read and is not handed out.
@@ -64,7 +89,7 @@ impl Reader {
                 _ => return Ok(None),
             }
             if self.pace.busy {
-                tokio::time::sleep(PAUSE).await;
+                self.pause.wait().await;
             }
             let read = self.read(stream).await?;
             self.pace.read(read);
@@ -113,8 +138,8 @@ impl Pace {
     fn read(&mut self, bytes: usize) {
         self.bytes += bytes;
         let elapsed = self.since.elapsed();
-        if elapsed >= PAUSE {
-            self.busy = self.bytes as u128 > BUSY as u128 * elapsed.as_micros() / PAUSE.as_micros();
+        if elapsed >= WINDOW {
+            self.busy = self.bytes as u128 > BUSY as u128 * elapsed.as_micros() / WINDOW.as_micros();
             (self.since, self.bytes) = (Instant::now(), 0);
         }
     }
@@ -192,7 +217,7 @@ mod tests {
             let (mut server, mut client) = tokio::io::duplex(cut);
             let writing = sent.clone();
             tokio::spawn(async move { tokio::io::AsyncWriteExt::write_all(&mut server, &writing).await });
-            let mut reader = Reader::new(BytesMut::new(), "test".into());
+            let mut reader = Reader::new(BytesMut::new(), "test".into(), Pause::Task);
             let mut bodies = Vec::new();
             while let Some(gulp) = reader.gulp(&mut client).await.unwrap() {
                 let bytes = gulp.bytes().clone();
@@ -205,13 +230,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_length_out_of_range_is_an_error() {
-        let mut reader = Reader::new(BytesMut::from(&[b'd', 0xff, 0xff, 0xff, 0xff][..]), "test".into());
+        let mut reader =
+            Reader::new(BytesMut::from(&[b'd', 0xff, 0xff, 0xff, 0xff][..]), "test".into(), Pause::Task);
         assert_eq!(reader.gulp(&mut tokio::io::empty()).await.unwrap_err().kind(), Kind::Decode);
     }
 
     #[tokio::test]
     async fn the_end_of_the_connection_is_an_error() {
-        let mut reader = Reader::new(BytesMut::new(), "test".into());
+        let mut reader = Reader::new(BytesMut::new(), "test".into(), Pause::Task);
         assert_eq!(reader.gulp(&mut tokio::io::empty()).await.unwrap_err().kind(), Kind::Unavailable);
     }
 }

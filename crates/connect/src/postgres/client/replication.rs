@@ -12,7 +12,7 @@ use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend::CopyData;
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 
-use super::reader::{Gulp, Reader, message_length};
+use super::reader::{Gulp, Pause, Reader, message_length};
 use super::stream::Stream;
 use super::{Connection, PgError};
 
@@ -39,15 +39,17 @@ pub enum Replicated {
 }
 
 impl Connection {
-    /// Begins to replicate with a `START_REPLICATION` command.
+    /// Begins to replicate with a `START_REPLICATION` command. Under backlog the reader makes its thread
+    /// sleep: let it be that of the connection's reactor, and of nothing else.
     pub async fn start_replication(
         mut self,
         command: &str,
     ) -> Result<(ReplicationReader, ReplicationWriter)> {
         self.send_query(command).await?;
         self.copy_both().await?;
+        let pause = self.stream.pause();
         let (read, write) = tokio::io::split(self.stream);
-        let reader = Reader::new(self.buffer, self.address.clone());
+        let reader = Reader::new(self.buffer, self.address.clone(), Pause::Thread(pause));
         Ok((
             ReplicationReader { stream: read, reader },
             ReplicationWriter { stream: write, address: self.address },
@@ -92,6 +94,11 @@ impl ReplicationReader {
             Some(gulp) => Ok(gulp),
             None => Err(self.ended()),
         }
+    }
+
+    /// Whether so much comes that it is read at a pace: more will be there soon.
+    pub fn is_busy(&self) -> bool {
+        self.reader.is_busy()
     }
 
     fn ended(&mut self) -> Error {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use headwater_core::ports::TableProgress;
 use headwater_core::{Change, Op, Position, Result, Row, Transaction};
+use tokio::runtime::Handle;
 
 use super::export::{Exported, Upcoming};
 use super::plan::{self, Chunk, Planned, Published};
@@ -31,6 +32,8 @@ pub struct Settings {
     pub tables: Vec<CapturedTable>,
     /// Where an operator's requests lie.
     pub requests: Requests,
+    /// Where the workers run: not on the thread that follows the log.
+    pub tasks: Handle,
 }
 
 /// Where the reads of a snapshot stand.
@@ -61,8 +64,7 @@ impl Follow {
         }
         let (planned, chunks) = self.plan(&tables).await?;
         self.begin(&planned);
-        let mut workers =
-            Workers::start(&self.snapshots.options, &exported.snapshot, chunks, self.snapshots.workers);
+        let mut workers = Workers::start(&self.snapshots, &exported.snapshot, chunks);
         let mut reads = self.reads(&exported);
         while let Some(piece) = workers.next().await {
             match piece? {

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use super::plan::{Chunk, Planned};
 use super::rows;
+use super::taking::Settings;
 use crate::postgres::client::{Connection, Mode, PgError, quote_literal};
 use crate::postgres::url::ConnectOptions;
 
@@ -31,21 +32,22 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` workers on `chunks`, which are in the order of their tables. They read ahead of
+    /// Starts workers on `chunks`, which are in the order of their tables. They read ahead of
     /// [`Workers::next`] by one gulp each.
-    pub fn start(options: &ConnectOptions, snapshot: &str, chunks: VecDeque<Chunk>, count: usize) -> Self {
-        let count = count.clamp(1, chunks.len().max(1));
+    pub fn start(settings: &Settings, snapshot: &str, chunks: VecDeque<Chunk>) -> Self {
+        let count = settings.workers.clamp(1, chunks.len().max(1));
         let queue = Arc::new(Mutex::new(chunks));
         let (out, pieces) = mpsc::channel(count);
         let mut tasks = JoinSet::new();
         for _ in 0..count {
             let worker = Worker { snapshot: snapshot.to_owned(), queue: queue.clone(), out: out.clone() };
-            let options = options.clone();
-            tasks.spawn(async move {
+            let options = settings.options.clone();
+            let work = async move {
                 if let Err(error) = worker.run(&options).await {
                     let _ = worker.out.send(Err(error)).await;
                 }
-            });
+            };
+            tasks.spawn_on(work, &settings.tasks);
         }
         Self { pieces, _tasks: tasks }
     }
