@@ -55,6 +55,8 @@ async fn commits(how: &Latency, name: &str, target: Target) -> Case {
 /// Single-row transactions at a steady pace.
 async fn insert(database: &Database, first: u64, count: u64, rate: u64) {
     let mut connection = database.connect().await.expect("a connection");
+    // As an application commits: the server sends what is flushed, and the benches' server flushes late.
+    connection.execute("set synchronous_commit = on").await.expect("a setting");
     let mut ticks = interval(Duration::from_secs_f64(1.0 / rate as f64));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     for id in first..first + count {
