@@ -91,7 +91,21 @@ impl Row {
         (0..self.len()).map(|at| self.value(at))
     }
 
-    /// About how much memory it holds.
+    /// A copy that keeps nothing but its own values in memory.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        let bytes = self.cells.iter().map(|cell| cell.len as usize).sum();
+        let mut data = Vec::with_capacity(bytes);
+        let moved = |cell: &Cell| {
+            let start = data.len() as u32;
+            data.extend_from_slice(&self.data[cell.start as usize..][..cell.len as usize]);
+            Cell { start, ..*cell }
+        };
+        let cells = self.cells.iter().map(moved).collect();
+        Self { data: data.into(), cells }
+    }
+
+    /// About how much memory it holds, beside what shares its buffer.
     pub fn size(&self) -> usize {
         self.cells.iter().map(|cell| cell.len as usize).sum::<usize>() + size_of_val(&*self.cells)
     }
@@ -126,5 +140,23 @@ impl RowBuilder {
     /// The finished row.
     pub fn build(self) -> Row {
         Row { data: self.data.into(), cells: self.cells.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_detached_row_is_the_same_and_shares_nothing() {
+        let cell = |kind, start, len| Cell { kind, start, len };
+        let cells = [cell(CellKind::Text, 4, 2), cell(CellKind::Null, 9, 0), cell(CellKind::Text, 0, 3)];
+        let shared = Bytes::from(b"one two three".to_vec());
+        let row = Row::new(shared.clone(), Box::new(cells)).unwrap();
+        let detached = row.detached();
+        assert_eq!(detached, row);
+        assert_eq!(&detached.data[..], b"twone");
+        drop(row);
+        assert!(shared.is_unique());
     }
 }

@@ -15,6 +15,14 @@ use super::lsn;
 use super::messages::Messages;
 use super::setup::CapturedTable;
 
+/// Rows are slices of what was read from the socket, which stays in memory as long as one of them does. Rows
+/// that are fewer bytes than this, or than one in [`SHARE`] of the messages that they were in, are copied
+/// out: a batch that waits must not hold many times what it is counted for.
+pub const FEW: usize = 16 << 10;
+
+/// See [`FEW`].
+const SHARE: usize = 8;
+
 /// Turns messages into changes; knows the tables, the transaction that is open, and the place.
 pub struct Decoder {
     origin: Arc<Origin>,
@@ -28,6 +36,8 @@ pub struct Decoder {
     place: (u64, u64),
     changes: Vec<Change>,
     bytes: usize,
+    /// The bytes of the messages since changes were last taken.
+    messages_bytes: usize,
 }
 
 /// The tables whose changes are ours; a publication may hold others.
@@ -108,6 +118,7 @@ impl Decoder {
             place: (0, 0),
             changes: Vec::new(),
             bytes: 0,
+            messages_bytes: 0,
         }
     }
 
@@ -138,8 +149,14 @@ impl Decoder {
 
     /// What is decoded.
     pub fn take(&mut self) -> Vec<Change> {
-        self.bytes = 0;
-        std::mem::take(&mut self.changes)
+        let (kept, seen) = (std::mem::take(&mut self.bytes), std::mem::take(&mut self.messages_bytes));
+        let mut changes = std::mem::take(&mut self.changes);
+        if kept < FEW || kept < seen / SHARE {
+            let rows =
+                changes.iter_mut().flat_map(|change| change.before.iter_mut().chain(&mut change.after));
+            rows.for_each(|row| *row = row.detached());
+        }
+        changes
     }
 
     /// A transaction begins whose commit stands at `commit_lsn`.
@@ -161,6 +178,7 @@ impl Decoder {
 
     /// A change of the open transaction, or what must be known for one. Only a table's description waits.
     pub async fn apply(&mut self, bytes: &Bytes, lsn: u64, streamed: bool) -> Result<()> {
+        self.messages_bytes += bytes.len();
         let doing = || format!("decoding a change at {}", super::lsn::text(lsn));
         match pgoutput::decode(bytes, streamed).doing(Kind::Decode, doing)? {
             Message::Insert { relation, new } => self.row(bytes, lsn, relation, Op::Create, None, Some(new)),
