@@ -16,7 +16,8 @@
 //!    everything that commits later. No key ever moves backwards.
 //! 5. Tables that were read whole are named in the checkpoint; the others are read again, under a new
 //!    snapshot, when the source is opened the next time. Their changes in between are handed out as they
-//!    are, and the later reads say how it all ended.
+//!    are, and the later reads say how it all ended. A table that was rewritten between the making of the
+//!    snapshot and the reading (an old snapshot may not see what a rewrite leaves) gets a new one at once.
 //!
 //! The outbox is read like every other table: rows that are in it at the consistent point were never
 //! published. (One that is not emptied by its owners is published from its beginning.)

@@ -22,6 +22,12 @@ pub struct Planned {
     pub table: Arc<Table>,
     /// About how many rows it has, where the server knows.
     pub estimate: Option<u64>,
+    /// Its object identifier.
+    oid: u32,
+    /// Its name in SQL.
+    sql_name: String,
+    /// `ONLY` where its children are tables of their own; partitions are not.
+    only: &'static str,
     /// `SELECT columns FROM table WHERE filter`.
     select: String,
     /// Pieces that nobody has read to the end.
@@ -47,6 +53,24 @@ pub struct Published<'a> {
 }
 
 impl Planned {
+    /// Keeps others from altering it until the transaction ends.
+    pub fn lock_sql(&self) -> String {
+        format!("LOCK TABLE {}{} IN ACCESS SHARE MODE", self.only, self.sql_name)
+    }
+
+    /// Two booleans: whether the name still means this table, and whether it is stored where it was stored
+    /// in the snapshot of the transaction. The functions see the catalog as it is now, the scan of
+    /// `pg_class` sees it as it was.
+    pub fn still_sql(&self) -> String {
+        let oid = self.oid;
+        format!(
+            "SELECT to_regclass({}) = {oid}::oid, NOT EXISTS (SELECT FROM pg_class WHERE relkind = 'r'
+                 AND (oid = {oid} OR oid IN (SELECT relid FROM pg_partition_tree({oid})))
+                 AND relfilenode IS DISTINCT FROM pg_relation_filenode(oid))",
+            quote_literal(&self.sql_name)
+        )
+    }
+
     /// A piece was read; says whether it was the last.
     pub fn piece_done(&self) -> bool {
         let last = self.left.fetch_sub(1, Ordering::AcqRel) == 1;
@@ -87,15 +111,18 @@ pub async fn table(
     let raw = columns.iter().map(raw).collect::<Result<Vec<_>>>()?;
     let table = catalog.table(captured.oid, &captured.schema, &captured.name, identity, &raw).await?;
     let names: Vec<String> = raw.iter().map(|column| quote_ident(column.name)).collect();
-    // The children of a table that is inherited from are tables of their own; partitions are not.
     let only = if captured.partitioned { "" } else { "ONLY " };
-    let select = format!("SELECT {} FROM {only}{} WHERE {filter}", names.join(", "), captured.sql_name());
+    let sql_name = captured.sql_name();
+    let select = format!("SELECT {} FROM {only}{sql_name} WHERE {filter}", names.join(", "));
     let (pages, leaves): (u64, u64) = (size.number(2)?, size.number(3)?);
     let ranges = ranges(pages, leaves);
     let planned = Arc::new(Planned {
         name: captured.full_name(),
         table,
         estimate: size.get(1).and_then(|rows| rows.parse().ok()),
+        oid: captured.oid,
+        sql_name,
+        only,
         select,
         left: AtomicUsize::new(ranges.len()),
         finished: Notify::new(),

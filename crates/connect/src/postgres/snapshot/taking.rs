@@ -66,13 +66,24 @@ impl Follow {
         self.begin(&planned);
         let mut workers = Workers::start(&self.snapshots, &exported.snapshot, chunks);
         let mut reads = self.reads(&exported);
+        let mut again = Vec::new();
         while let Some(piece) = workers.next().await {
             match piece? {
                 Piece::Rows(table, rows) => self.read(&mut reads, &table, rows).await,
                 Piece::Done(table) => self.done(&table, &tables),
+                Piece::Rewritten(table) => {
+                    tracing::warn!(table = table.name, "rewritten since its snapshot began: it gets another");
+                    again
+                        .extend(tables.iter().filter(|captured| captured.full_name() == table.name).cloned());
+                }
             }
         }
-        self.turn.news.push(News::Streaming);
+        drop(exported);
+        if again.is_empty() {
+            self.turn.news.push(News::Streaming);
+        } else {
+            self.upcoming = Some(Upcoming::temporary(&self.snapshots.options, again).await?);
+        }
         self.send().await;
         Ok(())
     }
