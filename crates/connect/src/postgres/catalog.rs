@@ -6,7 +6,7 @@ use std::sync::Arc;
 use headwater_core::{Column, ColumnType, Error, Field, Identity, Kind, Result, Table};
 use headwater_wire::pgoutput::{Relation, ReplicaIdentity};
 
-use super::client::{Connection, QueryRow};
+use super::client::{Connection, QueryRow, quote_literal};
 use super::types::built_in;
 
 /// Types may nest (arrays of composites of domains ...), but not without end.
@@ -45,8 +45,12 @@ impl Catalog {
         Self { connection, types: HashMap::new() }
     }
 
-    /// The table that a Relation message describes.
-    pub async fn relation(&mut self, relation: &Relation<'_>) -> Result<Arc<Table>> {
+    /// The table that a Relation message describes, under the name (schema and name) that it has to us.
+    pub async fn relation(
+        &mut self,
+        relation: &Relation<'_>,
+        (schema, name): (&str, &str),
+    ) -> Result<Arc<Table>> {
         let columns = relation.columns.iter().map(|column| RawColumn {
             name: column.name,
             type_oid: column.type_oid,
@@ -54,7 +58,7 @@ impl Catalog {
             identity: column.key,
         });
         let columns: Vec<RawColumn<'_>> = columns.collect();
-        self.table(relation.oid, relation.schema, relation.name, relation.identity, &columns).await
+        self.table(relation.oid, schema, name, relation.identity, &columns).await
     }
 
     /// A table of these columns.
@@ -66,7 +70,8 @@ impl Catalog {
         identity: ReplicaIdentity,
         columns: &[RawColumn<'_>],
     ) -> Result<Arc<Table>> {
-        // Under these the log does not say what the key is: every column is marked, or none.
+        // Under these the log does not say what the key is: every column is marked, or none. It is asked for
+        // as it is now, which for a change from before the key was altered is another than it was then.
         let ask = matches!(identity, ReplicaIdentity::Full | ReplicaIdentity::Nothing);
         let keys = if ask { self.primary_key(oid).await? } else { Vec::new() };
         let mut described = Vec::with_capacity(columns.len());
@@ -92,6 +97,17 @@ impl Catalog {
              where i.indrelid = {oid} and i.indisprimary"
         );
         self.connection.query(&sql).await?.iter().map(|row| row.text(0).map(str::to_owned)).collect()
+    }
+
+    /// Whether it is this table that has the name (schema and name) now.
+    pub async fn is_called(&mut self, oid: u32, (schema, name): (&str, &str)) -> Result<bool> {
+        let sql = format!(
+            "select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             where c.oid = {oid} and n.nspname = {} and c.relname = {}",
+            quote_literal(schema),
+            quote_literal(name)
+        );
+        Ok(!self.connection.query(&sql).await?.is_empty())
     }
 
     /// Asks something else of the catalog.

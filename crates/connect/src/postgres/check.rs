@@ -1,5 +1,7 @@
 //! `headwater check`: what the server is missing, what is odd about it, and how to mend it. Changes nothing.
 
+use std::collections::BTreeMap;
+
 use headwater_core::ports::Finding;
 use headwater_core::{Error, Result};
 
@@ -34,7 +36,7 @@ async fn look(names: &Names, config: &PostgresConfig, findings: &mut Vec<Finding
     findings.extend(encoding(&server));
     let settings = Settings::read(&mut connection).await?;
     findings.extend(settings.findings());
-    let (tables, wrong) = resolve(&mut connection, config).await?;
+    let (tables, wrong) = resolve(&mut connection, config, &BTreeMap::new()).await?;
     findings.extend(wrong.iter().map(finding));
     match plan(&mut connection, names, config.publication.is_none(), &server, &tables).await {
         Ok(plan) => {

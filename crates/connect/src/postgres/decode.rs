@@ -1,6 +1,6 @@
 //! From messages of pgoutput to changes: which transaction, which table, which place.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -42,33 +42,57 @@ pub struct Decoder {
 
 /// The tables whose changes are ours; a publication may hold others.
 pub struct Captured {
-    oids: HashSet<u32>,
-    names: HashSet<(String, String)>,
-    outbox: Option<(String, String)>,
+    oids: HashMap<u32, Name>,
+    names: HashMap<Name, u32>,
+    outbox: Option<Name>,
+}
+
+/// Schema and name.
+type Name = (String, String);
+
+/// What a table of the log is among the captured ones.
+#[derive(Debug, PartialEq, Eq)]
+enum Found<'a> {
+    /// One of them.
+    Itself,
+    /// One of them, which the log calls otherwise: it was renamed, before this name or after it.
+    Renamed(&'a Name),
+    /// It has the name that the table with this identifier had when the source was opened.
+    Namesake(u32),
+    /// None of them.
+    Other,
 }
 
 impl Captured {
-    /// These tables: by what they are, under whatever name the log still has for them, and by their
-    /// names, whatever had them then.
+    /// These tables: by what they are, under whatever name the log has for them, and by their names,
+    /// whatever had them then.
     pub fn new(tables: &[CapturedTable]) -> Self {
         let name = |table: &CapturedTable| (table.schema.clone(), table.name.clone());
         Self {
-            oids: tables.iter().map(|table| table.oid).collect(),
-            names: tables.iter().map(name).collect(),
+            oids: tables.iter().map(|table| (table.oid, name(table))).collect(),
+            names: tables.iter().map(|table| (name(table), table.oid)).collect(),
             outbox: tables.iter().find(|table| table.outbox).map(name),
         }
     }
 
     /// The outbox table, schema and name, where there is one.
-    pub fn outbox(&self) -> Option<&(String, String)> {
+    pub fn outbox(&self) -> Option<&Name> {
         self.outbox.as_ref()
     }
 
-    fn role(&self, relation: &Relation<'_>) -> Role {
-        let name = (relation.schema.to_owned(), relation.name.to_owned());
-        match self.oids.contains(&relation.oid) || self.names.contains(&name) {
+    fn find(&self, oid: u32, name: &Name) -> Found<'_> {
+        match (self.names.get(name), self.oids.get(&oid)) {
+            (Some(named), _) if *named == oid => Found::Itself,
+            (Some(named), _) => Found::Namesake(*named),
+            (None, Some(captured)) => Found::Renamed(captured),
+            (None, None) => Found::Other,
+        }
+    }
+
+    fn role(&self, name: &Name) -> Role {
+        match self.names.contains_key(name) {
             false => Role::Other,
-            true if self.outbox.as_ref() == Some(&name) => Role::Outbox,
+            true if self.outbox.as_ref() == Some(name) => Role::Outbox,
             true => Role::Changes,
         }
     }
@@ -204,11 +228,41 @@ impl Decoder {
     }
 
     async fn describe(&mut self, relation: &Relation<'_>) -> Result<()> {
-        let role = self.captured.role(relation);
-        let table = self.catalog.relation(relation).await?;
+        let name = self.name(relation).await?;
+        let role = self.captured.role(&name);
+        let table = self.catalog.relation(relation, (&name.0, &name.1)).await?;
         let identity = relation.columns.iter().map(|column| column.key).collect();
         self.relations.insert(relation.oid, Known { table, identity, role });
         Ok(())
+    }
+
+    /// The name that a table has to us: the one it was captured under. The log is older than the catalog,
+    /// so which of two names is the newer one is asked there.
+    async fn name(&mut self, relation: &Relation<'_>) -> Result<Name> {
+        let name = (relation.schema.to_owned(), relation.name.to_owned());
+        match self.captured.find(relation.oid, &name) {
+            Found::Itself | Found::Other => Ok(name),
+            Found::Renamed(captured) => {
+                let (schema, table) = captured;
+                if !self.catalog.is_called(relation.oid, (schema, table)).await? {
+                    let (captured, now) = (format!("{schema}.{table}"), format!("{}.{}", name.0, name.1));
+                    tracing::warn!(
+                        captured,
+                        now,
+                        "a table was renamed: its changes go on under the name of the config, until the next start; write the new name in `tables`, and in `from` of the streams that it feeds"
+                    );
+                }
+                Ok(captured.clone())
+            }
+            // Its rows are not the other's: what the config names has to be looked up again, and read.
+            Found::Namesake(oid) if !self.catalog.is_called(oid, (&name.0, &name.1)).await? => {
+                Err(Error::new(
+                    Kind::Unavailable,
+                    format!("{}.{} is another table than when the source was opened", name.0, name.1),
+                ))
+            }
+            Found::Namesake(_) => Ok(name),
+        }
     }
 
     fn row(

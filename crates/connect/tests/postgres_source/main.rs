@@ -8,6 +8,7 @@ mod identity;
 mod large;
 mod outbox;
 mod place;
+mod renamed;
 mod restart;
 mod snapshot;
 mod streaming;

@@ -171,7 +171,6 @@ async fn a_table_that_changes_its_shape_is_described_anew() {
     for statement in sql.split(';') {
         place.database.execute(statement).await.unwrap();
     }
-    let expected =
-        ["create t (1, a)", "create t (2, b, 2.50)", "create t (3, 3.00)", "create renamed (4, 4.00)"];
+    let expected = ["create t (1, a)", "create t (2, b, 2.50)", "create t (3, 3.00)", "create t (4, 4.00)"];
     assert_eq!(capture.take(4).await, expected);
 }

@@ -60,8 +60,10 @@ pub async fn prepare(
     if let Some(stored) = stored {
         continues(slot.as_ref(), stored, &server, names)?;
     }
-    let (tables, wrong) = resolve(connection, config).await?;
+    let known = stored.map(|stored| stored.snapshots.clone()).unwrap_or_default();
+    let (tables, wrong) = resolve(connection, config, &known).await?;
     all_of(wrong)?;
+    tables::warn_of_others(connection, &known, &tables).await?;
     let plan = plan(connection, names, config.publication.is_none(), &server, &tables).await?;
     if let (Some(missing), Some(_)) = (plan.missing.first(), &slot) {
         return Err(older_slot(names, missing, stored.is_some()));

@@ -1,5 +1,7 @@
 //! The tables that the config names, as they are in the database, and what may be published of each.
 
+use std::collections::BTreeMap;
+
 use headwater_core::{Error, Kind, Result};
 
 use crate::postgres::client::{Connection, QueryRow, quote_ident, quote_literal};
@@ -64,10 +66,12 @@ struct Found {
     filtered: bool,
 }
 
-/// The tables of the config, sorted by name, and what is wrong with those that cannot be captured.
+/// The tables of the config, sorted by name, and what is wrong with those that cannot be captured. `known`
+/// are object identifiers that tables had, by `schema.name`: of one that is missing they tell its new name.
 pub async fn resolve(
     connection: &mut Connection,
     config: &PostgresConfig,
+    known: &BTreeMap<String, u32>,
 ) -> Result<(Vec<CapturedTable>, Vec<Error>)> {
     let patterns = config.tables.iter().map(|text| TablePattern::parse(text)).collect::<Result<Vec<_>>>()?;
     let outbox = config.outbox.as_ref().map(|outbox| TablePattern::parse(&outbox.table)).transpose()?;
@@ -91,7 +95,7 @@ pub async fn resolve(
             }
         }
         if !any {
-            wrong.push(missing(connection, pattern).await?);
+            wrong.push(missing(connection, pattern, known).await?);
         }
     }
     tables.sort_by_key(CapturedTable::full_name);
@@ -288,13 +292,24 @@ fn inserts_only(
     }
 }
 
-/// The error for a table that is not there, with the most similar one that is.
-async fn missing(connection: &mut Connection, pattern: &TablePattern) -> Result<Error> {
+/// The error for a table that is not there, with its new name, or the most similar one that is.
+async fn missing(
+    connection: &mut Connection,
+    pattern: &TablePattern,
+    known: &BTreeMap<String, u32>,
+) -> Result<Error> {
     let Some(table) = &pattern.table else {
         return Ok(Error::new(Kind::Refused, format!("schema {} has no tables to capture", pattern.schema))
             .hint("create them, or take the schema out of `tables`"));
     };
     let name = format!("{}.{table}", pattern.schema);
+    if let Some(oid) = known.get(&name)
+        && let Some(now) = called(connection, *oid).await?
+    {
+        return Ok(Error::new(Kind::Refused, format!("table {name} is called {now} now")).hint(format!(
+            "write \"{now}\" in `tables`, and in `from` of the streams that it feeds; its changes wait in the slot"
+        )));
+    }
     let rows = connection
         .query(
             "SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
@@ -310,6 +325,42 @@ async fn missing(connection: &mut Connection, pattern: &TablePattern) -> Result<
         }
         None => error.hint("create it, or take it out of the config"),
     })
+}
+
+/// What a table is called now, `schema.name`; `None` when it is gone.
+async fn called(connection: &mut Connection, oid: u32) -> Result<Option<String>> {
+    let sql = format!(
+        "SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.oid = {oid}"
+    );
+    Ok(connection.query(&sql).await?.first().and_then(|row| row.get(0)).map(str::to_owned))
+}
+
+/// Says which names of `known` no longer mean the tables that they meant.
+pub async fn warn_of_others(
+    connection: &mut Connection,
+    known: &BTreeMap<String, u32>,
+    tables: &[CapturedTable],
+) -> Result<()> {
+    for (name, oid) in known.iter().filter(|(_, oid)| **oid > 0) {
+        let named = tables.iter().find(|table| table.full_name() == *name);
+        if named.is_some_and(|table| table.oid == *oid) {
+            continue;
+        }
+        match (called(connection, *oid).await?, named) {
+            (Some(now), None) if now == *name => {}
+            (Some(now), _) => {
+                tracing::warn!(
+                    table = name,
+                    now,
+                    "a captured table was renamed: it is captured on if `tables` has the new name"
+                );
+            }
+            (None, Some(_)) => tracing::warn!(table = name, "a captured table was dropped and made anew"),
+            (None, None) => {}
+        }
+    }
+    Ok(())
 }
 
 /// How much alike two names are, 0 to 1; a name in another schema is as good as the name itself.
