@@ -3,9 +3,10 @@
 
 mod support;
 
-use headwater_connect::postgres::{Names, PostgresConfig};
+use headwater_connect::postgres::{Names, PostgresConfig, PostgresConnector};
 use headwater_connect::settings::{Outbox, SnapshotMode};
 use headwater_core::Kind;
+use headwater_core::ports::{Connector, Severity};
 use support::Place;
 
 #[tokio::test]
@@ -184,6 +185,62 @@ async fn somebody_elses_publication_is_never_altered() {
     place.config.tables = vec!["a".into()];
     place.prepare(None).await.unwrap();
     assert_eq!(place.published().await, ["theirs a"]);
+}
+
+/// The warnings of `headwater check`, in lines.
+async fn warnings(place: &Place) -> Vec<(String, String)> {
+    let data = tempfile::tempdir().unwrap();
+    let name = place.database.name();
+    let connector = PostgresConnector::new(name, place.config.clone(), data.path()).unwrap();
+    let findings = connector.check().await.unwrap().into_iter();
+    let warnings = findings.filter(|finding| finding.severity == Severity::Warning);
+    warnings.map(|finding| (finding.message, finding.hint.unwrap())).collect()
+}
+
+#[tokio::test]
+async fn what_somebody_elses_publication_leaves_out_is_told_with_the_sql_that_mends_it() {
+    let sql = "CREATE TABLE a (id int PRIMARY KEY, v text, w text); CREATE TABLE b (id int PRIMARY KEY, v text); \
+               CREATE TABLE o (id uuid PRIMARY KEY)";
+    let mut place = Place::new(sql, &["a", "b"]).await;
+    place.config.publication = Some("theirs".into());
+    place.names = place.config.names(place.database.name()).unwrap();
+    let create = "CREATE PUBLICATION theirs FOR TABLE a (id, v) WHERE (id > 1), b WHERE (id > 2), o \
+                  WITH (publish = 'insert, truncate')";
+    place.database.execute(create).await.unwrap();
+    let told = warnings(&place).await;
+    let messages: Vec<&str> = told.iter().map(|(message, _)| message.as_str()).collect();
+    let expected = [
+        "publication \"theirs\" does not publish updates and deletes: they are not captured",
+        "publication \"theirs\" publishes only some rows and columns of public.a: the others are not captured",
+        "publication \"theirs\" publishes only some rows of public.b: the others are not captured",
+    ];
+    assert_eq!(messages, expected);
+    // It is theirs, so it is used as it is, until they run what the hints say.
+    place.prepare(None).await.unwrap();
+    for (_, hint) in &told {
+        place.database.execute(hint.split_once("owner: ").unwrap().1).await.unwrap();
+    }
+    assert_eq!(warnings(&place).await, []);
+    // Of an outbox nothing but inserts is of interest.
+    place.database.execute("ALTER PUBLICATION theirs SET (publish = 'insert')").await.unwrap();
+    place.config.tables = Vec::new();
+    place.config.outbox = Some(Outbox::new("o"));
+    assert_eq!(warnings(&place).await, []);
+}
+
+#[tokio::test]
+async fn a_publication_of_ours_that_somebody_narrowed_is_made_whole() {
+    let place = Place::new("CREATE TABLE a (id int PRIMARY KEY, v text)", &["a"]).await;
+    place.prepare(None).await.unwrap();
+    let name = &place.names.publication;
+    place
+        .database
+        .execute(&format!("ALTER PUBLICATION {name} SET TABLE a (id) WHERE (id > 1)"))
+        .await
+        .unwrap();
+    place.prepare(None).await.unwrap();
+    let narrow = "SELECT (rowfilter IS NULL AND attnames = '{id,v}')::text FROM pg_publication_tables";
+    assert_eq!(place.query(narrow).await, ["true"]);
 }
 
 #[tokio::test]

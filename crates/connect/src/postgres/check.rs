@@ -7,7 +7,7 @@ use headwater_core::{Error, Result};
 
 use super::client::{Connection, quote_literal};
 use super::config::{Names, PostgresConfig};
-use super::setup::{CapturedTable, InsertsOnly, Plan, Server, Slot, connect, plan, resolve};
+use super::setup::{CapturedTable, InsertsOnly, Narrow, Plan, Server, Slot, connect, plan, resolve};
 
 /// A `wal_sender_timeout` below this leaves our status replies little room, in milliseconds.
 const SHORT_TIMEOUT: u64 = 5_000;
@@ -42,6 +42,8 @@ async fn look(names: &Names, config: &PostgresConfig, findings: &mut Vec<Finding
         Ok(plan) => {
             findings.extend(tables.iter().filter(|table| table.changes).map(|table| of_table(table, &plan)));
             findings.push(publications(names, &plan, &server));
+            let narrow = plan.narrow.into_iter();
+            findings.extend(narrow.map(|Narrow { what, mend }| Finding::warning(what, mend)));
         }
         Err(error) => findings.push(finding(&error)),
     }

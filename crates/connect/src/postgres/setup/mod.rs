@@ -6,7 +6,7 @@ mod server;
 mod slot;
 mod tables;
 
-pub use publication::Plan;
+pub use publication::{Narrow, Plan};
 pub use server::{Server, connect};
 pub use slot::{CreatedSlot, Slot, continues, create_slot, drop_slot};
 pub use tables::{CapturedTable, InsertsOnly};
@@ -74,6 +74,9 @@ pub async fn prepare(
             let theirs = plan.theirs;
             tracing::warn!(table = table.full_name(), why, mend, theirs, "updates cannot be captured");
         }
+    }
+    for Narrow { what, mend } in &plan.narrow {
+        tracing::warn!(mend, "{what}");
     }
     Ok(Prepared { server, tables, publications: plan.publications, slot })
 }

@@ -8,7 +8,7 @@
 use headwater_core::{Error, Kind, Result};
 
 use super::{CapturedTable, Server};
-use crate::postgres::client::{Connection, PgError, quote_ident, quote_literal};
+use crate::postgres::client::{Connection, PgError, QueryRow, quote_ident, quote_literal};
 use crate::postgres::config::Names;
 
 /// What a publication's comment begins with when it is Headwater's own, to be altered with the config.
@@ -27,10 +27,31 @@ pub(super) struct Publication {
     pub via_root: bool,
     /// `s` where stored generated columns are published; `None` before version 18.
     pub generated: Option<String>,
-    /// The tables listed, by oid, with their names in SQL.
-    pub listed: Vec<(u32, String)>,
+    /// The tables listed.
+    pub listed: Vec<Listed>,
     /// The tables published in the end, by oid.
     pub published: Vec<u32>,
+}
+
+/// A table that a publication lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Listed {
+    pub oid: u32,
+    /// Its name in SQL.
+    pub name: String,
+    /// Whether only some of its rows are published.
+    pub filtered: bool,
+    /// Whether only some of its columns are published.
+    pub cut: bool,
+}
+
+/// What somebody else's publication leaves out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Narrow {
+    /// What it leaves out.
+    pub what: String,
+    /// How to have it published, if it is not meant to be left out.
+    pub mend: String,
 }
 
 /// What there is to do.
@@ -46,6 +67,8 @@ pub struct Plan {
     pub theirs: bool,
     /// Whether our user owns all that the statements touch, as far as it can be seen.
     pub permitted: bool,
+    /// What is left out where it is theirs.
+    pub narrow: Vec<Narrow>,
 }
 
 impl Publication {
@@ -64,7 +87,8 @@ impl Publication {
         let Some(row) = rows.first() else { return Ok(None) };
         let listed = connection
             .query(&format!(
-                "SELECT c.oid, format('%I.%I', n.nspname, c.relname) FROM pg_publication_rel r \
+                "SELECT c.oid, format('%I.%I', n.nspname, c.relname), \
+                 to_jsonb(r)->>'prqual' IS NOT NULL, to_jsonb(r)->>'prattrs' IS NOT NULL FROM pg_publication_rel r \
                  JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
                  WHERE r.prpubid = {} ORDER BY 2",
                 row.number::<u32>(0)?
@@ -83,10 +107,7 @@ impl Publication {
             publishes: row.text(3)?.to_owned(),
             via_root: row.is_true(4),
             generated: row.get(5).map(str::to_owned),
-            listed: listed
-                .iter()
-                .map(|row| Ok((row.number(0)?, row.text(1)?.to_owned())))
-                .collect::<Result<_>>()?,
+            listed: listed.iter().map(Listed::read).collect::<Result<_>>()?,
             published: published.iter().map(|row| row.number(0)).collect::<Result<_>>()?,
         }))
     }
@@ -99,19 +120,63 @@ impl Publication {
         if self.publishes != shape.publishes || !self.via_root || !generated {
             statements.push(format!("ALTER PUBLICATION {name} SET ({});", shape.options()));
         }
-        let listed = |table: &CapturedTable| self.listed.iter().any(|(oid, _)| *oid == table.oid);
-        let missing: Vec<&CapturedTable> =
-            shape.tables.iter().copied().filter(|table| !listed(table)).collect();
-        if !missing.is_empty() {
-            statements.push(format!("ALTER PUBLICATION {name} ADD {};", list(&missing)));
-        }
-        let wanted = |oid: u32| shape.tables.iter().any(|table| table.oid == oid);
-        let surplus: Vec<&str> =
-            self.listed.iter().filter(|(oid, _)| !wanted(*oid)).map(|(_, name)| name.as_str()).collect();
+        // One that somebody narrowed is taken out and put in again whole.
+        let whole = |listed: &&Listed| !listed.filtered && !listed.cut;
+        let wanted = |listed: &Listed| shape.tables.iter().any(|table| table.oid == listed.oid);
+        let surplus = self.listed.iter().filter(|listed| !wanted(listed) || !whole(listed));
+        let surplus: Vec<&str> = surplus.map(|listed| listed.name.as_str()).collect();
         if !surplus.is_empty() {
             statements.push(format!("ALTER PUBLICATION {name} DROP TABLE ONLY {};", surplus.join(", ONLY ")));
         }
+        let there = |table: &CapturedTable| self.listed.iter().filter(whole).any(|one| one.oid == table.oid);
+        let missing: Vec<&CapturedTable> =
+            shape.tables.iter().copied().filter(|table| !there(table)).collect();
+        if !missing.is_empty() {
+            statements.push(format!("ALTER PUBLICATION {name} ADD {};", list(&missing)));
+        }
         statements
+    }
+}
+
+impl Listed {
+    fn read(row: &QueryRow) -> Result<Self> {
+        Ok(Self {
+            oid: row.number(0)?,
+            name: row.text(1)?.to_owned(),
+            filtered: row.is_true(2),
+            cut: row.is_true(3),
+        })
+    }
+}
+
+impl Publication {
+    /// What it leaves out of the tables. It may be meant so: it is somebody else's.
+    fn narrow(&self, names: &Names, tables: &[CapturedTable]) -> Vec<Narrow> {
+        let (shown, name) = (&names.publication, quote_ident(&names.publication));
+        let mut narrow = Vec::new();
+        let kinds = [('u', "updates"), ('d', "deletes"), ('t', "truncates")];
+        let left_out = kinds.iter().filter(|(letter, _)| !self.publishes.contains(*letter));
+        let left_out: Vec<&str> = left_out.map(|(_, kind)| *kind).collect();
+        if !left_out.is_empty() && tables.iter().any(|table| table.changes) {
+            narrow.push(Narrow {
+                what: format!("publication \"{shown}\" does not publish {}: they are not captured", left_out.join(" and ")),
+                mend: format!("run as its owner: ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate');"),
+            });
+        }
+        for listed in self.listed.iter().filter(|listed| listed.filtered || listed.cut) {
+            let Some(table) = tables.iter().find(|table| table.oid == listed.oid) else { continue };
+            let part = match (listed.filtered, listed.cut) {
+                (true, true) => "some rows and columns",
+                (true, false) => "some rows",
+                _ => "some columns",
+            };
+            let one = &listed.name;
+            narrow.push(Narrow {
+                what: format!("publication \"{shown}\" publishes only {part} of {}: the others are not captured", table.full_name()),
+                mend: format!("if that is not meant, run as its owner: BEGIN; ALTER PUBLICATION {name} DROP TABLE ONLY {one}; ALTER PUBLICATION {name} ADD TABLE ONLY {one}; COMMIT;"),
+            });
+        }
+        narrow
     }
 }
 
@@ -164,12 +229,14 @@ pub async fn plan(
     let inserts = Publication::find(connection, &names.inserts).await?;
     match main {
         Some(theirs) if theirs.open || !(theirs.marked || is_default) => {
-            verify(&theirs, names, tables).map(|()| Plan {
+            verify(&theirs, names, tables)?;
+            Ok(Plan {
                 publications: vec![names.publication.clone()],
                 statements: Vec::new(),
                 missing: Vec::new(),
                 theirs: true,
                 permitted: true,
+                narrow: theirs.narrow(names, tables),
             })
         }
         ours => {
@@ -208,6 +275,7 @@ fn shape(
         missing,
         theirs: false,
         permitted: tables.iter().all(|table| table.owned),
+        narrow: Vec::new(),
     }
 }
 
