@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 
 use super::catalog::Catalog;
 use super::check::check;
-use super::client::{Connection, Mode, quote_ident, quote_literal};
+use super::client::{Connection, Mode, quote_ident, quote_option};
 use super::config::{Names, PostgresConfig};
 use super::decode::{Captured, Decoder};
 use super::feedback::Feedback;
@@ -155,7 +155,7 @@ impl PostgresConnector {
             "START_REPLICATION SLOT \"{}\" LOGICAL {} (proto_version '2', streaming 'on', messages 'true', publication_names {})",
             self.names.slot,
             lsn::text(state.confirmed),
-            quote_literal(&publications.join(",")),
+            quote_option(&publications.join(",")),
         )
     }
 }

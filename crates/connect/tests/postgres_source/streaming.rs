@@ -2,7 +2,7 @@
 
 use headwater_connect::postgres::lsn;
 use headwater_connect::settings::SnapshotMode;
-use headwater_core::ports::{Connector, SourceState};
+use headwater_core::ports::{Connector, Severity, SourceState};
 use headwater_core::{Kind, Position};
 
 use crate::support::Place;
@@ -173,4 +173,29 @@ async fn a_table_that_changes_its_shape_is_described_anew() {
     }
     let expected = ["create t (1, a)", "create t (2, b, 2.50)", "create t (3, 3.00)", "create t (4, 4.00)"];
     assert_eq!(capture.take(4).await, expected);
+}
+
+#[tokio::test]
+async fn names_may_hold_what_has_to_be_quoted() {
+    let odd = r#"we"ird\name'x, y"#;
+    let quoted = odd.replace('"', "\"\"");
+    let sql = format!(
+        r#"CREATE SCHEMA "{quoted}"; CREATE TABLE "{quoted}"."{quoted}" ("{quoted}" int PRIMARY KEY, v text);
+           INSERT INTO "{quoted}"."{quoted}" VALUES (1, 'a')"#
+    );
+    let mut place = Place::new(&sql, &[&format!("{odd}.{odd}")]).await;
+    place.config.publication = Some(odd.to_owned());
+    let mut capture = place.capture().await;
+    assert_eq!(capture.take(1).await, [format!("read {odd} (1, a)")]);
+    place.each(&format!(r#"UPDATE "{quoted}"."{quoted}" SET "{quoted}" = 2"#)).await;
+    assert_eq!(capture.take(1).await, [format!("update {odd} (1, absent) (2, a)")]);
+    // Opened again, it finds all as it left it.
+    capture.open().await.unwrap();
+    place.each(&format!(r#"TRUNCATE "{quoted}"."{quoted}""#)).await;
+    assert_eq!(capture.take(1).await, [format!("truncate {odd}")]);
+    let findings = capture.connector.check().await.unwrap();
+    let wrong = findings.iter().filter(|finding| {
+        finding.severity != Severity::Ok && !finding.message.contains("is used by another")
+    });
+    assert_eq!(wrong.count(), 0, "{findings:?}");
 }

@@ -18,7 +18,7 @@ use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub use error::PgError;
-pub use query::{CopyOut, QueryRow, quote_ident, quote_literal};
+pub use query::{CopyOut, QueryRow, quote_ident, quote_literal, quote_option};
 pub use reader::Gulp;
 pub use replication::{Replicated, ReplicationReader, ReplicationWriter};
 use stream::Stream;

@@ -158,6 +158,11 @@ pub fn quote_literal(text: &str) -> String {
     }
 }
 
+/// A text in a replication command, whose grammar is its own: a backslash means itself, and there is no `E''`.
+pub fn quote_option(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,5 +172,6 @@ mod tests {
         assert_eq!(quote_ident(r#"we"ird"#), r#""we""ird""#);
         assert_eq!(quote_literal("it's"), "'it''s'");
         assert_eq!(quote_literal(r"a\b"), r" E'a\\b'");
+        assert_eq!(quote_option(r"it's a\b"), r"'it''s a\b'");
     }
 }
