@@ -134,8 +134,13 @@ async fn bus(target: &Target, dir: &Path) -> Arc<dyn Bus> {
         Target::Embedded => {
             Arc::new(EmbeddedBus::open(dir, EmbeddedConfig::default()).await.expect("the embedded bus"))
         }
-        Target::Kafka { brokers, .. } => {
-            let kafka: KafkaConfig = config(&[("brokers", vec![brokers.as_str()].into())]);
+        Target::Kafka { brokers, stream } => {
+            // Each run is of a new slot, and begins without a checkpoint.
+            let positions = format!("{stream}-positions");
+            let kafka: KafkaConfig = config(&[
+                ("brokers", vec![brokers.as_str()].into()),
+                ("positions_topic", positions.as_str().into()),
+            ]);
             Arc::new(KafkaBus::open(kafka).await.expect("the Kafka bus"))
         }
     }
