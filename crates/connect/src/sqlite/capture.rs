@@ -11,10 +11,11 @@ use rusqlite::Connection;
 
 use super::config::SqliteConfig;
 use super::definition;
+use super::errors::Sql as _;
 use super::install::{bring_in_step, connect};
-use super::layout;
 use super::plan::{Captured, Note, Wanted};
-use super::reader::{Reader, still_has};
+use super::reader::Reader;
+use super::resume::{replaced, resume};
 use super::snapshot::Tables;
 use super::state::State;
 use super::watch::{Watch, schema_version};
@@ -23,6 +24,14 @@ use crate::settings::SnapshotMode;
 
 /// How often rare things are looked for: requests, and the file itself.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// What a look at the database found.
+enum View {
+    /// What comes next, if anything.
+    Read(Option<Batch>),
+    /// Nothing was read: the schema changed.
+    OutOfStep,
+}
 
 /// What a connector gives to each of its sources.
 #[derive(Clone)]
@@ -108,16 +117,58 @@ impl Capture {
         }
         if self.watch.moved(&self.conn)? {
             self.unread = true;
-            self.keep_in_step()?;
         }
-        if let Some(batch) = self.next_of_snapshot(budget)? {
-            return Ok(Some(batch));
-        }
-        if !self.unread {
+        if !self.unread && !self.reads_tables() {
             return Ok(None);
         }
+        match self.in_one_view(|capture| capture.next_in_view(budget))? {
+            View::Read(batch) => Ok(batch),
+            // What was written since is read when the triggers were seen to: the next time.
+            View::OutOfStep => self.keep_in_step().map(|()| None),
+        }
+    }
+
+    /// Reads as of one moment: whatever is committed meanwhile is not seen before the next time.
+    fn in_one_view<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let doing = || "reading the database".to_owned();
+        self.conn.execute_batch("BEGIN").sql(doing)?;
+        let read = work(self);
+        // Some failures end the transaction themselves.
+        if !self.conn.is_autocommit() {
+            self.conn.execute_batch("ROLLBACK").sql(doing)?;
+        }
+        read
+    }
+
+    /// What comes next in a database that is the one that was read, and whose triggers are in step: a
+    /// change that is read here was made by the triggers that its tables need, and a copy that was put
+    /// in the file's place is not taken for news.
+    fn next_in_view(&mut self, budget: usize) -> Result<View> {
+        if schema_version(&self.conn)? != self.state.schema {
+            return Ok(View::OutOfStep);
+        }
+        self.same_database()?;
+        if let Some(batch) = self.next_of_snapshot(budget)? {
+            return Ok(View::Read(Some(batch)));
+        }
+        if !self.unread {
+            return Ok(View::Read(None));
+        }
         let changes = self.changes(u64::MAX, budget)?;
-        if changes.is_empty() { Ok(None) } else { self.batch(changes).map(Some) }
+        Ok(View::Read(if changes.is_empty() { None } else { Some(self.batch(changes)?) }))
+    }
+
+    /// An error of kind `Unavailable` when the file holds another copy now: opening it again says what
+    /// that means.
+    fn same_database(&self) -> Result<()> {
+        match replaced(&self.conn, &self.state, self.place.0)? {
+            None => Ok(()),
+            Some(problem) => {
+                let path = self.setup.config.path.display();
+                let what = format!("{path} was replaced by another copy: {problem}");
+                Err(Error::new(Kind::Unavailable, what))
+            }
+        }
     }
 
     /// Changes up to the id `until`.
@@ -147,16 +198,14 @@ impl Capture {
         Position::of(self.epoch, [id, read])
     }
 
-    /// Sees to the triggers when the schema changed.
+    /// Sees to the triggers: the schema changed.
     fn keep_in_step(&mut self) -> Result<()> {
-        if schema_version(&self.conn)? == self.state.schema {
-            return Ok(());
-        }
+        // Triggers made anew in an older copy would hide what is missing.
+        self.same_database()?;
         match in_step(&self.setup, &mut self.conn) {
             Ok(captured) => self.captured(captured),
             Err(error) if error.kind() == Kind::Unavailable => {
                 tracing::warn!(source = self.setup.name, "a table was altered; looking again soon: {error}");
-                self.watch.look_again();
                 Ok(())
             }
             Err(error) => Err(error),
@@ -255,54 +304,4 @@ pub fn init_command(config: &SqliteConfig) -> String {
         command += &format!(" --outbox {}", outbox.table);
     }
     command
-}
-
-/// Where a source goes on.
-struct Resumed {
-    epoch: u64,
-    place: (u64, u64),
-    state: State,
-}
-
-fn resume(
-    setup: &Setup,
-    conn: &Connection,
-    from: Option<&Checkpoint>,
-    request: Option<&SnapshotRequest>,
-) -> Result<Resumed> {
-    let system_id = layout::system_id(conn)?;
-    let fresh = |epoch| {
-        let state = State { system_id: system_id.clone(), ..State::default() };
-        Resumed { epoch, place: (0, 0), state }
-    };
-    let Some(from) = from else {
-        return Ok(fresh(1));
-    };
-    let state = State::of(from)?;
-    let [id, read, _] = from.position.numbers();
-    let problem = if state.system_id != system_id {
-        Some("it is another database than the one this source was reading".to_owned())
-    } else if layout::newest(conn)? < id {
-        Some(format!("its newest change is {}, but {id} was read already", layout::newest(conn)?))
-    } else {
-        match state.anchor {
-            Some(anchor) if !still_has(conn, anchor)? => {
-                Some(format!("change {}, the last one read, is missing or another one", anchor.id))
-            }
-            _ => None,
-        }
-    };
-    let Some(problem) = problem else {
-        return Ok(Resumed { epoch: from.position.epoch(), place: (id, read), state });
-    };
-    // A snapshot that was asked for and not yet followed repairs it.
-    if request.is_some_and(|request| state.request.as_ref() != Some(&request.id)) {
-        tracing::warn!(source = setup.name, "starting anew, by a snapshot: {problem}");
-        return Ok(fresh(from.position.epoch() + 1));
-    }
-    let what = format!("{} was replaced by another copy: {problem}", setup.config.path.display());
-    Err(Error::new(Kind::Hole, what).hint(format!(
-        "put the right file back; or repair: `headwater snapshot --source {}` reads every table anew",
-        setup.name
-    )))
 }

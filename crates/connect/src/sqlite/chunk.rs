@@ -24,11 +24,10 @@ pub struct Chunk {
     pub end: bool,
 }
 
-/// Reads the rows that follow `after` (empty: from the beginning), about `budget` bytes of them, in one
-/// short read transaction.
+/// Reads the rows that follow `after` (empty: from the beginning), about `budget` bytes of them. Within a
+/// read transaction, so that they and the watermark are of one moment.
 pub fn read(conn: &Connection, shape: &Shape, after: &[Scalar], budget: usize) -> Result<Chunk> {
     let doing = || format!("reading table \"{}\"", shape.name);
-    let transaction = conn.unchecked_transaction().sql(doing)?;
     let mut chunk = Chunk { watermark: layout::newest(conn)?, rows: Vec::new(), last: Vec::new(), end: true };
     let (sql, parameters) = query(shape, after);
     let mut statement = conn.prepare_cached(&sql).sql(doing)?;
@@ -47,9 +46,6 @@ pub fn read(conn: &Connection, shape: &Shape, after: &[Scalar], budget: usize) -
             break;
         }
     }
-    drop(rows);
-    drop(statement);
-    transaction.finish().sql(doing)?;
     Ok(chunk)
 }
 

@@ -105,8 +105,9 @@ pub fn width(conn: &Connection) -> Result<usize> {
 
 /// What tells this database from every other.
 pub fn system_id(conn: &Connection) -> Result<String> {
+    let doing = || "reading the database's system id".to_owned();
     let sql = "SELECT value FROM headwater_source WHERE name = 'system_id'";
-    conn.query_row(sql, [], |row| row.get(0)).sql(|| "reading the database's system id".into())
+    conn.prepare_cached(sql).sql(doing)?.query_row([], |row| row.get(0)).sql(doing)
 }
 
 /// The highest id a change was ever given.

@@ -2,7 +2,7 @@
 //!
 //! - `layout`: our tables; `shape`, `index`: what the application's tables look like; `triggers`: the SQL
 //!   on them; `plan`, `install`: bringing the ones in step with the others.
-//! - `reader`: changes; `chunk`, `snapshot`: whole tables; `capture`: both in order.
+//! - `reader`: changes; `chunk`, `snapshot`: whole tables; `capture`: both in order; `resume`: from where.
 //! - `worker`, `source`: the thread that does it, and its async side; `prune`, `watch`, `check`.
 //!
 //! A trigger cannot know which transaction it runs in, so each change is its own transaction here: its id
@@ -22,6 +22,7 @@ mod outbox;
 mod plan;
 mod prune;
 mod reader;
+mod resume;
 mod row;
 mod shape;
 mod snapshot;

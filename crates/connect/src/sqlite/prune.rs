@@ -23,7 +23,7 @@ const SELDOM: Duration = Duration::from_secs(1);
 /// What is confirmed, and what of it was removed.
 #[derive(Default)]
 pub struct Prune {
-    confirmed: u64,
+    confirmed: Option<Anchor>,
     removed: Option<u64>,
     last: Option<Instant>,
 }
@@ -31,12 +31,13 @@ pub struct Prune {
 impl Prune {
     /// Everything up to `anchor` is safe elsewhere. The anchor itself stays, to be recognised by.
     pub fn confirmed(&mut self, anchor: Option<Anchor>) {
-        self.confirmed = self.confirmed.max(anchor.map_or(0, |anchor| anchor.id));
+        self.confirmed = anchor.or(self.confirmed);
     }
 
     /// In how long there is something to do.
     pub fn due_in(&self, now: Instant) -> Duration {
-        let left = self.confirmed.saturating_sub(self.removed.unwrap_or(0));
+        let confirmed = self.confirmed.map_or(0, |anchor| anchor.id);
+        let left = confirmed.saturating_sub(self.removed.unwrap_or(0));
         let every = match left {
             0 => return Duration::from_secs(3600),
             ROWS.. => OFTEN,
@@ -54,9 +55,10 @@ impl Prune {
         if !self.due_in(begun).is_zero() {
             return;
         }
-        while self.removed != Some(self.confirmed) && begun.elapsed() < VISIT {
+        while begun.elapsed() < VISIT {
             match self.remove_some(conn) {
-                Ok(()) => {}
+                Ok(true) => {}
+                Ok(false) => break,
                 Err(error) if is_busy(&error) => break,
                 Err(error) => {
                     tracing::warn!(source, "removing confirmed changes: {error}");
@@ -67,21 +69,23 @@ impl Prune {
         self.last = Some(Instant::now());
     }
 
-    fn remove_some(&mut self, conn: &Connection) -> rusqlite::Result<()> {
+    /// Whether there is more.
+    fn remove_some(&mut self, conn: &Connection) -> rusqlite::Result<bool> {
+        let Some(confirmed) = self.confirmed else { return Ok(false) };
         let first = match self.removed {
             Some(removed) => removed,
             None => conn
                 .query_row("SELECT ifnull(min(id), 0) FROM headwater_change", [], |row| row.get(0))
                 .map(from_sql)?,
         };
-        let until = self.confirmed.min(first.saturating_add(ROWS));
+        let until = confirmed.id.min(first.saturating_add(ROWS));
         // Nothing depends on it: rather leave the lock to the application.
         conn.busy_handler(Some(brief))?;
-        let done = remove(conn, until);
+        let done = remove(conn, until, confirmed);
         conn.busy_handler(Some(patient))?;
         done?;
         self.removed = Some(until);
-        Ok(())
+        Ok(until < confirmed.id)
     }
 }
 
@@ -89,12 +93,38 @@ fn from_sql(id: i64) -> u64 {
     u64::try_from(id).unwrap_or(0)
 }
 
-fn remove(conn: &Connection, below: u64) -> rusqlite::Result<()> {
+/// Removes what is below an id, unless the database is not the one that was confirmed: an older copy in
+/// its place has changes under the same ids that nobody has read.
+fn remove(conn: &Connection, below: u64, confirmed: Anchor) -> rusqlite::Result<()> {
+    let id = |id: u64| i64::try_from(id).unwrap_or(i64::MAX);
     let write = rusqlite::Transaction::new_unchecked(conn, TransactionBehavior::Immediate)?;
     write
-        .prepare_cached("DELETE FROM headwater_change WHERE id < ?1")?
-        .execute([i64::try_from(below).unwrap_or(i64::MAX)])?;
+        .prepare_cached(
+            "DELETE FROM headwater_change WHERE id < ?1 \
+             AND EXISTS (SELECT 1 FROM headwater_change WHERE id = ?2 AND at = ?3)",
+        )?
+        .execute([id(below), id(confirmed.id), confirmed.at])?;
     // No statement is running while this transaction has the lock: notes mean nothing.
     write.prepare_cached("DELETE FROM headwater_displaced WHERE rowid > 0")?.execute([])?;
     write.commit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_confirmed_is_removed() {
+        let conn = Connection::open_in_memory().unwrap();
+        super::super::layout::create().iter().for_each(|sql| conn.execute_batch(sql).unwrap());
+        conn.execute_batch("INSERT INTO headwater_change (def, op, at) VALUES (1, 'c', 7), (1, 'c', 8)")
+            .unwrap();
+        let left = |id, at| {
+            remove(&conn, id, Anchor { id, at }).unwrap();
+            conn.query_row("SELECT count(*) FROM headwater_change", [], |row| row.get::<_, i64>(0)).unwrap()
+        };
+        assert_eq!(left(2, 9), 2, "another change has its id");
+        assert_eq!(left(3, 8), 2, "it is missing");
+        assert_eq!(left(2, 8), 1);
+    }
 }

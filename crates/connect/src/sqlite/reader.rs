@@ -48,8 +48,7 @@ impl Reader {
         &self.origin
     }
 
-    /// The changes with ids above `after`, up to `until`: about `budget` bytes. One statement, so one
-    /// short read transaction.
+    /// The changes with ids above `after`, up to `until`: about `budget` bytes.
     pub fn read(&mut self, conn: &Connection, after: u64, until: u64, budget: usize) -> Result<Read> {
         let doing = || "reading the change table".to_owned();
         let sql = "SELECT * FROM headwater_change WHERE id > ?1 AND id <= ?2 ORDER BY id";
@@ -141,5 +140,6 @@ impl Reader {
 pub fn still_has(conn: &Connection, anchor: Anchor) -> Result<bool> {
     let sql = "SELECT EXISTS (SELECT 1 FROM headwater_change WHERE id = ?1 AND at = ?2)";
     let id = i64::try_from(anchor.id).unwrap_or(i64::MAX);
-    conn.query_row(sql, [id, anchor.at], |row| row.get(0)).sql(|| format!("looking for change {id}"))
+    let doing = || format!("looking for change {id}");
+    conn.prepare_cached(sql).sql(doing)?.query_row([id, anchor.at], |row| row.get(0)).sql(doing)
 }

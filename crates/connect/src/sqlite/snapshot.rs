@@ -75,6 +75,11 @@ impl Capture {
         self.state.asked.contains(name) || !(done || self.setup.config.snapshot == SnapshotMode::Never)
     }
 
+    /// Whether a snapshot is being taken, or has to be.
+    pub(super) fn reads_tables(&self) -> bool {
+        self.tables.chunk.is_some() || self.unfinished().is_some()
+    }
+
     /// What comes next while a snapshot is taken; `None` when there is none to take.
     pub(super) fn next_of_snapshot(&mut self, budget: usize) -> Result<Option<Batch>> {
         if self.tables.chunk.is_none() && !self.read_chunk(budget)? {

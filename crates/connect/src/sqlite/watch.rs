@@ -39,11 +39,6 @@ impl Watch {
         Ok(moved)
     }
 
-    /// Sees to it that the next call of [`Watch::moved`] says yes.
-    pub fn look_again(&mut self) {
-        self.seen = None;
-    }
-
     /// An error when the path now leads to another file than the one that is open: SQLite would go on
     /// reading the old one.
     pub fn same_file(&self) -> Result<()> {
@@ -86,6 +81,7 @@ fn lock(path: &Path) -> Result<File> {
 
 /// The schema's version: raised by every change of a table, trigger or index, and by VACUUM.
 pub fn schema_version(conn: &Connection) -> Result<i64> {
-    let version = conn.pragma_query_value(None, "schema_version", |row| row.get(0));
-    version.sql(|| "asking for the schema's version".into())
+    let doing = || "asking for the schema's version".to_owned();
+    let mut statement = conn.prepare_cached("PRAGMA schema_version").sql(doing)?;
+    statement.query_row([], |row| row.get(0)).sql(doing)
 }

@@ -2,7 +2,8 @@
 
 use headwater_connect::requests::{Requests, SnapshotRequest};
 use headwater_connect::settings::SnapshotMode;
-use headwater_core::{Checkpoint, Kind, Op};
+use headwater_core::ports::Source;
+use headwater_core::{Checkpoint, Error, Kind, Op};
 use rusqlite::Connection;
 
 use crate::tools::Shop;
@@ -130,6 +131,64 @@ async fn a_file_that_is_replaced_while_it_is_read_is_noticed() {
     let error = tokio::time::timeout(patience, source.next(1000)).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), Kind::Unavailable, "{error}");
     assert!(error.to_string().contains("replaced"), "{error}");
+}
+
+/// Puts a copy in place of what the file holds, as `sqlite3 shop.db '.restore copy.db'`: the file stays.
+fn restore(shop: &Shop, copy: &std::path::Path) {
+    let output = std::process::Command::new("sqlite3")
+        .args(["-bail", "-cmd", ".timeout 10000"])
+        .arg(&shop.path)
+        .arg(format!(".restore '{}'", copy.display()))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Reads until it fails, or for as long as nothing comes.
+async fn failure(source: &mut dyn Source) -> Error {
+    let patience = std::time::Duration::from_secs(20);
+    loop {
+        match tokio::time::timeout(patience, source.next(1000)).await.unwrap() {
+            Ok(_) => {}
+            Err(error) => return error,
+        }
+    }
+}
+
+/// What is changed in the copy gets ids that were read already: it would never arrive.
+#[tokio::test]
+async fn a_copy_that_is_restored_in_place_while_it_is_read_is_noticed() {
+    let (shop, copy, checkpoint) = with_copy().await;
+    let mut source = shop.connector(shop.config(&["t"])).open(Some(&checkpoint)).await.unwrap();
+    restore(&shop, &copy);
+    shop.execute("insert into t values (100, 'after'), (101, 'after')");
+    let error = failure(source.as_mut()).await;
+    assert_eq!(error.kind(), Kind::Unavailable, "{error}");
+    assert!(error.to_string().contains("replaced by another copy"), "{error}");
+    drop(source);
+    let error = shop.refusal(shop.config(&["t"]), Some(&checkpoint)).await;
+    assert_eq!(error.kind(), Kind::Hole, "{error}");
+}
+
+/// The copy was made before Headwater was installed: installing anew would hide what is missing.
+#[tokio::test]
+async fn a_copy_without_triggers_that_is_restored_in_place_is_noticed() {
+    let shop = Shop::new("create table t (id integer primary key, a)");
+    let copy = shop.dir.path().join("copy.db");
+    shop.execute(&format!("vacuum into '{}'", copy.display()));
+    let mut reading = shop.read(shop.config(&["t"]), None).await;
+    shop.read_all(&mut reading, 1).await;
+    reading.confirm().await;
+    let checkpoint = reading.checkpoint.clone().unwrap();
+    drop(reading);
+    let mut source = shop.connector(shop.config(&["t"])).open(Some(&checkpoint)).await.unwrap();
+    restore(&shop, &copy);
+    let error = failure(source.as_mut()).await;
+    assert_eq!(error.kind(), Kind::Unavailable, "{error}");
+    assert_eq!(shop.one::<i64>("select count(*) from sqlite_schema where name like 'headwater%'"), 0);
+    drop(source);
+    let error = shop.refusal(shop.config(&["t"]), Some(&checkpoint)).await;
+    assert_eq!(error.kind(), Kind::Hole, "{error}");
 }
 
 #[tokio::test]
