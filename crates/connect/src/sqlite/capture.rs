@@ -13,7 +13,7 @@ use super::config::SqliteConfig;
 use super::definition;
 use super::errors::Sql as _;
 use super::install::{bring_in_step, connect};
-use super::plan::{Captured, Note, Wanted};
+use super::plan::{Note, Plan, Wanted};
 use super::reader::Reader;
 use super::resume::{replaced, resume};
 use super::snapshot::Tables;
@@ -72,7 +72,8 @@ impl Capture {
         let path = &setup.config.path;
         let mut conn = connect(path)?;
         let watch = Watch::new(path)?;
-        let captured = in_step(&setup, &mut conn)?;
+        let read = from.map_or(0, |from| from.position.numbers()[0]);
+        let plan = in_step(&setup, &mut conn, read)?;
         let request = setup.requests.as_ref().map(Requests::read).transpose()?.flatten();
         let resumed = resume(&setup, &conn, from, request.as_ref())?;
         let origin = Arc::new(Origin {
@@ -93,7 +94,7 @@ impl Capture {
             conn,
             setup,
         };
-        capture.captured(captured)?;
+        capture.captured(plan)?;
         capture.follow(request)?;
         if capture.setup.config.snapshot == SnapshotMode::Always
             && !capture.setup.started.swap(true, Ordering::Relaxed)
@@ -202,8 +203,8 @@ impl Capture {
     fn keep_in_step(&mut self) -> Result<()> {
         // Triggers made anew in an older copy would hide what is missing.
         self.same_database()?;
-        match in_step(&self.setup, &mut self.conn) {
-            Ok(captured) => self.captured(captured),
+        match in_step(&self.setup, &mut self.conn, self.place.0) {
+            Ok(plan) => self.captured(plan),
             Err(error) if error.kind() == Kind::Unavailable => {
                 tracing::warn!(source = self.setup.name, "a table was altered; looking again soon: {error}");
                 Ok(())
@@ -213,15 +214,14 @@ impl Capture {
     }
 
     /// Takes over what is captured now.
-    fn captured(&mut self, captured: Vec<Captured>) -> Result<()> {
-        let schema = schema_version(&self.conn)?;
-        let moved = self.state.schema != schema;
-        self.state.schema = schema;
+    fn captured(&mut self, plan: Plan) -> Result<()> {
+        let moved = self.state.schema != plan.schema;
+        self.state.schema = plan.schema;
         let mut gaps = BTreeMap::new();
-        for one in &captured {
+        for one in &plan.captured {
             gaps.insert(one.shape.name.clone(), definition::gap(&self.conn, &one.shape.name)?);
         }
-        self.tables = Tables::new(captured, gaps);
+        self.tables = Tables::new(plan.captured, gaps);
         if moved {
             self.begin_again_if_moved();
         }
@@ -262,16 +262,16 @@ impl Setup {
         change(&mut self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
     }
 
-    /// What its triggers have to capture.
-    pub fn wanted(&self) -> Wanted<'_> {
-        Wanted { tables: &self.config.tables, outbox: self.config.outbox.as_ref(), only: true }
+    /// What its triggers have to capture; changes up to `read` were read.
+    pub fn wanted(&self, read: u64) -> Wanted<'_> {
+        Wanted { tables: &self.config.tables, outbox: self.config.outbox.as_ref(), only: true, read }
     }
 }
 
 /// Brings the triggers in step, and says so.
-fn in_step(setup: &Setup, conn: &mut Connection) -> Result<Vec<Captured>> {
+fn in_step(setup: &Setup, conn: &mut Connection, read: u64) -> Result<Plan> {
     if !setup.config.install {
-        let plan = super::plan::plan(conn, setup.wanted())?;
+        let plan = super::plan::plan(conn, setup.wanted(read))?;
         let news = |note: &&Note| matches!(note, Note::Installed | Note::OutboxMade(_) | Note::New(_));
         if let Some(note) = plan.notes.iter().find(news) {
             let what = match note {
@@ -282,16 +282,20 @@ fn in_step(setup: &Setup, conn: &mut Connection) -> Result<Vec<Captured>> {
                 .hint(format!("run: {}; or set install = true", init_command(&setup.config))));
         }
     }
-    let plan = bring_in_step(conn, setup.wanted())?;
+    let plan = bring_in_step(conn, setup.wanted(read))?;
     for note in &plan.notes {
         match note {
-            Note::Missed(_) | Note::Changed(..) | Note::Dropped(_) | Note::Released(_) => {
+            Note::Missed(_)
+            | Note::Unnoticed(_)
+            | Note::Changed(..)
+            | Note::Dropped(_)
+            | Note::Released(_) => {
                 tracing::warn!(source = setup.name, "{note}");
             }
             _ => tracing::info!(source = setup.name, "{note}"),
         }
     }
-    Ok(plan.captured)
+    Ok(plan)
 }
 
 /// The command that installs what a config asks for.

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row};
 use serde::{Deserialize, Serialize};
 
 use super::errors::Sql as _;
-use super::shape::Shape;
+use super::shape::{Shape, Unique};
 
 /// What is captured of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,10 @@ pub struct Definition {
     pub captures: Captures,
     /// Each column's name, and whether it is part of the key.
     pub columns: Vec<(String, bool)>,
+    /// What only one row may have, as the triggers know it: what they look up to see which rows a
+    /// `REPLACE` displaces. In order, each once, whatever its indexes are called.
+    #[serde(default)]
+    pub unique: Vec<Unique>,
 }
 
 /// A row of `headwater_table`.
@@ -45,7 +49,13 @@ impl Definition {
     /// What a table is now.
     pub fn of(shape: &Shape, captures: Captures) -> Self {
         let columns = shape.columns.iter().map(|column| (column.name.clone(), column.key)).collect();
-        Self { captures, columns }
+        let mut unique = match captures {
+            Captures::Changes => shape.unique.clone(),
+            Captures::Inserts => Vec::new(),
+        };
+        unique.sort();
+        unique.dedup();
+        Self { captures, columns, unique }
     }
 
     /// The text that is kept.

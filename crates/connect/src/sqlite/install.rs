@@ -9,6 +9,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use super::errors::Sql as _;
 use super::layout::{self, ident};
 use super::plan::{Captured, Note, Plan, Wanted, plan};
+use super::watch::schema_version;
 use crate::settings::Outbox;
 
 /// Waits for a lock for some ten seconds. SQLite's own handler tries less and less often, and may never
@@ -44,7 +45,8 @@ pub fn connect(path: &Path) -> Result<Connection> {
     Ok(conn)
 }
 
-/// Brings the triggers in step with the tables, in one transaction, and says what was done.
+/// Brings the triggers in step with the tables, in one transaction, and says what was done; the plan's
+/// schema is then the one that it left.
 pub fn bring_in_step(conn: &mut Connection, wanted: Wanted<'_>) -> Result<Plan> {
     let doing = || "installing the change table and triggers".to_owned();
     let found = {
@@ -57,7 +59,7 @@ pub fn bring_in_step(conn: &mut Connection, wanted: Wanted<'_>) -> Result<Plan> 
         return Ok(found);
     }
     let write = conn.transaction_with_behavior(TransactionBehavior::Immediate).sql(doing)?;
-    let plan = plan(&write, wanted)?;
+    let mut plan = plan(&write, wanted)?;
     let usable = plan.captured.iter().map(|captured| usable(&write, captured)).collect::<Vec<_>>();
     for statement in &plan.statements {
         write.execute_batch(statement).sql(|| first_line(statement))?;
@@ -67,6 +69,7 @@ pub fn bring_in_step(conn: &mut Connection, wanted: Wanted<'_>) -> Result<Plan> 
     }
     // What was noted under older triggers means nothing to the new ones.
     write.execute("DELETE FROM headwater_displaced", []).sql(doing)?;
+    plan.schema = schema_version(&write)?;
     write.commit().sql(doing)?;
     Ok(plan)
 }
@@ -107,7 +110,7 @@ fn refuse_broken(conn: &Connection, captured: &Captured, before: Result<(), rusq
 /// stays so; doing it again changes nothing but what a changed table asks for. Returns a line for each
 /// thing done. Blocks.
 pub fn install(path: &Path, tables: &[String], outbox: Option<&Outbox>) -> Result<Vec<String>> {
-    let plan = bring_in_step(&mut connect(path)?, Wanted { tables, outbox, only: false })?;
+    let plan = bring_in_step(&mut connect(path)?, Wanted { tables, outbox, only: false, read: 0 })?;
     Ok(plan.notes.iter().map(Note::to_string).collect())
 }
 
@@ -115,7 +118,7 @@ pub fn install(path: &Path, tables: &[String], outbox: Option<&Outbox>) -> Resul
 /// nothing to do. Blocks.
 pub fn script(path: &Path, tables: &[String], outbox: Option<&Outbox>) -> Result<String> {
     let conn = connect(path)?;
-    let plan = plan(&conn, Wanted { tables, outbox, only: false })?;
+    let plan = plan(&conn, Wanted { tables, outbox, only: false, read: 0 })?;
     if plan.statements.is_empty() {
         return Ok(String::new());
     }
@@ -134,7 +137,7 @@ pub fn remove(path: &Path) -> Result<Vec<String>> {
         return Ok(Vec::new());
     }
     let write = conn.transaction_with_behavior(TransactionBehavior::Immediate).sql(doing)?;
-    let plan = plan(&write, Wanted { tables: &[], outbox: None, only: true })?;
+    let plan = plan(&write, Wanted { tables: &[], outbox: None, only: true, read: 0 })?;
     let drops = layout::DROP.map(str::to_owned);
     for statement in plan.statements.iter().chain(&drops) {
         write.execute_batch(statement).sql(|| first_line(statement))?;

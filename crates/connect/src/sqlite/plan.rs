@@ -13,6 +13,7 @@ use super::layout::{self, NOW, ident, literal, value_columns};
 use super::outbox;
 use super::shape::{self, Shape};
 use super::triggers::{self, Trigger};
+use super::watch::schema_version;
 use crate::settings::Outbox;
 
 /// What is to be captured.
@@ -24,6 +25,8 @@ pub struct Wanted<'a> {
     pub outbox: Option<&'a Outbox>,
     /// Whether that is all: triggers on other tables are removed.
     pub only: bool,
+    /// The last change that was read: the ones up to it were made while all triggers were in step.
+    pub read: u64,
 }
 
 /// What has to be done.
@@ -35,6 +38,8 @@ pub struct Plan {
     pub notes: Vec<Note>,
     /// The tables that are captured afterwards.
     pub captured: Vec<Captured>,
+    /// The version of the schema that it was planned for.
+    pub schema: i64,
 }
 
 /// A table that is captured.
@@ -57,8 +62,11 @@ pub enum Note {
     OutboxMade(String),
     /// A table is captured from now on.
     New(String),
-    /// The definition of a captured table changed; its triggers were in place.
+    /// The definition of a captured table changed; its triggers were in place, and missed nothing but
+    /// what is read again.
     Changed(String, i64),
+    /// A captured table got a unique index, and changes were made since by triggers that did not know it.
+    Unnoticed(String),
     /// Triggers of a captured table were gone: changes may have been missed.
     Missed(String),
     /// Triggers were made anew, without any change having been missed.
@@ -80,6 +88,11 @@ impl fmt::Display for Note {
                 "table \"{table}\" was altered: its triggers are made anew for definition {version}; \
                  rows changed since are read again"
             ),
+            Self::Unnoticed(table) => write!(
+                f,
+                "table \"{table}\" got a unique index: rows that REPLACE displaced by it since may not have \
+                 been captured; the table is read again, but which rows it displaced is not known"
+            ),
             Self::Missed(table) => write!(
                 f,
                 "triggers of table \"{table}\" were gone: changes made since may not have been captured; \
@@ -100,8 +113,9 @@ pub fn plan(conn: &Connection, wanted: Wanted<'_>) -> Result<Plan> {
         installed,
         next_def: if installed { definition::next_number(conn)? } else { 1 },
         width: if installed { layout::width(conn)? } else { 0 },
+        read: wanted.read,
         existing: existing(conn)?,
-        plan: Plan::default(),
+        plan: Plan { schema: schema_version(conn)?, ..Plan::default() },
     };
     if !installed {
         planner.plan.statements = layout::create();
@@ -150,6 +164,7 @@ struct Planner<'a> {
     installed: bool,
     next_def: i64,
     width: usize,
+    read: u64,
     existing: Vec<Existing>,
     plan: Plan,
 }
@@ -251,8 +266,13 @@ impl Planner<'_> {
         all_there: bool,
     ) -> Result<()> {
         let version = known.map_or(1, |known| known.version + 1);
-        let reread = known.filter(|_| all_there).and_then(|known| reread(shape, definition, known, def));
-        let gap = !(all_there && (reread.is_some() || covered(definition, known)));
+        let standing = known.filter(|_| all_there);
+        let unnoticed = match standing {
+            Some(known) => grew(definition, known) && self.writes_since(known)?,
+            None => false,
+        };
+        let reread = standing.filter(|_| !unnoticed).and_then(|known| reread(shape, definition, known, def));
+        let gap = unnoticed || !(all_there && (reread.is_some() || covered(definition, known)));
         let widen = layout::widen(self.width, shape.columns.len());
         self.width = self.width.max(shape.columns.len());
         self.plan.statements.extend(widen);
@@ -266,10 +286,20 @@ impl Planner<'_> {
         self.plan.statements.extend(reread);
         self.plan.notes.push(match known {
             None => Note::New(shape.name.clone()),
+            Some(_) if unnoticed => Note::Unnoticed(shape.name.clone()),
             Some(_) if all_there => Note::Changed(shape.name.clone(), version),
             Some(_) => Note::Missed(shape.name.clone()),
         });
         Ok(())
+    }
+
+    /// Whether rows may have been displaced since the last change that was read.
+    fn writes_since(&self, known: &Recorded) -> Result<bool> {
+        let sql =
+            "SELECT EXISTS (SELECT 1 FROM headwater_change WHERE id > ?1 AND def = ?2 AND op IN ('c', 'u'))";
+        let read = i64::try_from(self.read).unwrap_or(i64::MAX);
+        let found = self.conn.query_row(sql, [read, known.def], |row| row.get(0));
+        found.sql(|| format!("looking for changes of table \"{}\"", known.table))
     }
 
     /// Makes triggers in place of all that stand on the table, or under their names.
@@ -302,6 +332,11 @@ fn covered(new: &Definition, known: Option<&Recorded>) -> bool {
         let has = |name: &str| known.definition.columns.iter().any(|(known, _)| known == name);
         known.definition.captures == new.captures && new.columns.iter().all(|(name, _)| has(name))
     })
+}
+
+/// Whether rows may now displace others by what the old triggers did not look up.
+fn grew(new: &Definition, known: &Recorded) -> bool {
+    new.unique.iter().any(|unique| !known.definition.unique.contains(unique))
 }
 
 /// Reads the rows again that were changed while the old triggers did not see the new columns. `None`

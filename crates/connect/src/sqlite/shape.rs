@@ -2,6 +2,7 @@
 
 use headwater_core::{Error, Kind, Result};
 use rusqlite::Connection;
+use serde::{Deserialize, Serialize};
 
 use super::errors::Sql as _;
 use super::index;
@@ -48,7 +49,7 @@ pub enum Place {
 }
 
 /// One column of a key, and how its values compare.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Part {
     /// Its place among the table's columns.
     pub column: usize,
@@ -57,7 +58,7 @@ pub struct Part {
 }
 
 /// What only one row may have.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Unique {
     /// Its terms.
     pub terms: Vec<Term>,
@@ -66,7 +67,8 @@ pub struct Unique {
 }
 
 /// One term of a unique index.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Term {
     /// A column.
     Column(Part),

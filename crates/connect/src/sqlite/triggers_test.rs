@@ -135,7 +135,7 @@ impl Trial {
         conn.execute_batch(tables).unwrap();
         conn.execute_batch(&format!("pragma recursive_triggers = {recursive}; pragma foreign_keys = on"))
             .unwrap();
-        let wanted = Wanted { tables: &["*".to_owned()], outbox: None, only: true };
+        let wanted = Wanted { tables: &["*".to_owned()], outbox: None, only: true, read: 0 };
         bring_in_step(&mut conn, wanted).unwrap();
         let what = format!("{what}, seed {seed}, recursive {recursive}");
         Self { what, conn, random: StdRng::seed_from_u64(seed), latest_only: false, log: Vec::new() }

@@ -172,3 +172,57 @@ async fn a_column_can_be_dropped_after_its_triggers() {
     let told: Vec<String> = reading.changes.iter().map(describe).collect();
     assert!(told.contains(&"read t 1|a".to_owned()), "{told:?}");
 }
+
+/// The triggers that stood did not know the index, so they did not note what REPLACE displaced by it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_is_read_again_when_rows_may_have_been_displaced_by_a_new_unique_index() {
+    let shop = Shop::new("create table t (id integer primary key, a, b)");
+    let mut reading = shop.read(shop.config(&["t"]), None).await;
+    shop.execute("insert into t values (1, 'x', 1), (2, 'y', 1)");
+    shop.read_all(&mut reading, 1).await;
+    shop.execute("begin; create unique index i on t (a); replace into t values (3, 'x', 3); commit");
+    made(&shop, &mut reading, "t", 2).await;
+    shop.read_all(&mut reading, 2).await;
+    let told = until_quiet(&mut reading).await;
+    assert!(told.ends_with(&["read t 2|y|1".to_owned(), "read t 3|x|3".to_owned()]), "{told:?}");
+    // From now on they know it, and it is quiet.
+    shop.execute("replace into t values (4, 'y', 4)");
+    shop.read_all(&mut reading, 3).await;
+    let told = until_quiet(&mut reading).await;
+    assert!(told.ends_with(&["delete t 2|y|1".to_owned(), "create t 4|y|4".to_owned()]), "{told:?}");
+    // While nobody is there; a check says what is known and what is not.
+    let checkpoint = reading.checkpoint.clone();
+    drop(reading);
+    shop.execute("create unique index j on t (b); replace into t values (5, 'z', 4)");
+    let findings = shop.connector(shop.config(&["t"])).check().await.unwrap();
+    let unknown = "which rows it displaced is not known";
+    assert!(findings.iter().any(|finding| finding.message.contains(unknown)), "{findings:?}");
+    let mut reading = shop.read(shop.config(&["t"]), checkpoint.as_ref()).await;
+    shop.read_all(&mut reading, 4).await;
+    let told = until_quiet(&mut reading).await;
+    assert!(told.ends_with(&["read t 3|x|3".to_owned(), "read t 5|z|4".to_owned()]), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_that_nothing_was_written_under_yet_is_no_reason_to_read_again() {
+    let shop = Shop::new("create table t (id integer primary key, a)");
+    let mut reading = shop.read(shop.config(&["t"]), None).await;
+    shop.execute("insert into t values (1, 'x'), (2, 'y')");
+    shop.read_all(&mut reading, 1).await;
+    let reads = |told: &[String]| told.iter().filter(|text| text.starts_with("read t")).count();
+    let before = reads(&until_quiet(&mut reading).await);
+    shop.execute("create unique index i on t (a)");
+    made(&shop, &mut reading, "t", 2).await;
+    shop.execute("replace into t values (3, 'x'); drop index i");
+    made(&shop, &mut reading, "t", 3).await;
+    shop.read_all(&mut reading, 2).await;
+    let told = until_quiet(&mut reading).await;
+    assert_eq!(reads(&told), before, "{told:?}");
+    assert!(told.ends_with(&["delete t 1|x".to_owned(), "create t 3|x".to_owned()]), "{told:?}");
+}
+
+/// Everything read so far, in words, once nothing comes any more.
+async fn until_quiet(reading: &mut Reading) -> Vec<String> {
+    while reading.next_within(std::time::Duration::from_millis(50), 1000).await {}
+    reading.described()
+}
