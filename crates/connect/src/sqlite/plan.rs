@@ -173,7 +173,7 @@ impl Planner<'_> {
     fn outbox(&mut self, outbox: Option<&Outbox>) -> Result<()> {
         let Some(outbox) = outbox else { return Ok(()) };
         let there = shape::tables(self.conn)?;
-        let shape = match find(&there, &outbox.table) {
+        let shape = match find(&there, &outbox.table)? {
             Some(table) => Shape::read(self.conn, table)?,
             None => {
                 let table = bare(&outbox.table);
@@ -187,14 +187,14 @@ impl Planner<'_> {
 
     fn tables(&mut self, wanted: Wanted<'_>) -> Result<()> {
         let there = shape::tables(self.conn)?;
-        let outbox = wanted.outbox.and_then(|outbox| find(&there, &outbox.table));
+        let outbox = wanted.outbox.map(|outbox| find(&there, &outbox.table)).transpose()?.flatten();
         let mut chosen = HashSet::new();
         for name in wanted.tables {
             if name == "*" {
                 chosen.extend(there.iter().filter(|table| Some(table.as_str()) != outbox));
                 continue;
             }
-            match find(&there, name) {
+            match find(&there, name)? {
                 Some(table) if Some(table) == outbox => {}
                 Some(table) => {
                     chosen.extend(there.iter().find(|one| *one == table));
@@ -368,10 +368,19 @@ fn reread(shape: &Shape, new: &Definition, known: &Recorded, def: i64) -> Option
     ))
 }
 
-/// The table that a config means by `name`: the name itself, or what stands behind `main.`.
-fn find<'a>(there: &'a [String], name: &str) -> Option<&'a str> {
+/// The table that a config means by `name`: the name itself, or what stands behind `main.`. SQLite does
+/// not tell upper from lower case in names, but whoever reads changes does.
+fn find<'a>(there: &'a [String], name: &str) -> Result<Option<&'a str>> {
     let named = |name: &str| there.iter().find(|table| table.eq_ignore_ascii_case(name));
-    named(name).or_else(|| named(bare(name))).map(String::as_str)
+    match named(name).or_else(|| named(bare(name))) {
+        Some(table) if table != name && table != bare(name) => {
+            let what =
+                format!("there is no table \"{name}\" to capture, but one that is spelled \"{table}\"");
+            Err(Error::new(Kind::Refused, what)
+                .hint(format!("write \"{table}\", also in `from` of its streams")))
+        }
+        found => Ok(found.map(String::as_str)),
+    }
 }
 
 fn bare(name: &str) -> &str {
