@@ -30,9 +30,11 @@ fn meaning(error: &rusqlite::Error) -> (Kind, Option<&'static str>) {
         ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
             (Kind::Unavailable, Some("another connection holds a lock for long: are its transactions short?"))
         }
-        ErrorCode::CannotOpen | ErrorCode::SystemIoFailure | ErrorCode::SchemaChanged => {
-            (Kind::Unavailable, None)
-        }
+        ErrorCode::CannotOpen
+        | ErrorCode::SystemIoFailure
+        | ErrorCode::SchemaChanged
+        | ErrorCode::FileLockingProtocolFailed
+        | ErrorCode::OutOfMemory => (Kind::Unavailable, None),
         ErrorCode::DiskFull => (Kind::Full, Some("make room on the disk that holds the database")),
         ErrorCode::ReadOnly | ErrorCode::PermissionDenied => {
             (Kind::Refused, Some("Headwater must be allowed to write to the file and to its directory"))
@@ -48,4 +50,24 @@ fn meaning(error: &rusqlite::Error) -> (Kind, Option<&'static str>) {
 /// Whether it failed only because somebody else held a lock.
 pub fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+
+    #[test]
+    fn what_passes_is_tried_again() {
+        let kind = |code| {
+            let failed = Err::<(), _>(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None));
+            failed.sql(|| "testing".into()).unwrap_err().kind()
+        };
+        for code in [ffi::SQLITE_BUSY, ffi::SQLITE_PROTOCOL, ffi::SQLITE_NOMEM, ffi::SQLITE_IOERR_READ] {
+            assert_eq!(kind(code), Kind::Unavailable, "{code}");
+        }
+        assert_eq!(kind(ffi::SQLITE_FULL), Kind::Full);
+        assert_eq!(kind(ffi::SQLITE_NOTADB), Kind::Refused);
+    }
 }

@@ -110,12 +110,12 @@ pub fn system_id(conn: &Connection) -> Result<String> {
     conn.prepare_cached(sql).sql(doing)?.query_row([], |row| row.get(0)).sql(doing)
 }
 
-/// The highest id a change was ever given.
+/// The highest id a change was ever given. An application that resets its counters may delete all of
+/// sqlite_sequence; the last change that was read is always there, and SQLite goes on from it.
 pub fn newest(conn: &Connection) -> Result<u64> {
-    let sql = "SELECT seq FROM sqlite_sequence WHERE name = 'headwater_change'";
-    let seq: Option<i64> = conn
-        .query_row(sql, [], |row| row.get(0))
-        .optional()
-        .sql(|| "reading the newest change's id".into())?;
-    Ok(seq.and_then(|seq| u64::try_from(seq).ok()).unwrap_or(0))
+    let doing = || "reading the newest change's id".to_owned();
+    let sql = "SELECT max(ifnull((SELECT max(seq) FROM sqlite_sequence WHERE name = 'headwater_change'), 0), \
+               ifnull((SELECT max(id) FROM headwater_change), 0))";
+    let newest: i64 = conn.prepare_cached(sql).sql(doing)?.query_row([], |row| row.get(0)).sql(doing)?;
+    Ok(u64::try_from(newest).unwrap_or(0))
 }

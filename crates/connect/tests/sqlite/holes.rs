@@ -133,6 +133,17 @@ async fn a_file_that_is_replaced_while_it_is_read_is_noticed() {
     assert!(error.to_string().contains("replaced"), "{error}");
 }
 
+/// Applications that reset their own counters often delete all of them.
+#[tokio::test]
+async fn counters_that_were_reset_are_no_hole() {
+    let (shop, _, checkpoint) = with_copy().await;
+    shop.execute("delete from sqlite_sequence");
+    let mut reading = shop.read(shop.config(&["t"]), Some(&checkpoint)).await;
+    shop.execute("insert into t values (100, 'after'); delete from sqlite_sequence");
+    shop.read_all(&mut reading, 3).await;
+    assert_eq!(reading.described(), ["create t 100|after"]);
+}
+
 /// Puts a copy in place of what the file holds, as `sqlite3 shop.db '.restore copy.db'`: the file stays.
 fn restore(shop: &Shop, copy: &std::path::Path) {
     let output = std::process::Command::new("sqlite3")
