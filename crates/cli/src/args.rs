@@ -93,7 +93,8 @@ pub struct InitArgs {
     /// Make no outbox table
     #[arg(long, conflicts_with = "outbox")]
     pub no_outbox: bool,
-    /// Take the triggers and what they recorded away again; the outbox stays (SQLite)
+    /// Take the triggers and what they recorded away again, or the triggers of --tables alone; the
+    /// outbox stays (SQLite)
     #[arg(long)]
     pub remove: bool,
     /// Print what was done as JSON

@@ -43,17 +43,11 @@ async fn on_sqlite(args: &InitArgs) -> Result<Done> {
     let path: PathBuf = sqlite::file_of(&args.url);
     let outbox = (!args.no_outbox).then(|| Outbox::new(args.outbox.clone()));
     let (tables, print, remove) = (args.tables.clone(), args.print, args.remove);
-    let work = move || {
-        if remove && print {
-            return Err(Error::new(Kind::Config, "--remove has no SQL to print").hint("leave out --print"));
-        }
-        if remove {
-            return sqlite::remove(&path).map(Done::Lines);
-        }
-        if print {
-            return sqlite::script(&path, &tables, outbox.as_ref()).map(Done::Sql);
-        }
-        sqlite::install(&path, &tables, outbox.as_ref()).map(Done::Lines)
+    let work = move || match (remove, print) {
+        (true, true) => sqlite::removal_script(&path, &tables).map(Done::Sql),
+        (true, false) => sqlite::remove(&path, &tables).map(Done::Lines),
+        (false, true) => sqlite::script(&path, &tables, outbox.as_ref()).map(Done::Sql),
+        (false, false) => sqlite::install(&path, &tables, outbox.as_ref()).map(Done::Lines),
     };
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|error| Error::new(Kind::Internal, "preparing the database").because(error))?

@@ -7,8 +7,8 @@ use headwater_core::{Error, Kind, Result};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::errors::Sql as _;
-use super::layout::{self, ident};
-use super::plan::{Captured, Note, Plan, Wanted, plan};
+use super::layout::ident;
+use super::plan::{Captured, Note, Plan, Wanted, plan, removal};
 use super::watch::schema_version;
 use crate::settings::Outbox;
 
@@ -128,21 +128,22 @@ pub fn script(path: &Path, tables: &[String], outbox: Option<&Outbox>) -> Result
     Ok(format!("{notes}BEGIN IMMEDIATE;\n{};\nCOMMIT;\n", plan.statements.join(";\n")))
 }
 
-/// Removes the triggers and the change table, with all changes that were not read yet; the outbox
-/// table stays. Returns a line for each thing done. Blocks.
-pub fn remove(path: &Path) -> Result<Vec<String>> {
+/// Removes the triggers of `tables`; with none named, all of them, and the change table with all changes
+/// that were not read yet. The outbox table stays. Returns a line for each thing done. Blocks.
+pub fn remove(path: &Path, tables: &[String]) -> Result<Vec<String>> {
     let doing = || "removing the change table and triggers".to_owned();
     let mut conn = connect(path)?;
-    if !layout::installed(&conn)? {
-        return Ok(Vec::new());
-    }
     let write = conn.transaction_with_behavior(TransactionBehavior::Immediate).sql(doing)?;
-    let plan = plan(&write, Wanted { tables: &[], outbox: None, only: true, read: 0 })?;
-    let drops = layout::DROP.map(str::to_owned);
-    for statement in plan.statements.iter().chain(&drops) {
+    let plan = removal(&write, tables)?;
+    for statement in &plan.statements {
         write.execute_batch(statement).sql(|| first_line(statement))?;
     }
     write.commit().sql(doing)?;
-    let removed = std::iter::once("removed the change table".to_owned());
-    Ok(plan.notes.iter().map(Note::to_string).chain(removed).collect())
+    Ok(plan.notes.iter().map(Note::to_string).collect())
+}
+
+/// The SQL that [`remove`] would run now, to be part of a transaction of one's own. Blocks.
+pub fn removal_script(path: &Path, tables: &[String]) -> Result<String> {
+    let plan = removal(&connect(path)?, tables)?;
+    Ok(plan.statements.iter().map(|statement| format!("{statement};\n")).collect())
 }

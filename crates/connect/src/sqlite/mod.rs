@@ -45,7 +45,7 @@ use capture::Setup;
 use source::SqliteSource;
 
 pub use config::{SqliteConfig, file_of};
-pub use install::{install, remove, script};
+pub use install::{install, removal_script, remove, script};
 
 /// A SQLite database that changes are captured from.
 pub struct SqliteConnector {

@@ -75,6 +75,8 @@ pub enum Note {
     Released(String),
     /// A captured table is not there any more.
     Dropped(String),
+    /// The change table was removed.
+    Removed,
 }
 
 impl fmt::Display for Note {
@@ -100,6 +102,7 @@ impl fmt::Display for Note {
             ),
             Self::Renewed(table) => write!(f, "made the triggers of table \"{table}\" anew"),
             Self::Released(table) => write!(f, "table \"{table}\" is no longer captured"),
+            Self::Removed => f.write_str("removed the change table"),
             Self::Dropped(table) => write!(f, "table \"{table}\" is not there: nothing of it is captured"),
         }
     }
@@ -107,17 +110,9 @@ impl fmt::Display for Note {
 
 /// Plans; reads the catalogue and changes nothing.
 pub fn plan(conn: &Connection, wanted: Wanted<'_>) -> Result<Plan> {
-    let installed = layout::installed(conn)?;
-    let mut planner = Planner {
-        conn,
-        installed,
-        next_def: if installed { definition::next_number(conn)? } else { 1 },
-        width: if installed { layout::width(conn)? } else { 0 },
-        read: wanted.read,
-        existing: existing(conn)?,
-        plan: Plan { schema: schema_version(conn)?, ..Plan::default() },
-    };
-    if !installed {
+    let mut planner = Planner::new(conn)?;
+    planner.read = wanted.read;
+    if !planner.installed {
         planner.plan.statements = layout::create();
         planner.plan.notes.push(Note::Installed);
     }
@@ -169,7 +164,20 @@ struct Planner<'a> {
     plan: Plan,
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
+    fn new(conn: &'a Connection) -> Result<Self> {
+        let installed = layout::installed(conn)?;
+        Ok(Self {
+            conn,
+            installed,
+            next_def: if installed { definition::next_number(conn)? } else { 1 },
+            width: if installed { layout::width(conn)? } else { 0 },
+            read: 0,
+            existing: existing(conn)?,
+            plan: Plan { schema: schema_version(conn)?, ..Plan::default() },
+        })
+    }
+
     fn outbox(&mut self, outbox: Option<&Outbox>) -> Result<()> {
         let Some(outbox) = outbox else { return Ok(()) };
         let there = shape::tables(self.conn)?;
@@ -313,13 +321,38 @@ impl Planner<'_> {
         self.plan.statements.extend(triggers.iter().map(|trigger| trigger.sql.clone()));
     }
 
-    /// Removes triggers that belong to no captured table.
+    /// Removes the triggers that stand.
     fn release(&mut self) {
         let mut tables: Vec<&str> = self.existing.iter().map(|existing| existing.table.as_str()).collect();
         tables.dedup();
         self.plan.notes.extend(tables.into_iter().map(|table| Note::Released(table.to_owned())));
         self.plan.statements.extend(self.existing.iter().map(|existing| drop_trigger(&existing.name)));
     }
+}
+
+/// Plans to take away the triggers of some tables; with none named, all that Headwater made.
+pub fn removal(conn: &Connection, tables: &[String]) -> Result<Plan> {
+    let mut planner = Planner::new(conn)?;
+    if !planner.installed {
+        return Ok(planner.plan);
+    }
+    if tables.is_empty() {
+        planner.release();
+        planner.plan.statements.extend(layout::DROP.map(str::to_owned));
+        planner.plan.notes.push(Note::Removed);
+        return Ok(planner.plan);
+    }
+    let there = shape::tables(conn)?;
+    let mut chosen = Vec::new();
+    for name in tables {
+        match find(&there, name)? {
+            Some(table) => chosen.push(table),
+            None => planner.missing(name, &there)?,
+        }
+    }
+    planner.existing.retain(|existing| chosen.contains(&existing.table.as_str()));
+    planner.release();
+    Ok(planner.plan)
 }
 
 fn drop_trigger(name: &str) -> String {

@@ -71,10 +71,21 @@ fn nothing_stays_after_remove() {
     let shop = Shop::new(TABLES);
     install(&shop.path, &names(&["*"]), Some(&Outbox::new("outbox"))).unwrap();
     shop.execute("insert into t values (1, 'a')");
-    assert!(!remove(&shop.path).unwrap().is_empty());
+    assert!(!remove(&shop.path, &[]).unwrap().is_empty());
     assert_eq!(ours(&shop).len(), 1, "only the outbox stays");
     shop.execute("insert into t values (2, 'a'); insert into outbox (aggregatetype) values ('x')");
-    assert!(remove(&shop.path).unwrap().is_empty());
+    assert!(remove(&shop.path, &[]).unwrap().is_empty());
+}
+
+#[test]
+fn the_triggers_of_one_table_can_be_removed() {
+    let shop = Shop::new(TABLES);
+    install(&shop.path, &names(&["*"]), None).unwrap();
+    let all = ours(&shop).len();
+    assert_eq!(remove(&shop.path, &names(&["main.t"])).unwrap(), ["table \"t\" is no longer captured"]);
+    assert_eq!(ours(&shop).len(), all - 5);
+    assert_eq!(remove(&shop.path, &names(&["t"])).unwrap(), [""; 0]);
+    assert!(remove(&shop.path, &names(&["orders"])).unwrap_err().to_string().contains("no table \"orders\""));
 }
 
 #[test]
