@@ -45,6 +45,7 @@ fn look(setup: &Setup) -> Result<Vec<Finding>> {
             format!("run: sqlite3 {} 'PRAGMA journal_mode = WAL'", path.display()),
         )
     });
+    findings.push(Finding::ok(super::install::SHARED_LOCK));
     findings.extend(capture(setup, &conn)?);
     Ok(findings)
 }
@@ -66,7 +67,8 @@ fn capture(setup: &Setup, conn: &Connection) -> Result<Vec<Finding>> {
         if keyless && matches!(captured.shape.place, Place::Rowid { .. }) {
             findings.push(Finding::warning(
                 format!(
-                    "table \"{}\" has no primary key: its events have no key and no order",
+                    "table \"{}\" has no primary key: the whole row is its events' key, so a row that is \
+                     updated becomes another one",
                     captured.shape.name
                 ),
                 "give it a primary key, or a key in the stream's config",

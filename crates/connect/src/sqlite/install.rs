@@ -45,6 +45,10 @@ pub fn connect(path: &Path) -> Result<Connection> {
     Ok(conn)
 }
 
+/// What an application has to know that shares the write lock for the first time.
+pub const SHARED_LOCK: &str = "Headwater removes confirmed changes in write transactions of about a millisecond: every \
+     connection of the application needs a busy timeout (PRAGMA busy_timeout = 5000), or its writes fail meanwhile";
+
 /// Brings the triggers in step with the tables, in one transaction, and says what was done; the plan's
 /// schema is then the one that it left.
 pub fn bring_in_step(conn: &mut Connection, wanted: Wanted<'_>) -> Result<Plan> {
@@ -111,7 +115,8 @@ fn refuse_broken(conn: &Connection, captured: &Captured, before: Result<(), rusq
 /// thing done. Blocks.
 pub fn install(path: &Path, tables: &[String], outbox: Option<&Outbox>) -> Result<Vec<String>> {
     let plan = bring_in_step(&mut connect(path)?, Wanted { tables, outbox, only: false, read: 0 })?;
-    Ok(plan.notes.iter().map(Note::to_string).collect())
+    let shared = plan.notes.contains(&Note::Installed).then(|| SHARED_LOCK.to_owned());
+    Ok(plan.notes.iter().map(Note::to_string).chain(shared).collect())
 }
 
 /// The SQL that [`install`] would run now, as a script for the `sqlite3` command; empty when there is

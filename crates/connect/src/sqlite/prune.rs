@@ -14,11 +14,15 @@ const ROWS: u64 = 1_000;
 /// How long a visit may go on; in between the application has the lock to itself.
 const VISIT: Duration = Duration::from_millis(20);
 
-/// How often to visit while there is much to remove.
-const OFTEN: Duration = Duration::from_millis(80);
+/// How often to visit otherwise. Each visit may be in the way of an application that does not wait for
+/// the lock, so there are few.
+const SELDOM: Duration = Duration::from_secs(10);
 
-/// How often to visit otherwise.
-const SELDOM: Duration = Duration::from_secs(1);
+/// So many rows are a reason to visit at once.
+const MANY: u64 = 20_000;
+
+/// How often to visit until what one visit could not remove is gone.
+const OFTEN: Duration = Duration::from_millis(80);
 
 /// What is confirmed, and what of it was removed.
 #[derive(Default)]
@@ -26,6 +30,8 @@ pub struct Prune {
     confirmed: Option<Anchor>,
     removed: Option<u64>,
     last: Option<Instant>,
+    /// Whether the last visit ended before all was removed.
+    unfinished: bool,
 }
 
 impl Prune {
@@ -40,7 +46,8 @@ impl Prune {
         let left = confirmed.saturating_sub(self.removed.unwrap_or(0));
         let every = match left {
             0 => return Duration::from_secs(3600),
-            ROWS.. => OFTEN,
+            MANY.. => OFTEN,
+            _ if self.unfinished => OFTEN,
             _ => SELDOM,
         };
         self.last.map_or(every, |last| (last + every).saturating_duration_since(now))
@@ -55,14 +62,15 @@ impl Prune {
         if !self.due_in(begun).is_zero() {
             return;
         }
-        while begun.elapsed() < VISIT {
+        self.unfinished = true;
+        while self.unfinished && begun.elapsed() < VISIT {
             match self.remove_some(conn) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(error) if is_busy(&error) => break,
+                Ok(more) => self.unfinished = more,
                 Err(error) => {
-                    tracing::warn!(source, "removing confirmed changes: {error}");
-                    break;
+                    if !is_busy(&error) {
+                        tracing::warn!(source, "removing confirmed changes: {error}");
+                    }
+                    self.unfinished = false;
                 }
             }
         }
@@ -112,6 +120,18 @@ fn remove(conn: &Connection, below: u64, confirmed: Anchor) -> rusqlite::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn visits_are_rare_unless_there_is_much_to_remove() {
+        let now = Instant::now();
+        let mut prune = Prune { last: Some(now), ..Prune::default() };
+        assert!(prune.due_in(now) > SELDOM, "nothing is confirmed");
+        for (id, unfinished, due) in [(5, false, SELDOM), (5, true, OFTEN), (MANY, false, OFTEN)] {
+            prune.confirmed(Some(Anchor { id, at: 0 }));
+            prune.unfinished = unfinished;
+            assert_eq!(prune.due_in(now), due);
+        }
+    }
 
     #[test]
     fn only_what_was_confirmed_is_removed() {

@@ -25,7 +25,8 @@ fn twice_is_once_and_more_can_be_added() {
     let shop = Shop::new(TABLES);
     let outbox = Outbox::new("outbox");
     let done = install(&shop.path, &names(&["t"]), Some(&outbox)).unwrap();
-    assert_eq!(done.len(), 4, "{done:?}");
+    assert_eq!(done.len(), 5, "{done:?}");
+    assert!(done[4].contains("PRAGMA busy_timeout"), "{done:?}");
     let first = ours(&shop);
     assert_eq!(install(&shop.path, &names(&["main.t"]), Some(&outbox)).unwrap(), [""; 0]);
     assert_eq!(ours(&shop), first);
@@ -159,8 +160,11 @@ async fn check_finds_what_is_missing_and_changes_nothing() {
     assert_eq!(worst(&findings, Severity::Error), [""; 0]);
     assert_eq!(
         worst(&findings, Severity::Warning),
-        ["table \"u\" has no primary key: its events have no key and no order"]
+        [
+            "table \"u\" has no primary key: the whole row is its events' key, so a row that is updated becomes another one"
+        ]
     );
+    assert!(findings.iter().any(|finding| finding.message.contains("PRAGMA busy_timeout")), "{findings:?}");
     shop.execute("alter table t add column z");
     let findings = shop.connector(config.clone()).check().await.unwrap();
     assert!(
