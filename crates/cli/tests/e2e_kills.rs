@@ -33,7 +33,7 @@ fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_headwater"))
 }
 
-/// Writes a config that captures the load's table from `source` into the stream `accounts` on `bus`.
+/// Writes a config that captures the load's table by `source` into the stream `accounts` on `bus`.
 fn config(dir: &Path, source: &str, bus: &str) -> (std::path::PathBuf, String) {
     let listen = format!("127.0.0.1:{}", free_port());
     let text = format!(
@@ -42,13 +42,11 @@ data_dir = "{dir}/data"
 [http]
 listen = "{listen}"
 [source.bank]
-kind = "postgres"
-url = "{source}"
-tables = ["public.account"]
+{source}
 [bus]
 {bus}
 [stream.accounts]
-from = "bank.public.account"
+from = "bank.account"
 columns = "*"
 partitions = 4
 "#,
@@ -57,6 +55,22 @@ partitions = 4
     let path = dir.join("headwater.toml");
     std::fs::write(&path, text).unwrap();
     (path, listen)
+}
+
+fn postgres(url: &str) -> String {
+    format!("kind = \"postgres\"\nurl = \"{url}\"\ntables = [\"public.account\"]")
+}
+
+fn subscribe_embedded(dir: &Path) -> Subscribing {
+    let data = dir.join("data");
+    Box::new(move || {
+        let data = data.clone();
+        Box::pin(async move {
+            let bus = EmbeddedBus::open_reader(&data, EmbeddedConfig::default()).await?;
+            let streams = vec!["accounts".into()];
+            bus.subscribe(Subscribe { streams, group: None, start: Start::Beginning }).await
+        })
+    })
 }
 
 fn subscribe(bus: Arc<dyn Bus>) -> Subscribing {
@@ -75,17 +89,26 @@ async fn headwater_is_killed_between_postgres_and_the_embedded_bus() {
     let server = Postgres::start().await.unwrap();
     let database = server.create_database().await.unwrap();
     database.execute(load::TABLES).await.unwrap();
-    let (config, listen) = config(dir.path(), database.url(), "kind = \"embedded\"");
-    let data = dir.path().join("data");
-    let subscribe: Subscribing = Box::new(move || {
-        let data = data.clone();
-        Box::pin(async move {
-            let bus = EmbeddedBus::open_reader(&data, EmbeddedConfig::default()).await?;
-            let streams = vec!["accounts".into()];
-            bus.subscribe(Subscribe { streams, group: None, start: Start::Beginning }).await
-        })
-    });
-    let mut soak = Soak::start(program(), &config, &listen, database.url(), seed(), subscribe).await;
+    let (config, listen) = config(dir.path(), &postgres(database.url()), "kind = \"embedded\"");
+    let subscribe = subscribe_embedded(dir.path());
+    let soak = Soak::start(program(), &config, &listen, database.url(), seed(), subscribe).await;
+    only_headwater_is_killed(soak).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headwater_is_killed_between_sqlite_and_the_embedded_bus() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bank.db");
+    rusqlite::Connection::open(&path).unwrap().execute_batch(load::SQLITE_TABLES).unwrap();
+    let url = format!("sqlite://{}", path.display());
+    let source = format!("kind = \"sqlite\"\nurl = \"{url}\"\ntables = [\"account\"]");
+    let (config, listen) = config(dir.path(), &source, "kind = \"embedded\"");
+    let subscribe = subscribe_embedded(dir.path());
+    let soak = Soak::start(program(), &config, &listen, &url, seed(), subscribe).await;
+    only_headwater_is_killed(soak).await;
+}
+
+async fn only_headwater_is_killed(mut soak: Soak) {
     for _ in 0..times() {
         let arrive = soak.random.random_ratio(1, 2);
         soak.go_on(arrive).await;
@@ -106,7 +129,7 @@ async fn everything_is_killed_held_and_cut_between_postgres_and_kafka() {
     let proxied = kafka.proxied_brokers().unwrap();
     let to_kafka = kafka.proxy().unwrap();
     let bus = format!("kind = \"kafka\"\nbrokers = [\"{proxied}\"]");
-    let (config, listen) = config(dir.path(), &source, &bus);
+    let (config, listen) = config(dir.path(), &postgres(&source), &bus);
     let reader: KafkaConfig = toml::from_str(&format!("brokers = [\"{}\"]", kafka.brokers())).unwrap();
     let bus = Arc::new(KafkaBus::open(reader).await.unwrap());
     let mut soak = Soak::start(program(), &config, &listen, database.url(), seed(), subscribe(bus)).await;

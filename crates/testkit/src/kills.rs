@@ -1,4 +1,4 @@
-//! The soak: a load on PostgreSQL, a consumer that checks every delivery, and things that go wrong.
+//! The soak: a load on PostgreSQL or SQLite, a consumer that checks every delivery, and things that go wrong.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// Opens a subscription to the stream, from its beginning and without a group.
 pub type Subscribing = Box<dyn Fn() -> BoxFuture<'static, Result<Box<dyn Subscription>>> + Send + Sync>;
 
-/// A soak that runs: `headwater` between a PostgreSQL under load and a checking consumer.
+/// A soak that runs: `headwater` between a database under load and a checking consumer.
 pub struct Soak {
     program: PathBuf,
     config: PathBuf,
@@ -36,7 +36,7 @@ pub struct Soak {
 }
 
 impl Soak {
-    /// Starts `program run config` (which captures `public.account` of `database` into one stream, its
+    /// Starts `program run config` (which captures `account` of `database` into one stream, its
     /// format `headwater`, and serves HTTP on `listen`), the consumer, and the load. `database` is
     /// reached directly, whatever goes wrong between it and Headwater.
     pub async fn start(
@@ -87,7 +87,7 @@ impl Soak {
         if let Some(load) = self.load.take() {
             load.stop().await;
         }
-        let history = load::history(&self.database).await.map_err(|error| error.to_string())?;
+        let history = load::history(&self.database).await?;
         let total: usize = history.values().map(Vec::len).sum();
         let deadline = Instant::now() + PATIENCE;
         while self.checker().distinct() < total && Instant::now() < deadline {

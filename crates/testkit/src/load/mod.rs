@@ -1,6 +1,9 @@
 //! A load of inserts, updates, deletes and rollbacks that writes down what it committed.
 
+mod sqlite;
+
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,43 +19,53 @@ pub const TABLES: &str = "
     create table account (id bigint primary key, version bigint not null, note text);
     create table history (seq bigserial primary key, id bigint, version bigint, op text);";
 
+pub use sqlite::TABLES as SQLITE_TABLES;
+
 /// Keys each worker owns: so that a worker knows its keys' versions without asking.
 const KEYS: i64 = 50;
 
 /// A running load; stop it and wait for it to end.
 pub struct Load {
-    stop: Arc<AtomicBool>,
-    committed: Arc<AtomicU64>,
+    shared: Shared,
     workers: Vec<tokio::task::JoinHandle<()>>,
 }
 
+/// What the workers share with who started them.
+#[derive(Debug, Clone, Default)]
+struct Shared {
+    stop: Arc<AtomicBool>,
+    committed: Arc<AtomicU64>,
+}
+
 impl Load {
-    /// Starts `workers` writers on the database at `url`, which has [`TABLES`]. `seed` makes the choice of
-    /// work repeatable. A writer that loses its connection goes on with a new one.
+    /// Starts `workers` writers on the database at `url`, which has [`TABLES`]; on `sqlite:///path`, which has
+    /// [`SQLITE_TABLES`]. `seed` makes the choice of work repeatable. A writer that loses its connection
+    /// goes on with a new one.
     pub fn start(url: &str, workers: u64, seed: u64) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let committed = Arc::new(AtomicU64::new(0));
+        let shared = Shared::default();
         let spawn = |number: u64| {
-            let worker = Worker {
-                url: url.to_owned(),
-                first: number as i64 * KEYS,
-                random: StdRng::seed_from_u64(seed ^ number.wrapping_mul(0x9e37_79b9)),
-                stop: stop.clone(),
-                committed: committed.clone(),
-            };
-            tokio::spawn(worker.run())
+            let first = number as i64 * KEYS;
+            let random = StdRng::seed_from_u64(seed ^ number.wrapping_mul(0x9e37_79b9));
+            let shared = shared.clone();
+            match url.strip_prefix("sqlite://").map(PathBuf::from) {
+                Some(path) => {
+                    let worker = sqlite::Worker { shared, first, random };
+                    tokio::task::spawn_blocking(move || worker.run(&path))
+                }
+                None => tokio::spawn(Worker { url: url.to_owned(), first, random, shared }.run()),
+            }
         };
-        Self { workers: (0..workers).map(spawn).collect(), stop, committed }
+        Self { workers: (0..workers).map(spawn).collect(), shared }
     }
 
     /// Transactions committed so far, as far as the writers know.
     pub fn committed(&self) -> u64 {
-        self.committed.load(Ordering::Relaxed)
+        self.shared.committed.load(Ordering::Relaxed)
     }
 
     /// Stops the writers and waits for them.
     pub async fn stop(self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.shared.stop.store(true, Ordering::Relaxed);
         for worker in self.workers {
             worker.await.expect("a load worker panicked");
         }
@@ -60,7 +73,15 @@ impl Load {
 }
 
 /// What was committed, per key, in order.
-pub async fn history(url: &str) -> sqlx::Result<HashMap<i64, Vec<Step>>> {
+pub async fn history(url: &str) -> Result<HashMap<i64, Vec<Step>>, String> {
+    let history = match url.strip_prefix("sqlite://") {
+        Some(path) => sqlite::history(Path::new(path)).map_err(|error| error.to_string()),
+        None => in_postgres(url).await.map_err(|error| error.to_string()),
+    };
+    history.map_err(|error| format!("reading the history: {error}"))
+}
+
+async fn in_postgres(url: &str) -> sqlx::Result<HashMap<i64, Vec<Step>>> {
     let mut connection = PgConnection::connect(url).await?;
     let mut history: HashMap<i64, Vec<Step>> = HashMap::new();
     let rows = connection.fetch_all("select id, version, op from history order by id, version").await?;
@@ -74,8 +95,7 @@ struct Worker {
     url: String,
     first: i64,
     random: StdRng,
-    stop: Arc<AtomicBool>,
-    committed: Arc<AtomicU64>,
+    shared: Shared,
 }
 
 /// A key's last version, and whether its row is there.
@@ -83,7 +103,7 @@ type Versions = HashMap<i64, (i64, bool)>;
 
 impl Worker {
     async fn run(mut self) {
-        while !self.stop.load(Ordering::Relaxed) {
+        while !self.shared.stop.load(Ordering::Relaxed) {
             if let Err(error) = self.work().await {
                 // The server was killed, as kill tests do; it comes back.
                 if matches!(error, sqlx::Error::Database(ref e) if e.code().is_some_and(|c| c.starts_with("42")))
@@ -98,12 +118,12 @@ impl Worker {
     async fn work(&mut self) -> sqlx::Result<()> {
         let mut connection = PgConnection::connect(&self.url).await?;
         let mut versions = self.versions(&mut connection).await?;
-        while !self.stop.load(Ordering::Relaxed) {
+        while !self.shared.stop.load(Ordering::Relaxed) {
             let (sql, after, commits) = self.transaction(&versions);
             connection.execute(sqlx::AssertSqlSafe(sql)).await?;
             if commits {
                 versions = after;
-                self.committed.fetch_add(1, Ordering::Relaxed);
+                self.shared.committed.fetch_add(1, Ordering::Relaxed);
             }
         }
         Ok(())
