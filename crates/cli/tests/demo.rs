@@ -3,8 +3,9 @@
 
 mod support;
 
+use headwater_testkit::binary::Headwater;
 use serde_json::Value;
-use support::headwater;
+use support::{PATIENCE, PROGRAM, headwater, until};
 
 #[test]
 fn fifty_events_and_none_is_lost_then_it_goes_on() {
@@ -55,4 +56,34 @@ fn what_never_arrives_is_exit_code_1() {
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.out.contains("customers 99: never arrived: "), "{}", ended.out);
     assert!(ended.out.lines().last().unwrap().contains("lost 1"), "{}", ended.out);
+}
+
+/// What `headwater demo` suggests to try.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_from_a_second_terminal_arrives_with_its_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("headwater-demo");
+    let log = dir.path().join("demo.log");
+    let arguments = ["demo", "--rate", "5", "--dir", place.to_str().unwrap()];
+    let demo = Headwater::start(std::path::Path::new(PROGRAM), &arguments, &log);
+    let printed = || std::fs::read_to_string(&log).unwrap_or_default();
+    until("an order arrives", || printed().lines().any(|line| line.contains("OrderPlaced")));
+    let output = std::process::Command::new("sqlite3")
+        .args(["-bail", "-cmd", ".timeout 10000"])
+        .arg(place.join("shop.db"))
+        .arg("update customers set email = 'second@terminal' where id = 1")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let line = || printed().lines().find(|line| line.contains("second@terminal")).map(str::to_owned);
+    until("the change arrives", || line().is_some());
+    let line = line().unwrap();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    // When, which stream, what, which key, and how long it took.
+    assert_eq!(words[1..4], ["customers", "update", "1"], "{line}");
+    assert!(words[4].starts_with(|c: char| c.is_ascii_digit()), "{line}");
+    assert!(line.contains("email: ") && line.ends_with("→ second@terminal"), "{line}");
+    let status = demo.stop(PATIENCE).await.unwrap();
+    assert_eq!(status.code(), Some(0), "{}", printed());
+    assert!(printed().lines().last().unwrap().contains("lost 0"), "{}", printed());
 }
