@@ -238,3 +238,22 @@ async fn what_is_confirmed_is_pruned_and_the_application_does_not_wait() {
     // The last confirmed change stays: a copy of the database is recognised by it.
     assert_eq!(shop.one::<i64>("select min(id) from headwater_change"), 20_001);
 }
+
+/// A reader that holds a transaction keeps the log from being emptied, and the file of the log grows.
+#[tokio::test]
+async fn nothing_is_held_while_a_batch_is_on_its_way() {
+    let shop = Shop::new("create table t (id integer primary key, a)");
+    shop.execute("insert into t values (1, 'read'), (2, 'read')");
+    let mut reading = shop.read(shop.config(&["t"]), None).await;
+    let emptied = || {
+        let all = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+        shop.conn.query_row("pragma wal_checkpoint(truncate)", [], all).unwrap()
+    };
+    shop.conn.busy_timeout(std::time::Duration::ZERO).unwrap();
+    shop.execute("insert into t values (3, 'changed'), (4, 'changed')");
+    for _ in 0..4 {
+        // Of the snapshot, then of the changes, one at a time.
+        reading.next(1).await;
+        assert_eq!(emptied(), (0, 0, 0), "busy, frames in the log, frames moved");
+    }
+}
