@@ -53,9 +53,10 @@ pub struct Origin {
 pub struct Transaction {
     /// Where it happened.
     pub origin: Arc<Origin>,
-    /// The database's own number for it; of a snapshot, the snapshot's name.
+    /// The database's own number for it; where a source cannot tell transactions (SQLite), the change's own;
+    /// of a snapshot, the snapshot's name.
     pub id: String,
-    /// When it committed; of a snapshot, when it was taken.
+    /// When it committed (on SQLite, when the statement ran); of a snapshot, when it was taken.
     pub committed_at: Micros,
     /// Its commit's place in words the database's own tools understand (an LSN, a change id).
     pub log_position: String,
