@@ -99,3 +99,24 @@ async fn an_outbox_of_ones_own_with_a_time() {
     );
     headwater.stop(PATIENCE).await.unwrap();
 }
+
+/// As docs/configuration.md tells to do it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_is_dropped_by_a_migration_that_begins_with_what_init_prints() {
+    let shop = Shop::new();
+    shop.sql("ALTER TABLE orders ADD COLUMN note; INSERT INTO orders VALUES (1, 'old', 'x')");
+    let headwater = shop.run().await;
+    events(&shop, "orders", 1);
+    let url = format!("sqlite://{}", shop.path().join("shop.db").display());
+    let printed = shop.headwater(&["init", &url, "--remove", "--tables", "orders", "--print"]);
+    assert_eq!(printed.code, Some(0), "{printed:?}");
+    shop.sql(&format!("BEGIN; {} ALTER TABLE orders DROP COLUMN note; COMMIT", printed.out));
+    until("the triggers are made anew", || {
+        headwater.log_tail().contains("triggers of table \"orders\" were gone")
+    });
+    events(&shop, "orders", 2);
+    shop.sql("UPDATE orders SET status = 'new'");
+    let told = events(&shop, "orders", 3);
+    assert_eq!(told.iter().map(|event| &event["type"]).collect::<Vec<_>>(), ["read", "read", "update"]);
+    headwater.stop(PATIENCE).await.unwrap();
+}
