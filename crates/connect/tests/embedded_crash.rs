@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use headwater_connect::embedded::{EmbeddedBus, EmbeddedConfig};
 use headwater_core::ports::{Bus, Published, Start};
-use headwater_core::{Event, Kind, Record};
+use headwater_core::{Event, Kind, Record, Retention, StreamSpec};
 use headwater_testkit::suites::bus::tools::{
     Reader, accept, checkpoint, event, events, kind, publish, spec, within,
 };
@@ -247,4 +247,45 @@ async fn publish_until_full(bus: &Arc<dyn Bus>, stream: &Arc<str>, mut batch: u6
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retention_on_a_full_disk_harms_no_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(dir.path()) else {
+        eprintln!("skipped: only root may mount a small disk to fill");
+        return;
+    };
+    let bus = Arc::new(EmbeddedBus::open(dir.path(), EmbeddedConfig::default()).await.unwrap());
+    let as_bus: Arc<dyn Bus> = bus.clone();
+    let max_age = Some(Duration::from_hours(1));
+    let short = StreamSpec { retention: Retention { max_age, ..Retention::default() }, ..spec("short", 1) };
+    within(as_bus.ensure(&short)).await.unwrap();
+    within(as_bus.ensure(&spec("long", 1))).await.unwrap();
+    let long: Arc<str> = "long".into();
+    publish(&as_bus, events(&short.name, 0, 0..10), None).await;
+    publish(&as_bus, (0..1000).map(|n| sized(&long, 0, n)).collect(), None).await;
+    // Closes the segment; later the short-lived stream's events are past their time in it.
+    let hour = 3_600_000_000;
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let now = i64::try_from(since.as_micros()).unwrap();
+    within(bus.retain(now + 2 * hour)).await.unwrap();
+    let filler = std::fs::File::create(dir.path().join("filler")).unwrap();
+    let zeros = [0; 4096];
+    while std::io::Write::write_all(&mut &filler, &zeros).is_ok() {}
+    let mut failures = 0;
+    while let Err(error) = within(bus.retain(now + 4 * hour)).await {
+        assert_eq!(error.kind(), Kind::Full, "{error}");
+        assert_eq!(read(&open_reader(dir.path()).await, "long").await.len(), 1000);
+        failures += 1;
+        let length = filler.metadata().unwrap().len();
+        filler.set_len(length.checked_sub(1 << 17).expect("there is room by now")).unwrap();
+    }
+    assert!(failures > 3, "the disk was never full");
+    assert_eq!(read(&as_bus, "short").await.len(), 0);
+    let records = read(&as_bus, "long").await;
+    let expected: Vec<Event> = (0..1000).map(|n| sized(&long, 0, n)).collect();
+    assert!(records.iter().map(|record| &record.event).eq(&expected));
+    drop((bus, as_bus));
+    drop(disk);
 }
