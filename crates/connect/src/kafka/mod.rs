@@ -84,8 +84,7 @@ impl KafkaBus {
                 last = Some((&event.stream, topic));
             }
             let Some((_, topic)) = &last else { continue };
-            let impossible = record::impossible(event, topic.partitions);
-            if let Some(reason) = impossible.or_else(|| self.too_large(event, topic)) {
+            if let Some(reason) = record::impossible(event, topic).or_else(|| self.too_large(event, topic)) {
                 rejections.push(Rejection { index, reason });
             }
         }

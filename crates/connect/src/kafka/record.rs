@@ -13,6 +13,8 @@ use headwater_core::{Event, EventId, Header, Position, Record};
 use rdkafka::Message;
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Header as KafkaHeader, Headers, OwnedHeaders};
 
+use super::topics::Topic;
+
 const ID: &str = "id";
 const TYPE: &str = "type";
 
@@ -54,10 +56,17 @@ fn readable(headers: &BorrowedHeaders) -> impl Iterator<Item = KafkaHeader<'_, &
     (0..headers.count()).filter_map(get)
 }
 
-/// Why an event can be no record of a topic with that many partitions, whatever its size.
-pub fn impossible(event: &Event, partitions: u32) -> Option<String> {
-    if let Some(partition) = event.partition.filter(|partition| *partition >= partitions) {
+/// Why an event can be no record of a topic, whatever its size.
+pub fn impossible(event: &Event, topic: &Topic) -> Option<String> {
+    let Topic { name, partitions, .. } = topic;
+    if let Some(partition) = event.partition.filter(|partition| partition >= partitions) {
         return Some(format!("the event is for partition {partition}, its topic has {partitions}"));
+    }
+    if event.key.is_none() && topic.compacted {
+        return Some(format!(
+            "the event ({}) has no key, and topic {name} is compacted: Kafka takes no record without a key there",
+            event.kind
+        ));
     }
     let name = event.headers.iter().find(|header| header.name.contains('\0')).map(|header| &header.name)?;
     Some(format!("the name of the header {name:?} holds a zero character, which Kafka's client cannot send"))

@@ -31,6 +31,8 @@ pub struct Topic {
     pub partitions: u32,
     /// The most bytes of a record batch (`max.message.bytes`); `None` when we may not know.
     pub limit: Option<u32>,
+    /// Whether it is compacted: then it takes no record without a key.
+    pub compacted: bool,
     /// What is wrong with it since.
     pub wrong: Option<String>,
 }
@@ -74,7 +76,9 @@ impl Topics {
         }
         let described = self.describe(&name).await?;
         let limit = described.get("max.message.bytes").and_then(|bytes| bytes.parse().ok());
-        let topic = Topic { name, partitions, limit, wrong: None };
+        let policy = described.get("cleanup.policy");
+        let compacted = policy.map_or(spec.retention.compact, |policy| policy.contains("compact"));
+        let topic = Topic { name, partitions, limit, compacted, wrong: None };
         self.write().insert(Arc::clone(&spec.name), topic);
         Ok(partitions)
     }
@@ -86,7 +90,7 @@ impl Topics {
             return Err(Error::new(Kind::Refused, format!("there is no stream {stream} (topic {name})"))
                 .hint("streams are made by `headwater run`; is its name right, and `topic_prefix`?"));
         };
-        let topic = Topic { name, partitions, limit: None, wrong: None };
+        let topic = Topic { name, partitions, limit: None, compacted: false, wrong: None };
         self.write().entry(Arc::clone(stream)).or_insert(topic);
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! What a topic takes, and topics that change while they are published to.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_connect::kafka::{KafkaBus, KafkaConfig};
 use headwater_core::ports::{Bus, Published};
-use headwater_core::{Header, Kind, partition_of};
+use headwater_core::{Event, Header, Kind, Retention, StreamSpec, partition_of};
 use headwater_testkit::servers::Kafka;
 use rdkafka::admin::{AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::producer::{FutureProducer, FutureRecord};
@@ -18,14 +19,18 @@ async fn shared() -> KafkaConfig {
 }
 
 async fn limit(config: &KafkaConfig, topic: &str, bytes: &str) {
+    set(config, topic, "max.message.bytes", bytes).await;
+}
+
+async fn set(config: &KafkaConfig, topic: &str, name: &str, value: &str) {
     let (admin, options) = admin(&config.brokers[0]);
-    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", bytes);
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
     for result in admin.alter_configs([&change], &options).await.unwrap() {
         result.unwrap();
     }
 }
 
-async fn reason(bus: &KafkaBus, event: headwater_core::Event) -> String {
+async fn reason(bus: &KafkaBus, event: Event) -> String {
     match within(bus.publish(vec![event], None)).await.unwrap() {
         Published::Accepted(_) => panic!("accepted"),
         Published::Rejected { mut rejections, .. } => rejections.remove(0).reason,
@@ -85,7 +90,7 @@ async fn a_limit_lowered_underway_rejects_after_reopening() {
     limit(&config, &stream, "5000").await;
     // Random digits do not compress below the limit.
     let digits: String = (0..50_000).map(|_| char::from(rand::random_range(b'!'..b'~'))).collect();
-    let big = headwater_core::Event { payload: Some(digits.into()), ..event(&stream, Some(0), 2, 1) };
+    let big = Event { payload: Some(digits.into()), ..event(&stream, Some(0), 2, 1) };
     let large = accept(&bus, vec![big.clone()], Some(checkpoint(&source, 2))).await.unwrap();
     let after = accept(&bus, vec![event(&stream, Some(0), 3, 10)], Some(checkpoint(&source, 3))).await;
     let error = within(large.durable()).await.unwrap_err();
@@ -118,7 +123,7 @@ async fn recovery_waits_until_all_have_heard() {
     bus.checkpoint(&source).await.unwrap();
     limit(&config, &stream, "1000").await;
     let digits: String = (0..50_000).map(|_| char::from(rand::random_range(b'!'..b'~'))).collect();
-    let big = headwater_core::Event { payload: Some(digits.into()), ..event(&stream, Some(0), 1, 1) };
+    let big = Event { payload: Some(digits.into()), ..event(&stream, Some(0), 1, 1) };
     let one = accept(&bus, vec![big.clone()], None).await.unwrap();
     let other = accept(&bus, vec![event(&stream, Some(0), 2, 10)], None).await.unwrap();
     within(one.durable()).await.unwrap_err();
@@ -194,7 +199,28 @@ async fn a_zero_in_a_headers_name_is_rejected() {
     let stream = unique("stream");
     bus.ensure(&spec(&stream, 1)).await.unwrap();
     let header = Header { name: "a\0b".into(), value: None };
-    let event =
-        headwater_core::Event { headers: [header].into_iter().collect(), ..event(&stream, Some(0), 1, 1) };
+    let event = Event { headers: [header].into_iter().collect(), ..event(&stream, Some(0), 1, 1) };
     assert!(reason(&bus, event).await.contains("zero character"));
+}
+
+/// A compacted topic takes no record without a key: the brokers would refuse it for ever.
+#[tokio::test]
+async fn an_event_without_a_key_is_rejected_where_the_topic_is_compacted() {
+    let config = shared().await;
+    let bus = open(&config).await;
+    let keyless = |stream: &Arc<str>, n| Event { key: None, ..event(stream, Some(0), n, 1) };
+    let made = unique("stream");
+    let compact = Retention { compact: true, ..Retention::default() };
+    bus.ensure(&StreamSpec { retention: compact, ..spec(&made, 1) }).await.unwrap();
+    // Somebody else's decision counts as well.
+    let altered = unique("stream");
+    bus.ensure(&spec(&altered, 1)).await.unwrap();
+    publish(&bus, vec![keyless(&altered, 1)], None).await.unwrap();
+    set(&config, &altered, "cleanup.policy", "compact,delete").await;
+    bus.ensure(&spec(&altered, 1)).await.unwrap();
+    for stream in [made, altered] {
+        let why = reason(&bus, keyless(&stream, 2)).await;
+        assert!(why.contains("no key") && why.contains(&*stream), "{why}");
+        publish(&bus, vec![event(&stream, Some(0), 3, 1)], None).await.unwrap();
+    }
 }
