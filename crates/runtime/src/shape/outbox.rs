@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use headwater_core::{Change, EventId, Micros, Result, Table};
+use headwater_core::{Change, EventId, Micros, Result, Row, Table};
 use headwater_wire::format::{Headers, OutboxEncoder, OutboxReader, OutboxRow, OutboxView};
 
 use super::Trouble;
@@ -58,19 +58,20 @@ impl OutboxPlan {
         let row = match self.reader.read(row) {
             Ok(row) => row,
             Err(error) => {
-                // Neither its stream nor its key is known, so nothing can be told to wait behind it.
-                let stream = Arc::clone(&self.held_as);
-                let id = whole_id(change, &stream);
-                return out.shaped.troubles.push(trouble(stream, id, Some(Bytes::new()), error.to_string()));
+                let (stream, order_key) = self.behind(row);
+                let id = match &order_key {
+                    Some(key) => {
+                        let whole = whole_id(change, &stream);
+                        EventId::derive(change.transaction.committed_at, &[whole.as_bytes(), key])
+                    }
+                    None => whole_id(change, &stream),
+                };
+                return out.shaped.troubles.push(trouble(stream, id, order_key, error.to_string()));
             }
         };
         let id = event_id(change, &row);
-        let key = || {
-            Some(
-                row.aggregate_id.as_ref().map(|id| Bytes::copy_from_slice(id.as_bytes())).unwrap_or_default(),
-            )
-        };
-        let name = self.template.replace("{aggregatetype}", &row.aggregate_type);
+        let key = || Some(order_key(row.aggregate_id.as_deref()));
+        let name = self.stream(&row.aggregate_type);
         let (stream, config) = match named.get(&name, routes, &mut out.shaped.new_streams) {
             Ok(found) => found,
             Err(reason) => return out.shaped.troubles.push(trouble(name.into(), id, key(), reason)),
@@ -105,6 +106,27 @@ impl OutboxPlan {
             }
         }
     }
+}
+
+impl OutboxPlan {
+    fn stream(&self, aggregate_type: &str) -> String {
+        self.template.replace("{aggregatetype}", aggregate_type)
+    }
+
+    /// What must wait behind a row that cannot be read: its key; where that is what cannot be read, its
+    /// stream; where it does not even say which stream it is for, the outbox.
+    fn behind(&self, row: &Row) -> (Arc<str>, Option<Bytes>) {
+        let Ok(aggregate_type) = self.reader.aggregate_type(row) else {
+            return (Arc::clone(&self.held_as), None);
+        };
+        let key = self.reader.aggregate_id(row).ok().map(|id| order_key(id.as_deref()));
+        (self.stream(&aggregate_type).into(), key)
+    }
+}
+
+/// The order key of a row's event; empty when it has none.
+fn order_key(aggregate_id: Option<&str>) -> Bytes {
+    Bytes::copy_from_slice(aggregate_id.unwrap_or_default().as_bytes())
 }
 
 /// The encoder of a stream.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use headwater_core::ports::Parked;
 use headwater_core::{Change, Column, ColumnType, Event, Identity, Op, Table, partition_of};
 use headwater_runtime::{OutboxRoute, StreamConfig, TableRef};
 
@@ -93,19 +94,59 @@ async fn an_id_that_is_no_uuid_is_stable() {
 #[tokio::test(start_paused = true)]
 async fn a_row_for_an_impossible_stream_is_parked_by_its_key() {
     let world = World::new(43);
+    world.source.commit([add(1, [ID, "or der", "o-1", "A", "{}"]), add(2, ["y", "order", "o-1", "A", "{}"])]);
+    let running = run(&world, "{aggregatetype}", &[]);
+    confirmed(&world, 2).await;
+    running.stop().await;
+    assert_eq!(parked(&world), ["or der/o-1"]);
+    assert_eq!(arrived(&world), ["2 order/o-1"]);
+}
+
+/// Stream and order key of all that is parked, in order.
+fn parked(world: &World) -> Vec<String> {
+    let one = |parked: Parked| {
+        let key = parked.order_key.map(|key| String::from_utf8_lossy(&key).into_owned());
+        format!("{}/{}", parked.stream, key.as_deref().unwrap_or("all"))
+    };
+    world.parked.all().into_iter().map(one).collect()
+}
+
+/// Place, stream and key of all events, in order.
+fn arrived(world: &World) -> Vec<String> {
+    let one = |event: Event| {
+        let key = String::from_utf8(event.key.unwrap_or_default().to_vec()).unwrap();
+        format!("{} {}/{key}", event.position.numbers()[0], event.stream)
+    };
+    world.bus.events().into_iter().map(one).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_overtakes_a_row_that_cannot_be_read() {
+    let mut table = (*outbox()).clone();
+    table.columns.push(Column { name: "headers".into(), ty: ColumnType::Jsonb, key: false });
+    let table = Arc::new(table);
+    let row = |at, values: [&str; 6]| change(at, Op::Create, &table, None, Some(&values));
+    let world = World::new(46);
     world.source.commit([
-        add(1, [ID, "or der", "o-1", "A", "{}"]),
-        add(2, ["x", "order", "!", "A", "{}"]),
-        add(3, ["y", "order", "o-1", "A", "{}"]),
+        row(1, ["a", "order", "o-1", "A", "{}", "{}"]),
+        row(2, ["b", "order", "o-1", "A", "{}", "no object"]),
+        row(3, ["c", "order", "o-1", "A", "{}", "{}"]),
+        row(4, ["d", "order", "o-2", "A", "!", "{}"]),
+        row(5, ["e", "order", "o-2", "A", "{}", "{}"]),
+        row(6, ["f", "order", "o-3", "A", "{}", "{}"]),
+        row(7, ["g", "customer", "!", "A", "{}", "{}"]),
+        row(8, ["h", "customer", "c-1", "A", "{}", "{}"]),
+        row(9, ["i", "order", "o-3", "A", "{}", "{}"]),
+        row(10, ["j", "NULL", "o-3", "A", "{}", "{}"]),
+        row(11, ["k", "order", "o-3", "A", "{}", "{}"]),
     ]);
     let running = run(&world, "{aggregatetype}", &[]);
-    confirmed(&world, 3).await;
+    confirmed(&world, 11).await;
     running.stop().await;
-    let parked = world.parked.all();
-    assert_eq!(parked.len(), 2);
-    assert_eq!((&*parked[0].stream, parked[0].order_key.as_deref()), ("or der", Some(&b"o-1"[..])));
-    assert_eq!((&*parked[1].stream, parked[1].order_key.as_deref()), ("shop.public.outbox", Some(&b""[..])));
-    assert_eq!(world.bus.events().len(), 1);
+    assert_eq!(arrived(&world), ["1 order/o-1", "6 order/o-3", "9 order/o-3"]);
+    // Its key waits; where that cannot be read its stream, and where that cannot be read the outbox.
+    let (held, all) = ("customer/all", "shop.public.outbox/all");
+    assert_eq!(parked(&world), ["order/o-1", "order/o-1", "order/o-2", "order/o-2", held, held, all, all]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -64,13 +64,23 @@ impl OutboxReader {
     pub fn read<'a>(&self, row: &'a Row) -> Result<OutboxRow<'a>> {
         Ok(OutboxRow {
             id: self.required(&self.id, row)?,
-            aggregate_type: self.required(&self.aggregatetype, row)?,
-            aggregate_id: self.text(&self.aggregateid, row)?,
+            aggregate_type: self.aggregate_type(row)?,
+            aggregate_id: self.aggregate_id(row)?,
             kind: self.text(&self.kind, row)?.unwrap_or_default(),
             payload: self.value(&self.payload, row, payload)?,
             headers: self.optional(self.headers.as_ref(), row, pairs)?.unwrap_or_default(),
             timestamp: self.optional(self.timestamp.as_ref(), row, micros)?.flatten(),
         })
+    }
+
+    /// What sort of thing a row is about, whatever else of it can be read.
+    pub fn aggregate_type<'a>(&self, row: &'a Row) -> Result<Cow<'a, str>> {
+        self.required(&self.aggregatetype, row)
+    }
+
+    /// Which one a row is about, whatever else of it can be read.
+    pub fn aggregate_id<'a>(&self, row: &'a Row) -> Result<Option<Cow<'a, str>>> {
+        self.text(&self.aggregateid, row)
     }
 
     /// A column's value, made something by `read`; `None` when it is NULL.
