@@ -89,6 +89,24 @@ impl Holds {
             .filter_map(|(stream, holds)| Some((stream, holds.whole.as_ref()?.reason.as_str())))
     }
 
+    /// Whether a stream is held back as a whole.
+    pub fn is_held(&self, stream: &str) -> bool {
+        self.streams.get(stream).is_some_and(|holds| holds.whole.is_some())
+    }
+
+    /// `oldest` is what is parked first of a stream or key: whatever stood before it was published.
+    pub fn begin_with(&mut self, oldest: &Parked) {
+        let Ok(change) = codec::decode(&oldest.change) else { return };
+        let Some(holds) = self.streams.get_mut(&oldest.stream) else { return };
+        match &oldest.order_key {
+            None => holds.whole.iter_mut().for_each(|whole| whole.first = change.position),
+            Some(order_key) => {
+                let key = holds.keys.get_mut(&self.hasher.hash_one(&**order_key));
+                key.into_iter().for_each(|key| *key = Key { first: change.position, behind: oldest.id });
+            }
+        }
+    }
+
     /// Lets a stream go on, or one of its keys.
     pub fn let_go(&mut self, stream: &str, order_key: Option<&[u8]>) {
         let Some(holds) = self.streams.get_mut(stream) else { return };

@@ -289,28 +289,30 @@ impl Publisher {
             return Err(Error::new(Kind::Contract, format!("stream {stream} cannot go on"))
                 .hint("it is no longer in the config, or the bus has it with other partitions"));
         }
+        if order_key.is_some() && self.holds.is_held(stream) {
+            return Err(Error::new(Kind::Contract, format!("stream {stream} is held back as a whole"))
+                .hint("what holds it is to be mended first; its keys go on after that"));
+        }
         let mut released = 0;
         loop {
             let limit = if order_key.is_some() { 1 } else { 256 };
             let records = self.parked.list(&self.source, stream, order_key, limit).await?;
-            if records.is_empty() {
+            let Some(oldest) = records.first() else {
                 self.holds.let_go(stream, order_key);
                 return Ok(released);
-            }
+            };
+            self.holds.begin_with(oldest);
             let (batch, ids, stuck) = self.shaper.reshape(&records, order_key);
-            if !ids.is_empty() {
-                // What failed is held again before anything new can pass it.
-                let whole = self.holds.suspend(stream, order_key);
-                let outcome = self.publish_and_remove(batch, order_key.is_some(), &ids).await;
-                self.holds.resume(stream, order_key, whole);
-                outcome?;
-                released += ids.len() as u64;
+            if ids.is_empty() {
+                let error = Error::new(Kind::Contract, format!("stream {stream} cannot go on"));
+                return Err(error.because(stuck.unwrap_or_default()));
             }
-            if let Some(reason) = stuck {
-                return Err(
-                    Error::new(Kind::Contract, format!("stream {stream} cannot go on")).because(reason)
-                );
-            }
+            // What failed is held again before anything new can pass it.
+            let whole = self.holds.suspend(stream, order_key);
+            let outcome = self.publish_and_remove(batch, order_key.is_some(), &ids).await;
+            self.holds.resume(stream, order_key, whole);
+            outcome?;
+            released += ids.len() as u64;
         }
     }
 
@@ -325,6 +327,9 @@ impl Publisher {
         let admitted = self.holds.admit(&mut batch, now())?;
         if !keyed {
             return self.publish_and_park(&mut batch, admitted).await.map(drop);
+        }
+        if let Some(waits) = admitted.parked.first() {
+            return Err(Error::new(Kind::Contract, "it is held back still").because(waits.reason.clone()));
         }
         match self.bus.publish(admitted.events, None).await? {
             Published::Accepted(accepted) => accepted.durable().await.map(drop),

@@ -224,3 +224,38 @@ async fn a_batch_with_a_parked_change_moves_the_checkpoint_only_when_it_is_parke
     eventually("then the checkpoint moves", || world.bus.stored("shop").is_some()).await;
     running.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_goes_on_in_part_loses_nothing() {
+    let (world, table) = (World::new(11), orders(Identity::Key));
+    let large = "x".repeat(5000);
+    let row = |at, id: &str, state: &str| change(at, Op::Create, &table, None, Some(&[id, "9", state, "a"]));
+    world.source.commit([
+        without_note(1, "1"),
+        row(2, "1", "open"),
+        row(3, "1", &large),
+        row(4, "!", "open"),
+        row(5, "2", "open"),
+    ]);
+    // All of it is held, and no checkpoint says so: it will be read again.
+    world.faults.inject(Call::Park, Fault::HoldResponse);
+    let columns = |columns: &str| stream(&format!("from = 'shop.orders'\ncolumns = {columns}"));
+    let running = world.run(columns("['id', 'note']"));
+    eventually("all are held", || world.parked.all().len() == 5).await;
+    running.kill().await;
+    world.faults.stop();
+
+    // Mended, two can go; the third is parked by its key, and the fourth holds the stream still.
+    world.bus.reject_larger_than(Some(2000));
+    let running = world.run(columns("['id', 'state']"));
+    let done = || world.source.confirmed().is_some_and(|at| at.position.numbers()[0] == 5);
+    eventually("all is confirmed", done).await;
+    let places = || world.bus.events().iter().map(|event| event.position.numbers()[0]).collect::<Vec<_>>();
+    assert_eq!(places(), [1, 2, 1, 2], "what was published and is read again is published again");
+    assert_eq!(world.parked.all().len(), 3);
+    world.bus.reject_larger_than(None);
+    let error = running.runtime.release("orders", Some(b"1")).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Contract);
+    assert_eq!(world.parked.all().len(), 3, "nothing goes before the stream does: {error}");
+    running.stop().await;
+}
