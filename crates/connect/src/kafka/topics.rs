@@ -37,6 +37,16 @@ pub struct Topic {
     pub wrong: Option<String>,
 }
 
+/// What the cluster says of a topic.
+enum Seen {
+    /// There is none of that name.
+    Absent,
+    /// A partition of it has no leader just now.
+    Leaderless,
+    /// It has that many partitions, and each has a leader.
+    Led(u32),
+}
+
 impl Topics {
     pub fn new(config: &KafkaConfig) -> Result<Self> {
         Ok(Self { config: config.clone(), client: Client::start(config)?, known: RwLock::default() })
@@ -176,7 +186,7 @@ impl Topics {
     async fn appears(&self, name: &str) -> Result<u32> {
         let deadline = Instant::now() + self.config.timeout;
         loop {
-            if let Some(partitions) = self.partitions(name).await? {
+            if let Seen::Led(partitions) = self.look_for(name).await? {
                 return Ok(partitions);
             }
             if Instant::now() > deadline {
@@ -189,8 +199,20 @@ impl Topics {
         }
     }
 
-    /// How many partitions a topic has; `None` if there is no such topic, or a partition of it has no leader.
+    /// How many partitions a topic has; `None` if there is no such topic. An error of kind `Unavailable`
+    /// when a partition of it has no leader.
     pub async fn partitions(&self, name: &str) -> Result<Option<u32>> {
+        match self.look_for(name).await? {
+            Seen::Absent => Ok(None),
+            Seen::Led(partitions) => Ok(Some(partitions)),
+            Seen::Leaderless => {
+                Err(Error::new(Kind::Unavailable, format!("a partition of topic {name} has no leader"))
+                    .hint("are all brokers of the cluster running?"))
+            }
+        }
+    }
+
+    async fn look_for(&self, name: &str) -> Result<Seen> {
         let (asker, timeout, name) = (self.asker(), self.config.timeout, name.to_owned());
         let look = move || {
             let listener = asker.context();
@@ -200,18 +222,21 @@ impl Topics {
                 metadata.map_err(|error| errors::unanswered(error, listener.failure(), doing()))?;
             listener.forget();
             let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == name) else {
-                return Ok(None);
+                return Ok(Seen::Absent);
             };
             match topic.error().map(Code::from) {
                 None | Some(Code::LeaderNotAvailable) => {}
-                Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => return Ok(None),
+                Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => return Ok(Seen::Absent),
                 Some(code) => {
                     let error = rdkafka::error::KafkaError::MetadataFetch(code);
                     return Err(errors::error(error, doing()));
                 }
             }
             let led = topic.partitions().iter().all(|partition| partition.leader() >= 0);
-            Ok(u32::try_from(topic.partitions().len()).ok().filter(|count| *count > 0 && led))
+            Ok(match u32::try_from(topic.partitions().len()) {
+                Ok(count) if count > 0 && led => Seen::Led(count),
+                _ => Seen::Leaderless,
+            })
         };
         blocking(look).await
     }
@@ -244,8 +269,8 @@ impl Topics {
     /// Looks whether the topics have as many partitions as they had; marks those that do not.
     pub async fn refresh(&self) {
         for (stream, topic) in self.all() {
-            let wrong = match self.partitions(&topic.name).await {
-                Ok(Some(partitions)) if partitions != topic.partitions => {
+            let wrong = match self.look_for(&topic.name).await {
+                Ok(Seen::Led(partitions)) if partitions != topic.partitions => {
                     contract(&topic.name, partitions, topic.partitions).to_string()
                 }
                 Ok(_) => continue,

@@ -6,8 +6,11 @@ use headwater_connect::kafka::KafkaConfig;
 use headwater_core::Kind;
 use headwater_core::ports::Bus;
 use headwater_testkit::servers::Kafka;
+use rdkafka::admin::{NewTopic, TopicReplication};
 
-use super::tools::{accept, checkpoint, event, number, open, publish, read, spec, unique, until, within};
+use super::tools::{
+    accept, admin, checkpoint, event, number, open, publish, read, spec, unique, until, within,
+};
 
 /// Killed with -9 while it is published to, twice: nothing is lost, nothing is doubled, all is in order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -87,4 +90,24 @@ async fn no_broker_is_unavailable() {
     assert_eq!(error.kind(), Kind::Unavailable);
     assert!(error.hint_text().is_some(), "{error}");
     assert_eq!(within(bus.checkpoint("s")).await.unwrap_err().kind(), Kind::Unavailable);
+}
+
+/// A topic whose broker is away is not one to be made: it is waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_without_a_leader_is_unavailable() {
+    let kafka = Kafka::start().await.unwrap();
+    let second = Kafka::settings().joins(&kafka, 2).start().await.unwrap();
+    let config = KafkaConfig { timeout: Duration::from_secs(5), ..KafkaConfig::new([kafka.brokers()]) };
+    let (stream, (admin, options)) = (unique("stream"), admin(&kafka.brokers()));
+    let replicas: [&[i32]; 2] = [&[1], &[2]];
+    let topic = NewTopic::new(&stream, 2, TopicReplication::Variable(&replicas));
+    admin.create_topics([&topic], &options).await.unwrap().remove(0).unwrap();
+    let bus = open(&config).await;
+    until(async || bus.ensure(&spec(&stream, 2)).await.ok()).await;
+    second.kill();
+    let error = until(async || bus.ensure(&spec(&stream, 2)).await.err()).await;
+    assert_eq!(error.kind(), Kind::Unavailable);
+    assert!(error.to_string().contains("has no leader"), "{error}");
+    second.restart().await.unwrap();
+    until(async || bus.ensure(&spec(&stream, 2)).await.ok()).await;
 }

@@ -81,6 +81,18 @@ impl KafkaSettings {
         self
     }
 
+    /// Makes it one more broker of another server's cluster, with this node id; clients find it through
+    /// that one.
+    #[must_use]
+    pub fn joins(self, cluster: &Kafka, node: u32) -> Self {
+        let somewhere = "PLAINTEXT://127.0.0.1:0";
+        self.set("process.roles", "broker")
+            .set("node.id", node)
+            .set("controller.quorum.voters", format!("1@127.0.0.1:{}", cluster.ports.controller))
+            .set("listeners", somewhere)
+            .set("advertised.listeners", somewhere)
+    }
+
     /// Starts a server that is like this; returns when clients are welcome.
     pub async fn start(self) -> Result<Kafka> {
         let libs = libraries()?;
