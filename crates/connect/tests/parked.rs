@@ -34,11 +34,13 @@ async fn keeps_the_order_of_each_key_and_tells_keys_apart() {
     store.park(vec![other.clone(), parked(5, Some("a"))]).await.unwrap();
     drop(store);
     let store = open(dir.path(), 1 << 20).await;
-    let of_a = store.list("shop", "orders", Some(b"a"), 10).await.unwrap();
+    let of_a = store.list("shop", "orders", Some(b"a"), 1 << 20).await.unwrap();
     assert_eq!(of_a, [parked(9, Some("a")), parked(1, Some("a")), parked(5, Some("a"))]);
-    assert_eq!(store.list("shop", "orders", Some(b"a"), 1).await.unwrap(), [parked(9, Some("a"))]);
-    assert_eq!(store.list("shop", "orders", None, 10).await.unwrap(), [parked(7, None)]);
-    assert_eq!(store.list("other", "orders", Some(b"a"), 10).await.unwrap(), [other]);
+    assert_eq!(store.list("shop", "orders", Some(b"a"), 0).await.unwrap(), [parked(9, Some("a"))]);
+    assert_eq!(store.list("shop", "orders", None, 1 << 20).await.unwrap(), [parked(7, None)]);
+    assert_eq!(store.list("other", "orders", Some(b"a"), 1 << 20).await.unwrap(), [other]);
+    let most = |count: usize| store.list("shop", "orders", Some(b"a"), count * 300);
+    assert_eq!(most(2).await.unwrap(), [parked(9, Some("a")), parked(1, Some("a"))], "as many as fit");
     let usage = store.usage().await.unwrap();
     let lines: Vec<_> = usage
         .iter()
@@ -64,7 +66,7 @@ async fn parking_again_changes_nothing() {
     let again = Parked { reason: "another".into(), parked_at: 99, ..parked(1, Some("a")) };
     store.park(vec![again.clone(), again]).await.unwrap();
     assert_eq!(store.usage().await.unwrap(), before);
-    assert_eq!(store.list("shop", "orders", Some(b"a"), 1).await.unwrap(), [parked(1, Some("a"))]);
+    assert_eq!(store.list("shop", "orders", Some(b"a"), 0).await.unwrap(), [parked(1, Some("a"))]);
 }
 
 #[tokio::test]
@@ -80,5 +82,5 @@ async fn over_the_budget_nothing_is_added_until_there_is_room() {
     store.park(vec![parked(1, Some("a"))]).await.unwrap(); // is there already: needs no room
     store.remove(&[EventId::from_bytes([1; 16]), EventId::from_bytes([77; 16])]).await.unwrap();
     store.park(vec![parked(3, Some("a"))]).await.unwrap();
-    assert_eq!(store.list("shop", "orders", Some(b"a"), 10).await.unwrap(), [parked(3, Some("a"))]);
+    assert_eq!(store.list("shop", "orders", Some(b"a"), 1 << 20).await.unwrap(), [parked(3, Some("a"))]);
 }

@@ -262,9 +262,9 @@ impl ParkedStore for FaultyParkedStore {
         source: &str,
         stream: &str,
         order_key: Option<&[u8]>,
-        limit: usize,
+        bytes: usize,
     ) -> Result<Vec<Parked>> {
-        self.faults.around(Call::List, self.inner.list(source, stream, order_key, limit)).await
+        self.faults.around(Call::List, self.inner.list(source, stream, order_key, bytes)).await
     }
 
     async fn remove(&self, ids: &[EventId]) -> Result<()> {

@@ -111,13 +111,22 @@ fn usage(connection: &Connection) -> rusqlite::Result<Vec<ParkedUsage>> {
 fn list(
     connection: &Connection,
     (source, stream, order_key): (&str, &str, Option<&[u8]>),
-    limit: usize,
+    bytes: usize,
 ) -> rusqlite::Result<Vec<Parked>> {
     let sql = "SELECT id, source, stream, order_key, reason, change, parked_at FROM parked
-         WHERE source = ? AND stream = ? AND order_key IS ? ORDER BY seq LIMIT ?";
+         WHERE source = ? AND stream = ? AND order_key IS ? ORDER BY seq";
     let mut statement = connection.prepare_cached(sql)?;
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    statement.query_map(params![source, stream, order_key, limit], parked_of)?.collect()
+    let mut rows = statement.query(params![source, stream, order_key])?;
+    let (mut listed, mut taken) = (Vec::new(), 0);
+    while let Some(row) = rows.next()? {
+        let parked = parked_of(row)?;
+        taken += size(&parked);
+        if taken > bytes && !listed.is_empty() {
+            break;
+        }
+        listed.push(parked);
+    }
+    Ok(listed)
 }
 
 fn parked_of(row: &Row<'_>) -> rusqlite::Result<Parked> {
@@ -167,12 +176,12 @@ impl ParkedStore for SqliteParkedStore {
         source: &str,
         stream: &str,
         order_key: Option<&[u8]>,
-        limit: usize,
+        bytes: usize,
     ) -> Result<Vec<Parked>> {
         let (source, stream, order_key) =
             (source.to_owned(), stream.to_owned(), order_key.map(<[u8]>::to_vec));
         self.with(move |connection| {
-            list(connection, (&source, &stream, order_key.as_deref()), limit).sql("reading what is parked")
+            list(connection, (&source, &stream, order_key.as_deref()), bytes).sql("reading what is parked")
         })
         .await
     }

@@ -55,12 +55,13 @@ pub trait ParkedStore: Send + Sync {
 
     /// The oldest of what one line of [`ParkedStore::usage`] counts, in the order it was parked: exactly
     /// this source, stream and order key (`None`: what was held with the whole stream, and only that).
+    /// As many as take no more than `bytes`, but always one if there is one.
     async fn list(
         &self,
         source: &str,
         stream: &str,
         order_key: Option<&[u8]>,
-        limit: usize,
+        bytes: usize,
     ) -> Result<Vec<Parked>>;
 
     /// Forgets what was published or given up.

@@ -64,7 +64,7 @@ impl Holds {
     pub async fn load(source: &Arc<str>, store: &dyn ParkedStore) -> Result<Self> {
         let mut holds = Self { source: Arc::clone(source), ..Self::default() };
         for usage in store.usage().await?.into_iter().filter(|usage| usage.source == *source) {
-            let oldest = store.list(source, &usage.stream, usage.order_key.as_deref(), 1).await?;
+            let oldest = store.list(source, &usage.stream, usage.order_key.as_deref(), 0).await?;
             let Some(oldest) = oldest.first() else { continue };
             // What cannot be read back holds from the beginning: nothing may overtake it.
             let first = codec::decode(&oldest.change).map_or(Position::ZERO, |change| change.position);

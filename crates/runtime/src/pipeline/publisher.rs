@@ -295,8 +295,9 @@ impl Publisher {
         }
         let mut released = 0;
         loop {
-            let limit = if order_key.is_some() { 1 } else { 256 };
-            let records = self.parked.list(&self.source, stream, order_key, limit).await?;
+            // A key's go one by one, so that what the bus rejects is the first that is left.
+            let bytes = if order_key.is_some() { 0 } else { TOGETHER };
+            let records = self.parked.list(&self.source, stream, order_key, bytes).await?;
             let Some(oldest) = records.first() else {
                 self.holds.let_go(stream, order_key);
                 return Ok(released);

@@ -76,14 +76,20 @@ impl ParkedStore for MemoryParkedStore {
         source: &str,
         stream: &str,
         order_key: Option<&[u8]>,
-        limit: usize,
+        bytes: usize,
     ) -> Result<Vec<Parked>> {
         let ours = |one: &&Parked| {
             *one.source == *source
                 && *one.stream == *stream
                 && one.order_key == order_key.map(Bytes::copy_from_slice)
         };
-        Ok(self.parked().iter().filter(ours).take(limit).cloned().collect())
+        let mut taken = 0;
+        let fits = |one: &&Parked| {
+            let first = taken == 0;
+            taken += one.change.len();
+            first || taken <= bytes
+        };
+        Ok(self.parked().iter().filter(ours).take_while(fits).cloned().collect())
     }
 
     async fn remove(&self, ids: &[EventId]) -> Result<()> {
