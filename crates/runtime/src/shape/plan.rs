@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use headwater_core::{CellKind, Change, Error, Identity, Kind, Op, Result, Row, RowBuilder, Table, Value};
 use headwater_wire::format::{Encoder, KeyWriter};
+use smallvec::SmallVec;
 
 use super::condition::{Bound, Decision};
 use super::routes::StreamRoute;
@@ -22,6 +23,8 @@ pub struct Plan {
     pub order_key: Option<KeyWriter>,
     /// The columns that decide key and order, by place.
     identity: Vec<usize>,
+    /// The columns of the table's own key, by place; the stream's key may be another.
+    own_key: Vec<usize>,
     /// Whether events have a key.
     keyed: bool,
     condition: Option<Bound>,
@@ -46,6 +49,7 @@ impl Plan {
             encoder,
             order_key,
             keyed: !identity.is_empty(),
+            own_key: table.key_columns().collect(),
             identity,
             condition: route.condition.as_ref().map(|condition| condition.bind(table)).transpose()?,
         })
@@ -66,6 +70,24 @@ impl Plan {
             let (old, new) = (before.value(*at), after.value(*at));
             old != new && known(old) && known(new)
         })
+    }
+
+    /// Appends what tells a row from all others of its table: its own key's values. False when there is
+    /// no such thing: the table has no key, or (in SQLite) a NULL in it.
+    pub fn own_key<'a>(&self, row: &'a Row, parts: &mut SmallVec<[&'a [u8]; 16]>) -> bool {
+        for at in &self.own_key {
+            let Value::Bytes(kind, bytes) = row.value(*at) else { return false };
+            // Values of a dynamic column differ by their type as well.
+            let kind: &[u8] = match kind {
+                CellKind::Integer => b"integer",
+                CellKind::Real => b"real",
+                CellKind::String => b"string",
+                CellKind::Blob => b"blob",
+                _ => b"",
+            };
+            parts.extend([kind, bytes]);
+        }
+        !self.own_key.is_empty()
     }
 
     /// Why a change cannot be told from others of its table, when it cannot.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use headwater_core::{Change, EventId, Micros, Op, Result, Row};
 use headwater_wire::format::{EventView, Headers, Moved};
+use smallvec::SmallVec;
 
 use super::Trouble;
 use super::condition::Decision;
@@ -145,7 +146,7 @@ impl RowShaper<'_> {
                 return self.trouble(None, format!("the key cannot be read: {error}"));
             }
         };
-        let id = self.id(draft, &parts);
+        let id = self.id(draft.piece);
         match self.payload(draft, id) {
             Ok((payload, headers)) => {
                 let to = match draft.piece {
@@ -228,16 +229,20 @@ impl RowShaper<'_> {
         }
     }
 
-    /// Invariant 3: from where the change stands; of a snapshot's row, from snapshot, table and key,
-    /// since a snapshot that is read again reads its rows in another order.
-    fn id(&self, draft: &Draft<'_>, parts: &Parts) -> EventId {
-        let key = parts.key.clone().and_then(|range| self.out.buffer.get(range));
-        let (Op::Read, Some(key)) = (self.change.op, key) else { return self.position_id(draft.piece) };
+    /// Invariant 3: from where the change stands; of a snapshot's row, from snapshot, table and the
+    /// table's own key, since a snapshot that is read again reads its rows in another order.
+    fn id(&self, piece: Piece) -> EventId {
         let (transaction, table) = (&self.change.transaction, &self.change.table);
         let origin = transaction.origin.system_id.as_bytes();
         let (schema, name) = (table.schema.as_bytes(), table.name.as_bytes());
-        let parts = [origin, self.plan.stream.as_bytes(), transaction.id.as_bytes(), schema, name, key];
-        EventId::derive(transaction.committed_at, &parts)
+        let whence = [origin, self.plan.stream.as_bytes(), transaction.id.as_bytes(), schema, name];
+        let mut parts: SmallVec<[&[u8]; 16]> = SmallVec::from_slice(&whence);
+        match &self.change.after {
+            Some(row) if self.change.op == Op::Read && self.plan.own_key(row, &mut parts) => {
+                EventId::derive(transaction.committed_at, &parts)
+            }
+            _ => self.position_id(piece),
+        }
     }
 
     fn position_id(&self, piece: Piece) -> EventId {

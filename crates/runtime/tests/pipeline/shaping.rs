@@ -1,12 +1,14 @@
 //! What changes become, seen from the bus.
 
-use headwater_core::{Event, Identity, Op};
+use std::sync::Arc;
+
+use headwater_core::{Change, Event, Identity, Op, Table};
 use headwater_runtime::StreamConfig;
 
 use crate::common::{World, all_orders, change, eventually, insert, orders, story, stream, table};
 
 /// The events that these changes become.
-async fn events(config: StreamConfig, changes: Vec<headwater_core::Change>) -> Vec<Event> {
+async fn events(config: StreamConfig, changes: Vec<Change>) -> Vec<Event> {
     let world = World::new(1);
     let last = changes.last().unwrap().position;
     world.source.commit(changes);
@@ -107,20 +109,35 @@ async fn rows_enter_and_leave_a_condition() {
     assert_eq!(story(&events(config, changes).await), ["1 create", "1 update", "1 delete"]);
 }
 
+/// What a snapshot reads of a table.
+fn read(at: u64, table: &Arc<Table>, row: &[&str]) -> Change {
+    let mut change = change(at, Op::Read, table, None, Some(row));
+    let mut transaction = (*change.transaction).clone();
+    (transaction.id, transaction.committed_at) = ("snapshot-1".into(), 1);
+    change.transaction = transaction.into();
+    change
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_read_again_has_the_same_ids() {
-    let table = orders(Identity::Key);
-    let read = |at: u64, id: &str| {
-        let mut change = change(at, Op::Read, &table, None, Some(&[id, "9", "open", "a"]));
-        let mut transaction = (*change.transaction).clone();
-        (transaction.id, transaction.committed_at) = ("snapshot-1".into(), 1);
-        change.transaction = transaction.into();
-        change
-    };
-    let first = events(all_orders(), vec![read(1, "1"), read(2, "2")]).await;
-    let again = events(all_orders(), vec![read(11, "2"), read(12, "1")]).await;
-    assert_eq!((first[0].id, first[1].id), (again[1].id, again[0].id));
-    assert_ne!(first[0].id, first[1].id);
+    let read = |at: u64, id: &str| read(at, &orders(Identity::Full), &[id, "9", "open", "a"]);
+    let by_customer = stream("from = 'shop.orders'\ncolumns = '*'\nkey = 'customer'");
+    for config in [all_orders(), by_customer] {
+        let first = events(config.clone(), vec![read(1, "1"), read(2, "2")]).await;
+        let again = events(config, vec![read(11, "2"), read(12, "1")]).await;
+        assert_eq!((first[0].id, first[1].id), (again[1].id, again[0].id));
+        assert_ne!(first[0].id, first[1].id, "two rows of one key of the stream");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_that_are_the_same_have_ids_of_their_own() {
+    let mut table = (*orders(Identity::Full)).clone();
+    table.columns.iter_mut().for_each(|column| column.key = false);
+    let (table, row) = (Arc::new(table), ["1", "9", "open", "a"]);
+    let read = events(all_orders(), vec![read(1, &table, &row), read(2, &table, &row)]).await;
+    assert_eq!(read[0].key, read[1].key);
+    assert_ne!(read[0].id, read[1].id);
 }
 
 #[tokio::test(start_paused = true)]
@@ -143,7 +160,7 @@ async fn a_table_without_a_key_is_keyed_by_the_whole_row_or_not_at_all() {
     let keyless = |identity| {
         let mut table = (*orders(identity)).clone();
         table.columns.iter_mut().for_each(|column| column.key = false);
-        std::sync::Arc::new(table)
+        Arc::new(table)
     };
     let full = keyless(Identity::Full);
     let (old, new) = (["1", "9", "open", "a"], ["1", "9", "paid", "a"]);
