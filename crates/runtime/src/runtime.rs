@@ -1,13 +1,13 @@
 //! A whole runtime: every source's task, and what it says of itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use headwater_core::ports::{Bus, Connector, ParkedStore, SourceState};
 use headwater_core::{Error, Kind, Micros, Result};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::builder::Builder;
@@ -45,13 +45,21 @@ impl Runtime {
     /// source has failed (then: the first one's error). Runs once.
     pub async fn run(&self, stop: CancellationToken) -> Result<()> {
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut running = JoinSet::new();
+        let (mut running, mut boards) = (JoinSet::new(), HashMap::new());
         for task in tasks {
-            running.spawn(task.run(stop.clone()));
+            let board = Arc::clone(&task.board);
+            boards.insert(running.spawn(task.run(stop.clone())).id(), board);
         }
         let (mut first, mut ended_well) = (None, running.is_empty());
         while let Some(ended) = running.join_next().await {
-            let lost = |error| Error::new(Kind::Internal, "a source's task ended").because(error);
+            // It panicked: what it would have written down is written down for it.
+            let lost = |error: JoinError| {
+                let board = boards.get(&error.id());
+                let lost = Error::new(Kind::Internal, "a source's task ended").because(error);
+                tracing::error!(error = %lost, "source failed");
+                board.into_iter().for_each(|board| board.ended(Some(&lost)));
+                lost
+            };
             match ended.map_err(lost).flatten() {
                 Ok(()) => ended_well = true,
                 Err(error) => drop(first.get_or_insert(error)),

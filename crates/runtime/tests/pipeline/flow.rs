@@ -187,3 +187,16 @@ async fn what_was_published_before_is_not_published_again() {
     assert!(world.source.read() > 3, "the source read some again");
     assert_eq!(world.count(), 3);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_source_whose_task_panics_has_failed_and_says_so() {
+    let world = World::new(22);
+    world.source.on_confirm(|checkpoint| assert_eq!(checkpoint.source, "another", "a defect"));
+    world.source.commit([insert(1, 1, "a")]);
+    let running = world.run(all_orders());
+    let error = running.task.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), Kind::Internal);
+    let status = running.runtime.status().await;
+    assert_eq!(status.sources[0].phase, Phase::Failed);
+    assert!(status.sources[0].error.as_ref().unwrap().contains("a defect"), "{status:?}");
+}
