@@ -16,6 +16,10 @@ const REACH: &str =
 pub fn error(error: KafkaError, doing: impl Into<String>) -> Error {
     let kind = kind_of(&error);
     let wrapped = Error::new(kind, doing);
+    // Its own words end with the option's value, which may be a secret under a mistyped name.
+    if let KafkaError::ClientConfig(_, why, name, _) = &error {
+        return wrapped.because(format!("{why} ({name})")).hint("look at `options` under [bus]");
+    }
     let hint = error.rdkafka_error_code().and_then(hint_of);
     match hint {
         Some(hint) => wrapped.because(error).hint(hint),

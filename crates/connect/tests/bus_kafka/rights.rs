@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use headwater_connect::kafka::KafkaConfig;
+use headwater_connect::kafka::{KafkaBus, KafkaConfig};
 use headwater_core::Kind;
 use headwater_core::ports::Bus;
 use headwater_testkit::servers::Kafka;
@@ -77,4 +77,15 @@ async fn users_log_in_and_may_or_may_not() {
     assert_eq!(error.kind(), Kind::Refused);
     let text = error.to_string();
     assert!(text.contains("kafka-topics.sh") && text.contains("--partitions 3"), "{text}");
+}
+
+/// What stands under a name that librdkafka does not know may be a password.
+#[tokio::test]
+async fn a_mistyped_option_is_named_and_its_value_is_not() {
+    let mut config = KafkaConfig::new(["127.0.0.1:1"]);
+    config.options.insert("sasl.pasword".into(), "hush".into());
+    let error = KafkaBus::open(config).await.err().unwrap();
+    assert_eq!(error.kind(), Kind::Config);
+    let text = error.to_string();
+    assert!(text.contains("sasl.pasword") && !text.contains("hush"), "{text}");
 }
