@@ -58,6 +58,19 @@ async fn keeps_the_order_of_each_key_and_tells_keys_apart() {
 }
 
 #[tokio::test]
+async fn what_is_parked_is_counted_while_somebody_parks() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), 1 << 20).await;
+    let other = Parked { source: "other".into(), ..parked(3, Some("a")) };
+    store.park(vec![parked(1, Some("a")), parked(2, None), other]).await.unwrap();
+    let writing = rusqlite::Connection::open(dir.path().join("parked.db")).unwrap();
+    writing.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let counts = store.counts().await.unwrap();
+    let counts: Vec<_> = counts.iter().map(|count| (&*count.source, &*count.stream, count.count)).collect();
+    assert_eq!(counts, [("other", "orders", 1), ("shop", "orders", 2)]);
+}
+
+#[tokio::test]
 async fn parking_again_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), 1 << 20).await;

@@ -7,6 +7,7 @@ use headwater_core::ports::{Bus, Connector, ParkedStore};
 use headwater_core::{Error, Kind, Result, StreamSpec, check_stream_name};
 use tokio::sync::mpsc;
 
+use crate::asked::Asked;
 use crate::clock::now;
 use crate::config::{Columns, OutboxRoute, Settings, StreamConfig};
 use crate::names;
@@ -131,6 +132,8 @@ impl Builder {
         Ok(Runtime {
             bus,
             parked,
+            bus_asked: Asked::default(),
+            parked_asked: Asked::default(),
             sources,
             streams: streams.collect(),
             outbox_partitions: self.outbox_streams.partitions,

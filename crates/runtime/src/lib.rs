@@ -2,6 +2,7 @@
 //!
 //! It knows the core's ports and the wire's formats, and nothing of any one database or broker.
 
+mod asked;
 mod builder;
 mod clock;
 pub mod config;

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use headwater_core::ports::{Bus, Connector, ParkedStore, SourceState};
+use headwater_core::ports::{Bus, BusStatus, Connector, ParkedCount, ParkedStore, SourceState};
 use headwater_core::{Error, Kind, Micros, Result};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::asked::Asked;
 use crate::builder::Builder;
 use crate::pipeline::{Board, Release, SourceTask};
 use crate::status::{Phase, RuntimeStatus, SourceReport, StreamReport, memory};
@@ -18,6 +18,8 @@ use crate::status::{Phase, RuntimeStatus, SourceReport, StreamReport, memory};
 pub struct Runtime {
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) parked: Arc<dyn ParkedStore>,
+    pub(crate) bus_asked: Asked<BusStatus>,
+    pub(crate) parked_asked: Asked<Vec<ParkedCount>>,
     pub(crate) sources: Vec<SourceHandle>,
     /// Every declared stream, with its partitions.
     pub(crate) streams: BTreeMap<String, u32>,
@@ -93,15 +95,31 @@ impl Runtime {
         Ok(released)
     }
 
-    /// What it is doing now. Asks the bus and the parked store too, each for at most two seconds.
+    /// Why it is not ready, a sentence for each source; empty when every source is reading. Asks nobody.
+    pub fn not_ready(&self) -> Vec<String> {
+        self.sources.iter().filter_map(|source| source.report(0).not_ready()).collect()
+    }
+
+    /// What it is doing now. Asks the bus and the parked store too, each at most once a second, and waits
+    /// for neither longer than two.
     pub async fn status(&self) -> RuntimeStatus {
-        let wait = Duration::from_secs(2);
-        let bus = tokio::time::timeout(wait, self.bus.status());
-        let parked = tokio::time::timeout(wait, self.parked.usage());
-        let (bus, parked) = tokio::join!(bus, parked);
-        let parked = parked.ok().and_then(Result::ok).unwrap_or_default();
-        let count = |of: &dyn Fn(&headwater_core::ports::ParkedUsage) -> bool| -> u64 {
-            parked.iter().filter(|usage| of(usage)).map(|usage| usage.count).sum()
+        let bus = Arc::clone(&self.bus);
+        let question = async move { bus.status().await };
+        let (status, bus) = tokio::join!(self.own_status(), self.bus_asked.ask(question));
+        let (bus, bus_error) = match bus {
+            Ok(bus) => (Some(bus), None),
+            Err(error) => (None, Some(error)),
+        };
+        RuntimeStatus { bus, bus_error, ..status }
+    }
+
+    /// What it is doing now, without what the bus holds: cheap enough for whoever asks often.
+    pub async fn own_status(&self) -> RuntimeStatus {
+        let parked = Arc::clone(&self.parked);
+        let parked = self.parked_asked.ask(async move { parked.counts().await });
+        let parked = parked.await.unwrap_or_default();
+        let count = |of: &dyn Fn(&ParkedCount) -> bool| -> u64 {
+            parked.iter().filter(|parked| of(parked)).map(|parked| parked.count).sum()
         };
         let mut streams: BTreeMap<String, StreamReport> = BTreeMap::new();
         for (name, partitions) in &self.streams {
@@ -118,22 +136,17 @@ impl Runtime {
             }
         }
         for report in streams.values_mut() {
-            report.parked = count(&|usage| *usage.stream == *report.name);
+            report.parked = count(&|parked| *parked.stream == *report.name);
         }
-        let source = |source: &SourceHandle| source.report(count(&|usage| usage.source == source.name));
-        let (bus, bus_error) = match bus {
-            Ok(Ok(bus)) => (Some(bus), None),
-            Ok(Err(error)) => (None, Some(error.to_string())),
-            Err(_) => (None, Some("the bus did not answer within two seconds".to_owned())),
-        };
+        let source = |source: &SourceHandle| source.report(count(&|parked| parked.source == source.name));
         RuntimeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.started_at,
             memory_bytes: memory(),
             sources: self.sources.iter().map(source).collect(),
             streams: streams.into_values().collect(),
-            bus,
-            bus_error,
+            bus: None,
+            bus_error: None,
         }
     }
 }

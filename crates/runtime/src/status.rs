@@ -23,15 +23,14 @@ pub struct RuntimeStatus {
     pub bus_error: Option<String>,
 }
 
-impl RuntimeStatus {
-    /// Why it is not ready, a sentence for each source; empty when every source is reading.
-    pub fn not_ready(&self) -> Vec<String> {
-        let reading = |phase| matches!(phase, Phase::Snapshot | Phase::Streaming);
-        let sentence = |source: &SourceReport| {
-            let error = source.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
-            format!("source {} is {}{error}", source.name, source.phase.as_str())
-        };
-        self.sources.iter().filter(|source| !reading(source.phase)).map(sentence).collect()
+impl SourceReport {
+    /// Why it is not ready, in a sentence; `None` when it is reading.
+    pub(crate) fn not_ready(&self) -> Option<String> {
+        if matches!(self.phase, Phase::Snapshot | Phase::Streaming) {
+            return None;
+        }
+        let error = self.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
+        Some(format!("source {} is {}{error}", self.name, self.phase.as_str()))
     }
 }
 

@@ -95,7 +95,7 @@ fn recorder() -> Result<PrometheusHandle> {
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
-    let reasons = admin.runtime.status().await.not_ready();
+    let reasons = admin.runtime.not_ready();
     if reasons.is_empty() {
         return "ready\n".into_response();
     }
@@ -103,7 +103,7 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 }
 
 async fn render(State(admin): State<Admin>) -> Response {
-    metrics::set_gauges(&admin.runtime.status().await);
+    metrics::set_gauges(&admin.runtime.own_status().await);
     admin.metrics.run_upkeep();
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (kind, admin.metrics.render()).into_response()

@@ -9,7 +9,7 @@ use std::time::Duration;
 use headwater_core::Kind;
 use headwater_runtime::{Runtime, RuntimeStatus};
 use headwater_server::Server;
-use headwater_testkit::faults::{Call, Fault, Faults, FaultyConnector};
+use headwater_testkit::faults::{Call, Fault, Faults, FaultyBus, FaultyConnector};
 use headwater_testkit::memory::{MemoryBus, MemoryParkedStore, MemorySource};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -22,7 +22,7 @@ fn runtime(faults: &Faults) -> Arc<Runtime> {
     let runtime = Runtime::builder()
         .source("shop", Arc::new(source), None)
         .stream("orders", config)
-        .bus(Arc::new(MemoryBus::default()))
+        .bus(Arc::new(FaultyBus { inner: Arc::new(MemoryBus::default()), faults: faults.clone() }))
         .parked(Arc::new(MemoryParkedStore::default()))
         .build();
     Arc::new(runtime.unwrap())
@@ -87,6 +87,26 @@ async fn a_source_that_retries_is_not_ready_and_says_why() {
     }
     assert_eq!(code, 503);
     assert_eq!(get(addr, "/healthz").await.0, 200);
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn who_asks_often_does_not_ask_the_bus() {
+    let (faults, stop) = (Faults::default(), CancellationToken::new());
+    faults.inject(Call::Status, Fault::HoldResponse);
+    let addr = serve(runtime(&faults), &stop).await;
+    for _ in 0..10 {
+        get(addr, "/readyz").await;
+        assert_eq!(get(addr, "/metrics").await.0, 200);
+    }
+    assert_eq!(faults.suffered(), 0);
+    // Whoever asks for all of it waits for one answer, not for ever.
+    let (first, second) = tokio::join!(get(addr, "/status"), get(addr, "/status"));
+    for (code, body) in [first, second, get(addr, "/status").await] {
+        assert!(code == 200 && body.contains("two seconds"), "{code} {body}");
+    }
+    faults.let_go();
+    while !get(addr, "/status").await.1.contains("\"kind\":\"memory\"") {}
     stop.cancel();
 }
 

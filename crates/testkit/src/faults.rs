@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use headwater_core::ports::{
-    Accepted, Bus, BusStatus, Connector, Durable, Finding, Parked, ParkedStore, ParkedUsage, Published,
-    Source, SourceStatus, Subscribe, Subscription,
+    Accepted, Bus, BusStatus, Connector, Durable, Finding, Parked, ParkedCount, ParkedStore, ParkedUsage,
+    Published, Source, SourceStatus, Subscribe, Subscription,
 };
 use headwater_core::{Batch, Checkpoint, Error, Event, EventId, Kind, Result, StreamSpec};
 use rand::rngs::SmallRng;
@@ -42,6 +42,8 @@ pub enum Call {
     Durable,
     /// [`Bus::checkpoint`].
     Checkpoint,
+    /// [`Bus::status`].
+    Status,
     /// [`Connector::open`].
     Open,
     /// [`Source::next`]: the answer is held or late before the source is asked, so that nothing is lost
@@ -178,7 +180,7 @@ impl Bus for FaultyBus {
     }
 
     async fn status(&self) -> Result<BusStatus> {
-        self.inner.status().await
+        self.faults.around(Call::Status, self.inner.status()).await
     }
 }
 
@@ -255,6 +257,10 @@ impl ParkedStore for FaultyParkedStore {
 
     async fn usage(&self) -> Result<Vec<ParkedUsage>> {
         self.inner.usage().await
+    }
+
+    async fn counts(&self) -> Result<Vec<ParkedCount>> {
+        self.inner.counts().await
     }
 
     async fn list(

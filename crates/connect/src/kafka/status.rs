@@ -7,6 +7,7 @@ use headwater_core::ports::{BusStatus, GroupStatus, StreamStatus, Subscribe};
 use headwater_core::{Error, Result};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::groups::{GroupInfo, GroupMemberInfo};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::Asker;
@@ -14,10 +15,10 @@ use super::context::Listener;
 use super::topics::{Topic, Topics, blocking};
 use super::{KafkaConfig, errors, positions};
 
-/// Asking for a group's cursors takes a client of its own: of the cluster's groups no more are asked.
+/// Asking for a group's cursors takes a client of its own: no more groups are asked.
 const MAX_GROUPS: usize = 20;
 
-/// The groups that subscribed through this bus.
+/// The groups that subscribed through this bus: known also while nobody reads.
 #[derive(Default)]
 pub struct Groups(Mutex<BTreeSet<String>>);
 
@@ -42,7 +43,7 @@ pub async fn read(config: &KafkaConfig, topics: &Topics, groups: &Groups) -> Res
     let (streams, mut names) = (topics.all(), groups.names());
     let kept = topics.partitions(&config.positions_topic).await?.is_some();
     let ask = move || {
-        names.extend(listed(&asker, &config)?);
+        names.extend(readers(&asker, &config, &streams)?);
         let mut ends = Vec::new();
         for (_, topic) in &streams {
             ends.push(watermarks(&asker, &config, topic)?);
@@ -76,12 +77,24 @@ pub async fn read(config: &KafkaConfig, topics: &Topics, groups: &Groups) -> Res
     blocking(ask).await
 }
 
-fn listed(asker: &Asker, config: &KafkaConfig) -> Result<Vec<String>> {
+/// The groups with members that read our topics now; the cluster may have thousands of others.
+fn readers(asker: &Asker, config: &KafkaConfig, streams: &[(Arc<str>, Topic)]) -> Result<Vec<String>> {
     let list = asker.fetch_group_list(None, config.timeout);
     let list = list.map_err(|error| errors::error(error, "listing consumer groups"))?;
-    let mut names: Vec<String> = list.groups().iter().map(|group| group.name().to_owned()).collect();
-    names.sort();
-    Ok(names)
+    let reads = |group: &&GroupInfo| {
+        let mut subscriptions = group.members().iter().filter_map(GroupMemberInfo::metadata);
+        group.protocol_type() == "consumer"
+            && subscriptions.any(|names| streams.iter().any(|(_, topic)| has(names, &topic.name)))
+    };
+    Ok(list.groups().iter().filter(reads).map(|group| group.name().to_owned()).collect())
+}
+
+/// Whether a member's subscription, as Kafka's consumers write it, names a topic: a version, then topics,
+/// each after its length in two bytes.
+fn has(subscription: &[u8], topic: &str) -> bool {
+    let Ok(length) = u16::try_from(topic.len()) else { return false };
+    let name = [&length.to_be_bytes()[..], topic.as_bytes()].concat();
+    memchr::memmem::find(subscription, &name).is_some()
 }
 
 fn watermarks(asker: &Asker, config: &KafkaConfig, topic: &Topic) -> Result<Ends> {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use headwater_core::ports::{Parked, ParkedStore, ParkedUsage};
+use headwater_core::ports::{Parked, ParkedCount, ParkedStore, ParkedUsage};
 use headwater_core::{Error, EventId, Kind, Result, ResultExt};
 use rusqlite::types::Type;
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
@@ -18,6 +18,8 @@ const ROW_BYTES: usize = 128;
 /// Parked changes in `data_dir/parked.db`.
 pub struct SqliteParkedStore {
     connection: Arc<Mutex<Connection>>,
+    /// Counts, while the other one writes.
+    reader: Arc<Mutex<Connection>>,
     budget: u64,
 }
 
@@ -25,11 +27,14 @@ impl SqliteParkedStore {
     /// Opens `data_dir/parked.db`, making it if there is none; it holds at most `budget` bytes of changes.
     pub async fn open(data_dir: &Path, budget: u64) -> Result<Self> {
         let dir = data_dir.to_owned();
-        let connection = blocking(move || {
+        let connections = blocking(move || {
             std::fs::create_dir_all(&dir).doing(Kind::Unavailable, || format!("making {}", dir.display()))?;
-            open(&dir.join("parked.db"))
+            let path = dir.join("parked.db");
+            Ok((open(&path)?, store::open(&path, Access::Read)?))
         });
-        Ok(Self { connection: Arc::new(Mutex::new(connection.await?)), budget })
+        let (connection, reader) = connections.await?;
+        let (connection, reader) = (Arc::new(Mutex::new(connection)), Arc::new(Mutex::new(reader)));
+        Ok(Self { connection, reader, budget })
     }
 
     /// Does something with the connection on a thread that may block.
@@ -108,6 +113,17 @@ fn usage(connection: &Connection) -> rusqlite::Result<Vec<ParkedUsage>> {
     statement.query_map([], line)?.collect()
 }
 
+/// Reads the index alone.
+fn counts(connection: &Connection) -> rusqlite::Result<Vec<ParkedCount>> {
+    let sql = "SELECT source, stream, count(*) FROM parked GROUP BY source, stream";
+    let mut statement = connection.prepare_cached(sql)?;
+    let line = |row: &Row<'_>| {
+        let (source, stream) = (row.get_ref(0)?.as_str()?.into(), row.get_ref(1)?.as_str()?.into());
+        Ok(ParkedCount { source, stream, count: row.get(2)? })
+    };
+    statement.query_map([], line)?.collect()
+}
+
 fn list(
     connection: &Connection,
     (source, stream, order_key): (&str, &str, Option<&[u8]>),
@@ -169,6 +185,14 @@ impl ParkedStore for SqliteParkedStore {
 
     async fn usage(&self) -> Result<Vec<ParkedUsage>> {
         self.with(|connection| usage(connection).sql("reading what is parked")).await
+    }
+
+    async fn counts(&self) -> Result<Vec<ParkedCount>> {
+        let reader = Arc::clone(&self.reader);
+        blocking(move || {
+            counts(&reader.lock().unwrap_or_else(PoisonError::into_inner)).sql("counting what is parked")
+        })
+        .await
     }
 
     async fn list(

@@ -6,9 +6,9 @@ CREATE TABLE IF NOT EXISTS parked (
     stream TEXT NOT NULL,
     order_key BLOB, -- NULL: the whole stream is held
     reason TEXT NOT NULL,
-    change BLOB NOT NULL,
     parked_at INTEGER NOT NULL, -- microseconds since 1970
-    bytes INTEGER NOT NULL
+    bytes INTEGER NOT NULL,
+    change BLOB NOT NULL -- last: what is behind a large value is slow to reach
 ) STRICT;
 CREATE INDEX IF NOT EXISTS parked_by_key ON parked (source, stream, order_key, seq);
 

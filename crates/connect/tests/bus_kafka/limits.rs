@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_connect::kafka::{KafkaBus, KafkaConfig};
-use headwater_core::ports::{Bus, Published};
+use headwater_core::ports::{Bus, Delivery, Published, Start, Subscribe};
 use headwater_core::{Event, Header, Kind, Retention, StreamSpec, partition_of};
 use headwater_testkit::servers::Kafka;
 use rdkafka::admin::{AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
@@ -223,4 +223,25 @@ async fn an_event_without_a_key_is_rejected_where_the_topic_is_compacted() {
         assert!(why.contains("no key") && why.contains(&*stream), "{why}");
         publish(&bus, vec![event(&stream, Some(0), 3, 1)], None).await.unwrap();
     }
+}
+
+/// Of the cluster's groups those are asked that read our topics, whoever they are.
+#[tokio::test]
+async fn a_group_of_another_process_is_seen() {
+    let config = shared().await;
+    let (bus, elsewhere) = (open(&config).await, open(&config).await);
+    let stream = unique("stream");
+    bus.ensure(&spec(&stream, 1)).await.unwrap();
+    publish(&bus, vec![event(&stream, Some(0), 1, 1)], None).await.unwrap();
+    let (streams, group) = (vec![Arc::clone(&stream)], Some(format!("reads-{stream}")));
+    let subscribe = Subscribe { streams, group, start: Start::Beginning };
+    let mut subscription = elsewhere.subscribe(subscribe).await.unwrap();
+    let Delivery::Assigned(cursor) = within(subscription.next()).await.unwrap() else {
+        panic!("not assigned")
+    };
+    within(subscription.commit(&cursor)).await.unwrap();
+    let status = within(bus.status()).await.unwrap();
+    let groups: Vec<_> =
+        status.streams[0].groups.iter().map(|group| (&*group.group, group.lag_events)).collect();
+    assert_eq!(groups, [(&*format!("reads-{stream}"), 1)]);
 }

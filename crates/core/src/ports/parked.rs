@@ -43,6 +43,17 @@ pub struct ParkedUsage {
     pub reason: String,
 }
 
+/// How many changes are parked of one source and stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParkedCount {
+    /// The source.
+    pub source: Arc<str>,
+    /// The stream.
+    pub stream: Arc<str>,
+    /// How many.
+    pub count: u64,
+}
+
 /// The fsynced store of parked changes.
 #[async_trait]
 pub trait ParkedStore: Send + Sync {
@@ -52,6 +63,9 @@ pub trait ParkedStore: Send + Sync {
 
     /// What is parked, oldest first, by source, stream and order key.
     async fn usage(&self) -> Result<Vec<ParkedUsage>>;
+
+    /// How much is parked: cheap, and waits for nobody who parks.
+    async fn counts(&self) -> Result<Vec<ParkedCount>>;
 
     /// The oldest of what one line of [`ParkedStore::usage`] counts, in the order it was parked: exactly
     /// this source, stream and order key (`None`: what was held with the whole stream, and only that).

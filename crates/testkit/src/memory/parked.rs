@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use headwater_core::ports::{Parked, ParkedStore, ParkedUsage};
+use headwater_core::ports::{Parked, ParkedCount, ParkedStore, ParkedUsage};
 use headwater_core::{Error, EventId, Kind, Result};
 
 /// A parked store in memory, with a budget of bytes.
@@ -69,6 +69,23 @@ impl ParkedStore for MemoryParkedStore {
             }
         }
         Ok(lines)
+    }
+
+    async fn counts(&self) -> Result<Vec<ParkedCount>> {
+        let mut counts: Vec<ParkedCount> = Vec::new();
+        for one in self.parked().iter() {
+            let same =
+                |count: &&mut ParkedCount| (&count.source, &count.stream) == (&one.source, &one.stream);
+            match counts.iter_mut().find(same) {
+                Some(count) => count.count += 1,
+                None => counts.push(ParkedCount {
+                    source: Arc::clone(&one.source),
+                    stream: Arc::clone(&one.stream),
+                    count: 1,
+                }),
+            }
+        }
+        Ok(counts)
     }
 
     async fn list(

@@ -128,7 +128,7 @@ impl Running {
             let (runtime, stop) = (runtime.clone(), stop.clone());
             async move { runtime.run(stop).await }
         });
-        while !runtime.status().await.not_ready().is_empty() {
+        while !runtime.not_ready().is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Self { loaded, bus, stop, pipeline, server_seconds, _dir: dir }
