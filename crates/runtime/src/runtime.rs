@@ -43,8 +43,9 @@ impl Runtime {
         Builder::default()
     }
 
-    /// Runs every source until `stop` is cancelled (then: drains, confirms, returns `Ok`) or every
-    /// source has failed (then: the first one's error). Runs once.
+    /// Runs every source until `stop` is cancelled (then: drains and confirms) or every source has failed.
+    /// `Ok` when everything that was read is confirmed and no source failed; otherwise the first one's
+    /// error. Runs once.
     pub async fn run(&self, stop: CancellationToken) -> Result<()> {
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         let (mut running, mut boards) = (JoinSet::new(), HashMap::new());
@@ -52,7 +53,7 @@ impl Runtime {
             let board = Arc::clone(&task.board);
             boards.insert(running.spawn(task.run(stop.clone())).id(), board);
         }
-        let (mut first, mut ended_well) = (None, running.is_empty());
+        let mut first = None;
         while let Some(ended) = running.join_next().await {
             // It panicked: what it would have written down is written down for it.
             let lost = |error: JoinError| {
@@ -62,15 +63,11 @@ impl Runtime {
                 board.into_iter().for_each(|board| board.ended(Some(&lost)));
                 lost
             };
-            match ended.map_err(lost).flatten() {
-                Ok(()) => ended_well = true,
-                Err(error) => drop(first.get_or_insert(error)),
+            if let Err(error) = ended.map_err(lost).flatten() {
+                first.get_or_insert(error);
             }
         }
-        match first {
-            Some(error) if !ended_well => Err(error),
-            _ => Ok(()),
-        }
+        first.map_or(Ok(()), Err)
     }
 
     /// Tries again what is parked of a stream, in order: one order key's changes, or (`None`) those held

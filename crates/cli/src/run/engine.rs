@@ -69,7 +69,8 @@ impl Engine {
         }
     }
 
-    /// Runs until `stop` (then: drains, confirms, returns `Ok`) or until every source has failed.
+    /// Runs until `stop` (then: drains and confirms) or until every source has failed. `Ok` when all that was
+    /// read is confirmed and no source failed.
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
         let done = CancellationToken::new();
         let guard = done.clone().drop_guard();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use headwater_core::ports::{Bus, Connector, ParkedStore};
-use headwater_core::{Result, StreamSpec};
+use headwater_core::{Error, Kind, Result, StreamSpec};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -40,22 +40,31 @@ pub struct SourceTask {
     pub releases: mpsc::UnboundedReceiver<Release>,
 }
 
+/// How an attempt ended when it was told to.
+enum Ended {
+    /// All that was read is confirmed.
+    Drained,
+    /// At once: nothing was read yet, or it took too long.
+    Stopped,
+}
+
 impl SourceTask {
-    /// Runs until `stop` (then `Ok`) or an error that no retry can mend.
+    /// Runs until `stop`, then `Ok` if everything that was read is confirmed, or until an error that no
+    /// retry can mend.
     pub async fn run(mut self, stop: CancellationToken) -> Result<()> {
         let mut backoff = Backoff::new(self.settings.retry_max);
+        // Whether something was read that the last attempt did not get confirmed.
+        let mut behind = false;
         loop {
             let began = Instant::now();
             let outcome = self.attempt(&stop).await;
+            behind = !matches!(outcome, Ok(Ended::Drained)) && (behind || self.board.lock().in_flight > 0);
             let progressed = std::mem::take(&mut self.board.lock().progressed);
             if progressed || began.elapsed() > WELL {
                 backoff.reset();
             }
             let error = match outcome {
-                Ok(()) => {
-                    self.board.ended(None);
-                    return Ok(());
-                }
+                Ok(Ended::Drained | Ended::Stopped) => return self.stopped(behind),
                 Err(error) if !error.is_retryable() => {
                     tracing::error!(source = %self.name, %error, "source failed");
                     self.board.ended(Some(&error));
@@ -69,36 +78,47 @@ impl SourceTask {
             self.board.retrying(&error, backoff.attempts());
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = stop.cancelled() => {
-                    self.board.ended(None);
-                    return Ok(());
-                }
+                () = stop.cancelled() => return self.stopped(behind),
             }
         }
     }
 
-    async fn attempt(&mut self, stop: &CancellationToken) -> Result<()> {
+    /// The end that was asked for.
+    fn stopped(&self, behind: bool) -> Result<()> {
+        let name = &self.name;
+        if !behind {
+            tracing::info!(source = %name, "stopped; everything that was read is published and confirmed");
+            self.board.ended(None);
+            return Ok(());
+        }
+        let doing = format!("source {name} was stopped before all that it read was confirmed");
+        let error = Error::new(Kind::Unavailable, doing).hint("nothing is lost: it is read again next time");
+        tracing::warn!("{error}");
+        self.board.ended(Some(&error));
+        Err(error)
+    }
+
+    async fn attempt(&mut self, stop: &CancellationToken) -> Result<Ended> {
         self.board.connecting();
         let (work, todo) = mpsc::unbounded_channel();
         let (to_reader, taken) = mpsc::unbounded_channel();
         let (durable, how_many) = watch::channel(0);
         let (publisher, reader) = tokio::select! {
             biased;
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => return Ok(Ended::Stopped),
             open = self.open() => open?,
         };
         let line = Line { taken: to_reader, durable: how_many, sent: 0 };
         let reader = reader(work, taken, durable);
         self.board.open();
-        let (settings, name) = (&self.settings, &self.name);
+        let settings = &self.settings;
         let flow = async {
             tokio::try_join!(reader.run(&mut self.releases, stop), publisher.run(todo, line)).map(drop)
         };
         tokio::select! {
-            outcome = flow => outcome,
+            outcome = flow => outcome.map(|()| Ended::Drained),
             () = async { stop.cancelled().await; tokio::time::sleep(settings.drain_timeout).await } => {
-                tracing::warn!(source = %name, "stopped before all was confirmed; the rest is read again next time");
-                Ok(())
+                Ok(Ended::Stopped)
             }
         }
     }

@@ -141,7 +141,8 @@ async fn one_failed_source_leaves_the_others_running() {
     assert_eq!(status.sources[1].phase, Phase::Streaming);
     assert_eq!(running.runtime.not_ready().len(), 1);
     drop(other);
-    running.stop().await;
+    running.stop.cancel();
+    assert_eq!(running.task.await.unwrap().unwrap_err().kind(), Kind::Decode, "the end tells of it");
 }
 
 #[tokio::test(start_paused = true)]
@@ -169,9 +170,27 @@ async fn a_stop_does_not_wait_for_ever() {
     let running = world.run(all_orders());
     eventually("it is accepted", || world.bus.waiting().0 == 1).await;
     let began = tokio::time::Instant::now();
-    running.stop().await;
+    running.stop.cancel();
+    let error = running.task.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("before all that it read was confirmed"), "{error}");
     assert!(began.elapsed() >= world.settings.drain_timeout);
     assert_eq!(confirmed(&world), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_it_retries_says_whether_all_is_confirmed() {
+    for (call, all) in [(Call::Open, true), (Call::Publish, false)] {
+        let world = World::new(31);
+        world.source.commit([insert(1, 1, "a")]);
+        for _ in 0..1000 {
+            world.faults.inject(call, Fault::Reject(Kind::Unavailable));
+        }
+        let running = world.run(all_orders());
+        eventually("it is retrying", || world.faults.suffered() > 2).await;
+        running.stop.cancel();
+        let outcome = running.task.await.unwrap();
+        assert_eq!(outcome.is_ok(), all, "{outcome:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
