@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use headwater_core::ports::{Cursor, Delivery, SeekTo, Start, Subscribe, Subscription};
@@ -28,6 +28,10 @@ const BATCH: usize = 1000;
 /// How long one poll may wait, and so a seek for its turn.
 const POLL: Duration = Duration::from_millis(50);
 
+/// How long the queue may be full before its partitions are paused, so that polling can go on: who does
+/// not poll is thrown out of its group. (Not at once: librdkafka forgets what it has fetched of them.)
+const FULL: Duration = Duration::from_secs(1);
+
 /// A stream's partition.
 type Seat = (Arc<str>, u32);
 
@@ -44,6 +48,8 @@ struct Shared {
     /// Held while polling: a seek must not pass what was polled before it.
     polling: Mutex<()>,
     seeking: AtomicBool,
+    /// Partitions came that are not paused while the others are.
+    changed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -97,6 +103,7 @@ pub fn open(config: &KafkaConfig, subscribe: Subscribe) -> Result<KafkaSubscript
         stop: AtomicBool::new(false),
         polling: Mutex::default(),
         seeking: AtomicBool::new(false),
+        changed: AtomicBool::new(false),
     });
     // librdkafka wants the name of a group even where nothing is committed.
     let group = subscribe.group.as_deref().unwrap_or("headwater-reader");
@@ -174,6 +181,7 @@ impl Shared {
             consumer.commit(&fresh, CommitMode::Sync).map_err(doing)?;
         }
         self.hold(&begins);
+        self.changed.store(true, Ordering::Release);
         let outcome =
             if cooperative { consumer.incremental_assign(&begins) } else { consumer.assign(&begins) };
         outcome.map_err(doing)
@@ -240,13 +248,26 @@ impl Shared {
 
     /// The polling thread: reads while there is room, and serves rebalances.
     fn poll(&self, consumer: Arc<BaseConsumer<Callbacks>>) {
+        let (mut had_room, mut paused) = (Instant::now(), false);
         while !self.stop.load(Ordering::Acquire) {
-            if self.seeking.load(Ordering::Acquire) || self.lock().bytes >= QUEUE_BYTES {
-                // Woken when there is room again or the seek is over; looks by itself now and then.
+            let full = self.lock().bytes >= QUEUE_BYTES;
+            if self.seeking.load(Ordering::Acquire) || full && had_room.elapsed() < FULL {
+                // Until there is room again, or the seek is over.
                 std::thread::park_timeout(Duration::from_millis(2));
                 continue;
             }
             let _polling = self.polling.lock().unwrap_or_else(PoisonError::into_inner);
+            if full {
+                if self.changed.swap(false, Ordering::AcqRel) || !paused {
+                    self.polled_for(consumer.assignment().and_then(|held| consumer.pause(&held)));
+                }
+                paused = true;
+            } else {
+                if paused {
+                    self.polled_for(consumer.assignment().and_then(|held| consumer.resume(&held)));
+                }
+                (had_room, paused) = (Instant::now(), false);
+            }
             match consumer.poll(POLL) {
                 Some(Ok(message)) => self.push(&message),
                 Some(Err(error)) => self.polled(error),
@@ -256,6 +277,12 @@ impl Shared {
         // The last handle leaves the group, which takes a moment: here, where nobody waits.
         while Arc::strong_count(&consumer) > 1 {
             std::thread::park_timeout(Duration::from_millis(2));
+        }
+    }
+
+    fn polled_for(&self, outcome: std::result::Result<(), KafkaError>) {
+        if let Err(error) = outcome {
+            self.polled(error);
         }
     }
 

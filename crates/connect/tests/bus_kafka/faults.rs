@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use headwater_connect::kafka::KafkaConfig;
 use headwater_core::Kind;
-use headwater_core::ports::Bus;
+use headwater_core::ports::{Bus, Cursor, Delivery, Start, Subscribe};
 use headwater_testkit::servers::Kafka;
 use rdkafka::admin::{NewTopic, TopicReplication};
 
@@ -90,6 +90,36 @@ async fn no_broker_is_unavailable() {
     assert_eq!(error.kind(), Kind::Unavailable);
     assert!(error.hint_text().is_some(), "{error}");
     assert_eq!(within(bus.checkpoint("s")).await.unwrap_err().kind(), Kind::Unavailable);
+}
+
+/// A reader that is busy for longer than the group waits for who does not poll stays in its group.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_reader_stays_in_its_group() {
+    let mut config = KafkaConfig::new([Kafka::shared().await.unwrap().brokers()]);
+    for (option, value) in [("session.timeout.ms", "3000"), ("max.poll.interval.ms", "4000")] {
+        config.options.insert(option.into(), value.into());
+    }
+    let bus = open(&config).await;
+    let (stream, group) = (unique("stream"), Some(unique("group").to_string()));
+    bus.ensure(&spec(&stream, 1)).await.unwrap();
+    let events = (0..100).map(|n| event(&stream, Some(0), n, 100_000)).collect();
+    publish(&bus, events, None).await.unwrap();
+    let subscribe = Subscribe { streams: vec![stream.clone()], group, start: Start::Beginning };
+    let mut slow = bus.subscribe(subscribe.clone()).await.unwrap();
+    let Delivery::Assigned(cursor) = within(slow.next()).await.unwrap() else { panic!("not assigned") };
+    // Another member would get its partition.
+    let mut other = open(&config).await.subscribe(subscribe).await.unwrap();
+    let evicted = tokio::time::timeout(Duration::from_secs(10), other.next()).await;
+    assert!(evicted.is_err(), "{evicted:?}");
+    let mut read = Vec::new();
+    while read.len() < 100 {
+        match within(slow.next()).await.unwrap() {
+            Delivery::Batch { records, .. } => read.extend(records),
+            lost => panic!("{lost:?}"),
+        }
+    }
+    assert!(read.iter().map(number).eq(0..100), "each once, in order");
+    within(slow.commit(&Cursor { offset: 100, ..cursor })).await.unwrap();
 }
 
 /// A topic whose broker is away is not one to be made: it is waited for.
