@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use headwater_core::{Change, EventId, Micros, Result, Row, Table};
+use headwater_core::{Change, EventId, Header, Micros, Result, Row, Table};
 use headwater_wire::format::{Headers, OutboxEncoder, OutboxReader, OutboxRow, OutboxView};
 
 use super::Trouble;
 use super::output::{Head, Output, Parts, To};
-use super::routes::{Named, OutboxTable, Routes};
+use super::routes::{Named, OutboxTable, Routes, version_header};
 use super::shaper::whole_id;
 use crate::config::StreamConfig;
 
@@ -17,8 +17,8 @@ pub struct OutboxPlan {
     template: String,
     held_as: Arc<str>,
     reader: OutboxReader,
-    /// Encoders by stream.
-    encoders: Vec<(Arc<str>, Box<dyn OutboxEncoder>)>,
+    /// Encoders by stream, each with the version of the stream's contract.
+    encoders: Vec<(Arc<str>, Box<dyn OutboxEncoder>, Header)>,
     /// The event type of the row before: most often also of the next.
     kind: Arc<str>,
 }
@@ -87,8 +87,10 @@ impl OutboxPlan {
             position: change.position,
             captured_at,
         };
-        match write(encoder(&mut self.encoders, &stream, &config), &view, out) {
-            Ok((parts, headers)) => {
+        let (encoder, version) = encoder(&mut self.encoders, &stream, &config);
+        match write(encoder, &view, out) {
+            Ok((parts, mut headers)) => {
+                headers.push(version.clone());
                 if *self.kind != *row.kind {
                     self.kind = Arc::from(&*row.kind);
                 }
@@ -129,17 +131,19 @@ fn order_key(aggregate_id: Option<&str>) -> Bytes {
     Bytes::copy_from_slice(aggregate_id.unwrap_or_default().as_bytes())
 }
 
-/// The encoder of a stream.
+/// The encoder of a stream, and the version of the stream's contract.
 fn encoder<'a>(
-    encoders: &'a mut Vec<(Arc<str>, Box<dyn OutboxEncoder>)>,
+    encoders: &'a mut Vec<(Arc<str>, Box<dyn OutboxEncoder>, Header)>,
     stream: &Arc<str>,
     config: &StreamConfig,
-) -> &'a mut dyn OutboxEncoder {
-    let at = encoders.iter().position(|(known, _)| Arc::ptr_eq(known, stream)).unwrap_or_else(|| {
-        encoders.push((Arc::clone(stream), config.format.outbox_encoder(config.version)));
+) -> (&'a mut dyn OutboxEncoder, &'a Header) {
+    let at = encoders.iter().position(|(known, ..)| Arc::ptr_eq(known, stream)).unwrap_or_else(|| {
+        let encoder = config.format.outbox_encoder(config.version);
+        encoders.push((Arc::clone(stream), encoder, version_header(config)));
         encoders.len() - 1
     });
-    &mut *encoders[at].1
+    let (_, encoder, version) = &mut encoders[at];
+    (&mut **encoder, version)
 }
 
 fn write(

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use headwater_core::{CellKind, Change, Error, Identity, Kind, Op, Result, Row, RowBuilder, Table, Value};
+use headwater_core::{
+    CellKind, Change, Error, Header, Identity, Kind, Op, Result, Row, RowBuilder, Table, Value,
+};
 use headwater_wire::format::{Encoder, KeyWriter};
 use smallvec::SmallVec;
 
 use super::condition::{Bound, Decision};
-use super::routes::StreamRoute;
+use super::routes::{StreamRoute, version_header};
 
 /// The plan of one stream for one shape of a table.
 pub struct Plan {
@@ -19,6 +21,8 @@ pub struct Plan {
     pub tombstones: bool,
     /// Writes its events.
     pub encoder: Box<dyn Encoder>,
+    /// The version of its contract.
+    pub version: Header,
     /// Writes its order keys, where those are not its keys.
     pub order_key: Option<KeyWriter>,
     /// The columns that decide key and order, by place.
@@ -47,6 +51,7 @@ impl Plan {
             partitions: route.config.partitions,
             tombstones: route.tombstones(),
             encoder,
+            version: version_header(&route.config),
             order_key,
             keyed: !identity.is_empty(),
             own_key: table.key_columns().collect(),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use headwater_core::{Result, StreamSpec, Table, check_stream_name};
+use headwater_core::{Header, Result, StreamSpec, Table, check_stream_name};
 use headwater_wire::format::{Contract, OutboxColumns};
 
 use super::condition::Condition;
@@ -81,6 +81,11 @@ fn default_key(table: &Table) -> Vec<String> {
         }
         _ => key,
     }
+}
+
+/// The header that says under which version of its contract an event was made, whatever its format.
+pub fn version_header(config: &StreamConfig) -> Header {
+    Header { name: "contract-version".into(), value: Some(config.version.to_string().into()) }
 }
 
 fn tombstones(config: &StreamConfig) -> bool {

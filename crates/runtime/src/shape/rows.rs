@@ -216,7 +216,8 @@ impl RowShaper<'_> {
         Ok(Parts { key, order_key, payload: None })
     }
 
-    fn head(&self, id: EventId, kind: Arc<str>, headers: Headers) -> Head {
+    fn head(&self, id: EventId, kind: Arc<str>, mut headers: Headers) -> Head {
+        headers.push(self.plan.version.clone());
         Head {
             change: self.at,
             outbox: None,

@@ -58,7 +58,8 @@ async fn rows_go_to_the_stream_of_their_type_declared_or_not() {
         add(2, ["not a uuid", "customer", "c-1", "CustomerJoined", "{}"]),
         change(3, Op::Delete, &outbox(), Some(&[ID, "?", "?", "?", "?"]), None),
     ]);
-    let running = run(&world, "{aggregatetype}.events", &[("order.events", stream("partitions = 3"))]);
+    let running =
+        run(&world, "{aggregatetype}.events", &[("order.events", stream("partitions = 3\nversion = 4"))]);
     confirmed(&world, 3).await;
     let status = running.runtime.status().await;
     let names: Vec<_> = status.streams.iter().map(|stream| (&*stream.name, stream.partitions)).collect();
@@ -68,6 +69,8 @@ async fn rows_go_to_the_stream_of_their_type_declared_or_not() {
     assert_eq!(events.len(), 2, "the relay's own delete is no event");
     assert_eq!((&*events[0].stream, &*events[0].kind), ("order.events", "OrderPlaced"));
     assert_eq!(events[0].id.to_string(), ID);
+    let versions = events.iter().map(|event| event.headers.last().unwrap().value.clone().unwrap());
+    assert!(versions.eq(["4", "1"]), "the contract's version comes last: {events:?}");
     assert_eq!(events[0].key.as_deref(), Some(&b"o-1"[..]));
     assert_eq!(events[0].partition, Some(partition_of(b"o-1", 3)));
     assert!(payload(&events[0]).contains("\"total\":5"), "{}", payload(&events[0]));

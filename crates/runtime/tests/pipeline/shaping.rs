@@ -109,6 +109,29 @@ async fn rows_enter_and_leave_a_condition() {
     assert_eq!(story(&events(config, changes).await), ["1 create", "1 update", "1 delete"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn every_event_says_under_which_contract_it_was_made() {
+    let table = orders(Identity::Key);
+    for format in ["headwater", "debezium"] {
+        let changes = vec![
+            change(1, Op::Create, &table, None, Some(&["1", "9", "open", "a"])),
+            change(2, Op::Delete, &table, Some(&["1", "?", "?", "?"]), None),
+            change(3, Op::Truncate, &table, None, None),
+        ];
+        let config = format!(
+            "from = 'shop.orders'\ncolumns = '*'\nversion = 7\npartitions = 1\nformat = '{format}'\n\
+             tombstones = true"
+        );
+        let events = events(stream(&config), changes).await;
+        let kinds: Vec<_> = events.iter().map(|event| (&*event.kind, event.payload.is_some())).collect();
+        assert_eq!(kinds, [("create", true), ("delete", true), ("delete", false), ("truncate", true)]);
+        for event in &events {
+            let header = event.headers.iter().find(|header| &*header.name == "contract-version");
+            assert_eq!(header.unwrap().value.as_deref(), Some(&b"7"[..]), "{format} {}", event.kind);
+        }
+    }
+}
+
 /// What a snapshot reads of a table.
 fn read(at: u64, table: &Arc<Table>, row: &[&str]) -> Change {
     let mut change = change(at, Op::Read, table, None, Some(row));
