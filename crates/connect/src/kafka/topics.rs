@@ -1,6 +1,6 @@
 //! The topics of streams: making them, their limits, and whether they stay as they are.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -88,9 +88,38 @@ impl Topics {
         let limit = described.get("max.message.bytes").and_then(|bytes| bytes.parse().ok());
         let policy = described.get("cleanup.policy");
         let compacted = policy.map_or(spec.retention.compact, |policy| policy.contains("compact"));
+        if self.get(&spec.name).is_none() {
+            self.compare(&name, &settings, &described);
+        }
         let topic = Topic { name, partitions, limit, compacted, wrong: None };
         self.write().insert(Arc::clone(&spec.name), topic);
         Ok(partitions)
+    }
+
+    /// Says where a topic that was there keeps events for another time than its stream says.
+    fn compare(&self, name: &str, wanted: &[(&str, String)], described: &HashMap<String, String>) {
+        let differing = differing(wanted, described);
+        if !differing.is_empty() {
+            let has = |(key, _): &&(&str, String)| format!("{key}={}", described[*key]);
+            let has: Vec<String> = differing.iter().map(has).collect();
+            tracing::warn!(
+                "topic {name} has {}: it lets go of other events than its stream's `retention` says. Change that, or \
+                 run: {}",
+                has.join(" "),
+                self.alter_command(name, &differing)
+            );
+        }
+    }
+
+    /// The command that changes a topic's settings.
+    fn alter_command(&self, name: &str, settings: &[&(&str, String)]) -> String {
+        let pair = |(key, value): &&(&str, String)| match value.contains(',') {
+            true => format!("{key}=[{value}]"),
+            false => format!("{key}={value}"),
+        };
+        let pairs: Vec<String> = settings.iter().map(pair).collect();
+        let (brokers, pairs) = (self.config.brokers.join(","), pairs.join(","));
+        format!("kafka-configs.sh --bootstrap-server {brokers} --alter --topic {name} --add-config {pairs}")
     }
 
     /// Remembers a stream that is only read, if it is there.
@@ -120,10 +149,7 @@ impl Topics {
             Some(policy) if policy != "compact" => {
                 let what =
                     format!("topic {name} would lose how far sources have come: cleanup.policy is {policy}");
-                let alter = format!(
-                    "kafka-configs.sh --bootstrap-server {} --alter --topic {name} --add-config cleanup.policy=compact",
-                    self.config.brokers.join(","),
-                );
+                let alter = self.alter_command(name, &[&settings[0]]);
                 Err(Error::new(Kind::Refused, what).hint(format!("run: {alter}")))
             }
             _ => Ok(()),
@@ -308,6 +334,21 @@ fn settings(retention: &Retention, partitions: u32) -> Vec<(&'static str, String
     ]
 }
 
+/// The settings that a topic has otherwise; those that we may not know are taken to be right.
+fn differing<'a>(
+    wanted: &'a [(&'a str, String)],
+    described: &HashMap<String, String>,
+) -> Vec<&'a (&'a str, String)> {
+    let parts = |value: &str| value.split(',').map(|part| part.trim().to_owned()).collect::<BTreeSet<_>>();
+    let deletes = described.get("cleanup.policy").is_none_or(|policy| policy.contains("delete"));
+    let differs = |(key, value): &&(&str, String)| {
+        // How long things are kept says nothing where nothing is deleted.
+        let counts = *key == "cleanup.policy" || deletes;
+        counts && described.get(*key).is_some_and(|has| parts(has) != parts(value))
+    };
+    wanted.iter().filter(differs).collect()
+}
+
 fn contract(topic: &str, has: u32, wanted: u32) -> Error {
     let what = format!("topic {topic} has {has} partitions, the stream is to have {wanted}");
     Error::new(Kind::Contract, what).hint(format!(
@@ -325,6 +366,27 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_topic_has_otherwise_is_found() {
+        let differing = |retention: &Retention, has: &[(&str, &str)]| {
+            let has = has.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            differing(&settings(retention, 1), &has).iter().map(|(key, _)| *key).collect::<Vec<_>>().join(" ")
+        };
+        let week = ("retention.ms", "604800000");
+        let forever = Retention::default();
+        assert_eq!(differing(&forever, &[("cleanup.policy", "delete"), week]), "retention.ms");
+        assert_eq!(differing(&forever, &[("cleanup.policy", "delete"), ("retention.ms", "-1")]), "");
+        assert_eq!(differing(&forever, &[]), "");
+        let compact = Retention { compact: true, ..forever };
+        assert_eq!(differing(&compact, &[("cleanup.policy", "compact"), week]), "");
+        assert_eq!(
+            differing(&compact, &[("cleanup.policy", "delete,compact"), week]),
+            "cleanup.policy retention.ms"
+        );
+        let both = Retention { compact: true, max_age: Some(Duration::from_hours(168)), max_bytes: None };
+        assert_eq!(differing(&both, &[("cleanup.policy", "delete, compact"), week]), "");
+    }
 
     #[test]
     fn retention_becomes_settings_of_a_topic() {

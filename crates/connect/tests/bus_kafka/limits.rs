@@ -245,3 +245,23 @@ async fn a_group_of_another_process_is_seen() {
         status.streams[0].groups.iter().map(|group| (&*group.group, group.lag_events)).collect();
     assert_eq!(groups, [(&*format!("reads-{stream}"), 1)]);
 }
+
+/// A topic is made as the config says, by the brokers' own word.
+#[tokio::test]
+async fn a_topic_is_made_as_it_was_asked_for() {
+    let config = KafkaConfig { replication: Some(1), ..shared().await };
+    let (bus, stream) = (open(&config).await, unique("stream"));
+    let retention =
+        Retention { max_age: Some(Duration::from_secs(3600)), max_bytes: Some(1 << 20), compact: true };
+    bus.ensure(&StreamSpec { retention, ..spec(&stream, 2) }).await.unwrap();
+    let (admin, options) = admin(&config.brokers[0]);
+    let described = admin.describe_configs([&ResourceSpecifier::Topic(&stream)], &options).await.unwrap();
+    let described = described.into_iter().next().unwrap().unwrap();
+    let value = |name: &str| described.get(name).and_then(|entry| entry.value.clone()).unwrap();
+    let values = ["cleanup.policy", "retention.ms", "retention.bytes"].map(value);
+    assert_eq!(values, ["compact,delete", "3600000", "524288"]);
+    let metadata = admin.inner().fetch_metadata(Some(&stream), Duration::from_secs(30)).unwrap();
+    let partitions = metadata.topics()[0].partitions();
+    let copies: Vec<usize> = partitions.iter().map(|partition| partition.replicas().len()).collect();
+    assert_eq!(copies, [1, 1]);
+}
