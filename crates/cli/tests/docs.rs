@@ -125,3 +125,33 @@ fn every_command_and_flag_is_in_the_documents() {
         }
     }
 }
+
+/// The names of all functions in the Rust files under a folder.
+fn functions(folder: &Path, names: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            functions(&entry, names);
+        } else if entry.extension().is_some_and(|extension| extension == "rs") {
+            let text = std::fs::read_to_string(&entry).unwrap();
+            let name = |rest: &str| rest.split(['(', '<']).next().map(str::to_owned);
+            names.extend(text.split("fn ").skip(1).filter_map(name));
+        }
+    }
+}
+
+#[test]
+fn every_guarantee_names_tests_that_there_are() {
+    let mut there = BTreeSet::new();
+    functions(&root().join("crates"), &mut there);
+    let text = read("docs/guarantees.md");
+    for number in 1..=8 {
+        let heading = format!("\n## {number}. ");
+        let (_, rest) = text.split_once(&heading).unwrap_or_else(|| panic!("there is no {heading}"));
+        let part = rest.split("\n## ").next().unwrap_or(rest);
+        let (_, shown) =
+            part.split_once("\nShown by ").unwrap_or_else(|| panic!("{number} is shown by nothing"));
+        for name in shown.split('`').skip(1).step_by(2) {
+            assert!(there.contains(name), "{number} is shown by {name}, which is not there");
+        }
+    }
+}
