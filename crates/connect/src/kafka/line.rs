@@ -17,7 +17,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::learned::{Learned, too_large};
 use super::ledger::{Batch, Ledger, Write};
+use super::topics::Batches;
 use super::{KafkaConfig, context, errors, record};
 
 /// How long what was accepted may still take when the bus is closed.
@@ -32,13 +34,13 @@ pub struct Line {
     promises: TaskTracker,
     ended: CancellationToken,
     retired: AtomicBool,
-    /// The most bytes of a record batch.
-    pub batch_bytes: u32,
 }
 
 /// What the thread of delivery reports and the publishers share.
 struct Shared {
     ledger: Ledger,
+    learned: Arc<Learned>,
+    batches: Batches,
     positions_topic: String,
     stop: AtomicBool,
     producer: OnceLock<Weak<BaseProducer<Reports>>>,
@@ -64,6 +66,13 @@ impl ProducerContext<NoCustomPartitioner> for Reports {
         match result {
             Ok(_) => self.0.count(&batch),
             Err((error, message)) => {
+                if too_large(error) {
+                    self.0.learned.refused(
+                        message.topic(),
+                        record::sent_size(message),
+                        self.0.batches.most_bytes,
+                    );
+                }
                 let doing = format!("publishing to topic {}", message.topic());
                 self.0.fail(&batch, errors::error(error.clone(), doing));
             }
@@ -103,18 +112,18 @@ impl Shared {
 }
 
 impl Line {
-    /// A producer whose record batches hold at most `batch_bytes`. Makes threads: not for async code.
-    pub fn start(config: &KafkaConfig, batch_bytes: u32) -> Result<Self> {
+    /// A producer that sends such record batches. Makes threads: not for async code.
+    pub fn start(config: &KafkaConfig, batches: Batches, learned: Arc<Learned>) -> Result<Self> {
         let reports = Arc::new(Shared {
             ledger: Ledger::default(),
+            learned,
+            batches,
             positions_topic: config.positions_topic.clone(),
             stop: AtomicBool::new(false),
             producer: OnceLock::new(),
         });
-        let producer = BaseProducer::from_config_and_context(
-            &config.producer(batch_bytes),
-            Reports(Arc::clone(&reports)),
-        );
+        let producer =
+            BaseProducer::from_config_and_context(&config.producer(batches), Reports(Arc::clone(&reports)));
         let producer = Arc::new(producer.map_err(|error| errors::error(error, "making a Kafka producer"))?);
         reports.producer.get_or_init(|| Arc::downgrade(&producer));
         let ended = CancellationToken::new();
@@ -143,14 +152,7 @@ impl Line {
             Error::new(Kind::Internal, "starting the thread of delivery reports").because(error)
         })?;
         let producer = Mutex::new(Some(producer));
-        Ok(Self {
-            producer,
-            reports,
-            promises: TaskTracker::new(),
-            ended,
-            retired: AtomicBool::new(false),
-            batch_bytes,
-        })
+        Ok(Self { producer, reports, promises: TaskTracker::new(), ended, retired: AtomicBool::new(false) })
     }
 
     /// Hands a batch to librdkafka, which copies it; `permit` stands for its bytes.
@@ -190,6 +192,11 @@ impl Line {
         }
         self.reports.count(&batch);
         Ok(Accepted::new(kept))
+    }
+
+    /// How it sends record batches.
+    pub fn batches(&self) -> Batches {
+        self.reports.batches
     }
 
     /// Whether a record could not be delivered, so that a new line is needed.

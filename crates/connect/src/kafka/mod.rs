@@ -4,11 +4,13 @@
 //! partition through every retry. Checkpoints go to a compacted topic of their own once the events
 //! before them are acknowledged, so they may trail, never lead. A record that can never be delivered
 //! stops the producer for good; the bus makes a new one when a source asks for its checkpoint again.
+//! One that is too large for the brokers is rejected then, whether or not the topic's limit is known.
 
 mod client;
 mod config;
 mod context;
 mod errors;
+mod learned;
 mod ledger;
 mod line;
 mod positions;
@@ -112,20 +114,26 @@ impl KafkaBus {
                  topic {name} where that is lower"
             ));
         }
-        let limit = topic.limit.filter(|limit| size > *limit as usize)?;
-        Some(format!(
-            "the event has {size} bytes, topic {name} allows {limit}: raise its max.message.bytes \
-             (kafka-configs.sh --alter --topic {name} --add-config max.message.bytes={})",
+        let raise = format!(
+            "raise its max.message.bytes (kafka-configs.sh --alter --topic {name} --add-config max.message.bytes={})",
             size.next_multiple_of(1 << 20)
+        );
+        if let Some(limit) = topic.limit.filter(|limit| size > *limit as usize) {
+            return Some(format!("the event has {size} bytes, topic {name} allows {limit}: {raise}"));
+        }
+        let refused = topic.refused.filter(|refused| size >= *refused)?;
+        Some(format!(
+            "the event has {size} bytes, and the brokers refused one of {refused} as too large for topic {name}: \
+             {raise}, and start Headwater again"
         ))
     }
 
-    /// The line to publish on: a new one if there is none, or if a topic takes only smaller batches.
+    /// The line to publish on: a new one if there is none, or if a topic needs other batches.
     async fn line(&self) -> Result<Arc<Line>> {
-        let wanted = self.shared.topics.batch_bytes();
+        let wanted = self.shared.topics.batches();
         let mut current = self.shared.line.lock().await;
         if let Some(line) = &*current
-            && (line.is_broken() || line.batch_bytes <= wanted)
+            && (line.is_broken() || line.batches().serve(&wanted))
         {
             return Ok(Arc::clone(line));
         }
@@ -133,7 +141,8 @@ impl KafkaBus {
         let _idle = if current.is_some() { Some(self.budget(self.units).await?) } else { None };
         self.shared.topics.ensure_positions().await?;
         let config = self.shared.config.clone();
-        let line = Arc::new(blocking(move || Line::start(&config, wanted)).await?);
+        let learned = Arc::clone(&self.shared.topics.learned);
+        let line = Arc::new(blocking(move || Line::start(&config, wanted, learned)).await?);
         if let Some(old) = current.replace(Arc::clone(&line)) {
             old.retire();
         }

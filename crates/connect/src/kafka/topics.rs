@@ -10,6 +10,7 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::client::{Asker, Client};
+use super::learned::Learned;
 use super::{KafkaConfig, errors};
 
 /// A record batch of librdkafka's default size passes the default limit of a topic.
@@ -20,6 +21,8 @@ pub struct Topics {
     config: KafkaConfig,
     client: Client,
     known: RwLock<HashMap<Arc<str>, Topic>>,
+    /// What the brokers refused.
+    pub learned: Arc<Learned>,
 }
 
 /// A stream's topic, as it was when the stream was ensured.
@@ -31,18 +34,41 @@ pub struct Topic {
     pub partitions: u32,
     /// The most bytes of a record batch (`max.message.bytes`); `None` when we may not know.
     pub limit: Option<u32>,
+    /// It is published to, and its limit is not known.
+    pub blind: bool,
+    /// The brokers refuse records of this size as too large, whatever the limit says.
+    pub refused: Option<usize>,
     /// What is wrong with it since.
     pub wrong: Option<String>,
 }
 
+/// How record batches are sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Batches {
+    /// The most bytes of one, unless it is a single record.
+    pub most_bytes: u32,
+    /// The next is sent only when one was taken. A broker takes the second batch of a producer that it does
+    /// not know yet even when it refused the first: so where a batch may well be refused, none follows it.
+    pub one_by_one: bool,
+}
+
+impl Batches {
+    /// Whether batches sent like this are as `wanted`.
+    pub fn serve(&self, wanted: &Self) -> bool {
+        self.most_bytes <= wanted.most_bytes && (self.one_by_one || !wanted.one_by_one)
+    }
+}
+
 impl Topics {
     pub fn new(config: &KafkaConfig) -> Result<Self> {
-        Ok(Self { config: config.clone(), client: Client::start(config)?, known: RwLock::default() })
+        let (client, learned) = (Client::start(config)?, Arc::default());
+        Ok(Self { config: config.clone(), client, known: RwLock::default(), learned })
     }
 
     /// What is known of a stream's topic.
     pub fn get(&self, stream: &str) -> Option<Topic> {
-        self.read().get(stream).cloned()
+        let topic = self.read().get(stream).cloned()?;
+        Some(Topic { refused: self.learned.limit(&topic.name), ..topic })
     }
 
     /// All that is known.
@@ -50,9 +76,12 @@ impl Topics {
         self.read().iter().map(|(stream, topic)| (Arc::clone(stream), topic.clone())).collect()
     }
 
-    /// The most bytes that a record batch may have, whatever its topic.
-    pub fn batch_bytes(&self) -> u32 {
-        self.read().values().filter_map(|topic| topic.limit).fold(BATCH_BYTES, u32::min)
+    /// What record batches every topic takes.
+    pub fn batches(&self) -> Batches {
+        let topics = self.read();
+        let known = topics.values().filter_map(|topic| topic.limit).fold(BATCH_BYTES, u32::min);
+        let most_bytes = self.learned.batch().map_or(known, |learned| known.min(learned));
+        Batches { most_bytes, one_by_one: topics.values().any(|topic| topic.blind) }
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<Arc<str>, Topic>> {
@@ -74,8 +103,12 @@ impl Topics {
         }
         let described = self.describe(&name).await?;
         let limit = described.get("max.message.bytes").and_then(|bytes| bytes.parse().ok());
-        let topic = Topic { name, partitions, limit, wrong: None };
-        self.write().insert(Arc::clone(&spec.name), topic);
+        let topic = Topic { name, partitions, limit, blind: limit.is_none(), refused: None, wrong: None };
+        let mut known = self.write();
+        if known.get(&spec.name).is_some_and(|before| before.limit != limit) {
+            self.learned.forget(&topic.name);
+        }
+        known.insert(Arc::clone(&spec.name), topic);
         Ok(partitions)
     }
 
@@ -86,7 +119,7 @@ impl Topics {
             return Err(Error::new(Kind::Refused, format!("there is no stream {stream} (topic {name})"))
                 .hint("streams are made by `headwater run`; is its name right, and `topic_prefix`?"));
         };
-        let topic = Topic { name, partitions, limit: None, wrong: None };
+        let topic = Topic { name, partitions, limit: None, blind: false, refused: None, wrong: None };
         self.write().entry(Arc::clone(stream)).or_insert(topic);
         Ok(())
     }
@@ -224,7 +257,8 @@ impl Topics {
                 Ok(entries.filter_map(|entry| Some((entry.name, entry.value?))).collect())
             }
             Some(Err(code)) => {
-                tracing::warn!(topic = name, %code, "cannot read the topic's settings; its limits are not known");
+                tracing::warn!(topic = name, %code, "cannot read the topic's settings (the right DescribeConfigs is missing): its limits are \
+                     not known, so the brokers get one request at a time");
                 Ok(HashMap::new())
             }
             None => Ok(HashMap::new()),

@@ -6,23 +6,15 @@ use headwater_connect::kafka::{KafkaBus, KafkaConfig};
 use headwater_core::ports::{Bus, Published};
 use headwater_core::{Header, Kind, partition_of};
 use headwater_testkit::servers::Kafka;
-use rdkafka::admin::{AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{NewPartitions, NewTopic, TopicReplication};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 
 use super::tools::{
-    accept, admin, checkpoint, event, number, open, publish, read, spec, unique, until, within,
+    accept, admin, checkpoint, event, large, limit, number, open, publish, read, spec, unique, until, within,
 };
 
 async fn shared() -> KafkaConfig {
     KafkaConfig::new([Kafka::shared().await.unwrap().brokers()])
-}
-
-async fn limit(config: &KafkaConfig, topic: &str, bytes: &str) {
-    let (admin, options) = admin(&config.brokers[0]);
-    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", bytes);
-    for result in admin.alter_configs([&change], &options).await.unwrap() {
-        result.unwrap();
-    }
 }
 
 async fn reason(bus: &KafkaBus, event: headwater_core::Event) -> String {
@@ -56,7 +48,7 @@ async fn the_limit_of_a_topic_is_exact_enough() {
             .await;
     bus.ensure(&spec(&stream, 1)).await.unwrap();
     publish(&bus, vec![event(&stream, Some(0), 0, 1)], None).await.unwrap();
-    limit(&config, &stream, "20000").await;
+    limit(&config.brokers[0], &stream, "20000").await;
     bus.ensure(&spec(&stream, 1)).await.unwrap();
     let mut fits = 20_000;
     while let Published::Rejected { .. } =
@@ -82,10 +74,8 @@ async fn a_limit_lowered_underway_rejects_after_reopening() {
     bus.ensure(&spec(&stream, 1)).await.unwrap();
     bus.checkpoint(&source).await.unwrap();
     publish(&bus, vec![event(&stream, Some(0), 1, 10)], Some(checkpoint(&source, 1))).await.unwrap();
-    limit(&config, &stream, "5000").await;
-    // Random digits do not compress below the limit.
-    let digits: String = (0..50_000).map(|_| char::from(rand::random_range(b'!'..b'~'))).collect();
-    let big = headwater_core::Event { payload: Some(digits.into()), ..event(&stream, Some(0), 2, 1) };
+    limit(&config.brokers[0], &stream, "5000").await;
+    let big = large(&stream, 2, 50_000);
     let large = accept(&bus, vec![big.clone()], Some(checkpoint(&source, 2))).await.unwrap();
     let after = accept(&bus, vec![event(&stream, Some(0), 3, 10)], Some(checkpoint(&source, 3))).await;
     let error = within(large.durable()).await.unwrap_err();
@@ -116,9 +106,8 @@ async fn recovery_waits_until_all_have_heard() {
     let (stream, source) = (unique("stream"), unique("source"));
     bus.ensure(&spec(&stream, 1)).await.unwrap();
     bus.checkpoint(&source).await.unwrap();
-    limit(&config, &stream, "1000").await;
-    let digits: String = (0..50_000).map(|_| char::from(rand::random_range(b'!'..b'~'))).collect();
-    let big = headwater_core::Event { payload: Some(digits.into()), ..event(&stream, Some(0), 1, 1) };
+    limit(&config.brokers[0], &stream, "1000").await;
+    let big = large(&stream, 1, 50_000);
     let one = accept(&bus, vec![big.clone()], None).await.unwrap();
     let other = accept(&bus, vec![event(&stream, Some(0), 2, 10)], None).await.unwrap();
     within(one.durable()).await.unwrap_err();
