@@ -1,5 +1,5 @@
 //! The commands on PostgreSQL: init, check, run, status, tail, with an outbox and with messages.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 
@@ -40,6 +40,38 @@ async fn init_makes_the_outbox_once() {
     let refused = shop.headwater(&["init", &format!("{user_and_host}/nowhere")]);
     assert_eq!(refused.code, Some(3), "{refused:?}");
     assert!(refused.err.contains("\"nowhere\" does not exist"), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_its_table_cannot_feed_is_found_before_anything_is_made() {
+    let (shop, database) = (Shop::new(), database().await);
+    database
+        .execute("CREATE TABLE orders (id int PRIMARY KEY, state text, total numeric, twice int GENERATED ALWAYS AS (id * 2) STORED)")
+        .await
+        .unwrap();
+    let check = |streams: &str| {
+        let (url, listen, name) = (database.url(), &shop.listen, database.name());
+        let text = format!(
+            "[source.shop]\nkind = \"postgres\"\nurl = \"{url}\"\ntables = [\"public.*\"]\nslot = \"{name}\"\n\
+             [http]\nlisten = \"{listen}\"\n{streams}"
+        );
+        std::fs::write(shop.config(), text).unwrap();
+        shop.headwater(&["check", "CONFIG"])
+    };
+    let fits = "[stream.orders]\nfrom = \"shop.orders\"\ncolumns = [\"id\", \"state\", \"total\"]\n";
+    let ended = check(fits);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let ended = check(&fits.replace("total", "totle"));
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    let says = ["table public.orders has no column \"totle\"", "did you mean \"total\"?"];
+    assert!(says.iter().all(|says| ended.out.contains(says)), "{}", ended.out);
+    let ended = check(&fits.replace("shop.orders", "shop.oders"));
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.out.contains("did you mean \"shop.public.orders\"?"), "{}", ended.out);
+    // What a delete does not say cannot be the order key.
+    let ended = check(&format!("{fits}order_key = \"state\"\n"));
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.out.contains("REPLICA IDENTITY FULL"), "{}", ended.out);
 }
 
 #[tokio::test(flavor = "multi_thread")]

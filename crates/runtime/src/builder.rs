@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use headwater_core::ports::{Bus, Connector, ParkedStore};
-use headwater_core::{Error, Kind, Result, StreamSpec, check_stream_name};
+use headwater_core::{Error, Kind, Result, StreamSpec, Table, check_stream_name};
 use tokio::sync::mpsc;
 
 use crate::clock::now;
@@ -96,6 +96,15 @@ impl Builder {
     pub fn verify(&self) -> Result<()> {
         self.check()?;
         self.sources.iter().try_for_each(|setup| self.routes(setup).map(|_| ()))
+    }
+
+    /// Checks the streams that a source feeds against its tables as they are now: each stream that cannot
+    /// be fed by a table it names, and why. Errors are of kind `Contract`.
+    pub fn verify_tables(&self, source: &str, tables: &[Arc<Table>]) -> Result<Vec<Error>> {
+        let Some(setup) = self.sources.iter().find(|setup| setup.name == source) else {
+            return Ok(Vec::new());
+        };
+        self.routes(setup).map(|(routes, _)| routes.misfits(source, tables))
     }
 
     /// Checks as [`Builder::verify`] does, and puts the runtime together.

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use headwater_core::ports::{
-    Accepted, Bus, BusStatus, Connector, Durable, Finding, Parked, ParkedStore, ParkedUsage, Published,
-    Source, SourceStatus, Subscribe, Subscription,
+    Accepted, Bus, BusStatus, Check, Connector, Durable, Parked, ParkedStore, ParkedUsage, Published, Source,
+    SourceStatus, Subscribe, Subscription,
 };
 use headwater_core::{Batch, Checkpoint, Error, Event, EventId, Kind, Result, StreamSpec};
 use rand::rngs::SmallRng;
@@ -197,7 +197,7 @@ impl Connector for FaultyConnector {
         Ok(Box::new(FaultySource { inner, faults: self.faults.clone(), asked: None }))
     }
 
-    async fn check(&self) -> Result<Vec<Finding>> {
+    async fn check(&self) -> Result<Check> {
         self.inner.check().await
     }
 
