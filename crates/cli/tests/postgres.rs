@@ -75,6 +75,35 @@ async fn a_stream_that_its_table_cannot_feed_is_found_before_anything_is_made() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_changes_its_type_is_logged_and_goes_on() {
+    let (shop, database) = (Shop::new(), database().await);
+    configure(&shop, &database);
+    assert_eq!(shop.headwater(&["init", database.url()]).code, Some(0));
+    database.execute("CREATE TABLE orders (id int PRIMARY KEY, state text)").await.unwrap();
+    let headwater = shop.run().await;
+    database
+        .execute(
+            "INSERT INTO orders VALUES (1, '7'); ALTER TABLE orders ALTER state TYPE int USING state::int;
+             INSERT INTO orders VALUES (2, 8)",
+        )
+        .await
+        .unwrap();
+    let tail = ["tail", "orders", "-c", "CONFIG", "--from", "beginning", "--limit", "2", "--json"];
+    let events: Vec<Value> = shop.headwater(&tail).out.lines().map(json).collect();
+    let status = |key: &str| {
+        let event = events.iter().find(|event| event["key"] == key).unwrap();
+        event["payload"]["after"]["status"].clone()
+    };
+    assert_eq!((status("1"), status("2")), ("7".into(), 8.into()));
+    let log = headwater.log_tail();
+    let line = log.lines().find(|line| line.contains("a column changed its type")).expect("it is logged");
+    for part in ["orders", "public.orders", "state", "Text", "Int32"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    headwater.stop(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rows_outbox_and_messages_arrive() {
     let (shop, database) = (Shop::new(), database().await);
     configure(&shop, &database);

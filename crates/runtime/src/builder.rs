@@ -12,7 +12,7 @@ use crate::config::{Columns, OutboxRoute, Settings, StreamConfig};
 use crate::names;
 use crate::pipeline::{Board, SourceTask};
 use crate::runtime::{Runtime, SourceHandle};
-use crate::shape::{OutboxTable, Routes, StreamRoute};
+use crate::shape::{OutboxTable, Routes, Seen, StreamRoute};
 
 struct SourceSetup {
     name: String,
@@ -164,7 +164,8 @@ impl Builder {
             stream: route.stream.clone(),
         };
         let outboxes = setup.outbox.iter().map(outbox).collect();
-        Ok((Routes { streams, outboxes, undeclared: Arc::new(self.outbox_streams.clone()) }, specs))
+        let undeclared = Arc::new(self.outbox_streams.clone());
+        Ok((Routes { streams, outboxes, undeclared, seen: Seen::default() }, specs))
     }
 
     fn check(&self) -> Result<()> {

@@ -9,6 +9,7 @@ use headwater_wire::format::{Contract, OutboxColumns};
 use super::condition::Condition;
 use super::outbox::OutboxPlan;
 use super::plan::Plan;
+use super::seen::Seen;
 use crate::config::{Columns, StreamConfig, TableRef};
 
 /// Where the changes of one source go.
@@ -20,6 +21,8 @@ pub struct Routes {
     pub outboxes: Vec<OutboxTable>,
     /// What a stream is like that an outbox row names and the config does not.
     pub undeclared: Arc<StreamConfig>,
+    /// What its tables looked like.
+    pub seen: Seen,
 }
 
 /// A declared stream.
