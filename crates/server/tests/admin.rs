@@ -63,9 +63,19 @@ async fn a_runtime_that_is_well_is_ready_and_says_how_it_is() {
     assert_eq!(status.bus.unwrap().kind, "memory");
     let (code, body) = get(addr, "/metrics").await;
     assert_eq!(code, 200);
-    for metric in
-        ["headwater_source_up{source=\"shop\"} 1", "headwater_memory_bytes", "headwater_lag_seconds"]
-    {
+    for metric in [
+        "headwater_source_up{source=\"shop\"} 1",
+        "headwater_events_total{source=\"shop\",stream=\"orders\"} 0",
+        "headwater_bytes_total{source=\"shop\"} 0",
+        "headwater_retries_total{source=\"shop\"} 0",
+        "headwater_parked_total{source=\"shop\",stream=\"orders\"} 0",
+        "headwater_parked{source=\"shop\"} 0",
+        "headwater_in_flight_bytes{source=\"shop\"} 0",
+        "headwater_lag_bytes{source=\"shop\"} NaN",
+        "headwater_lag_seconds{source=\"shop\"} 0",
+        "headwater_stream_stopped{stream=\"orders\"} 0",
+        "\nheadwater_memory_bytes ",
+    ] {
         assert!(body.contains(metric), "{metric} in {body}");
     }
     assert_eq!(get(addr, "/nothing").await.0, 404);

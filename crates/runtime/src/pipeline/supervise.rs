@@ -43,6 +43,7 @@ pub struct SourceTask {
 impl SourceTask {
     /// Runs until `stop` (then `Ok`) or an error that no retry can mend.
     pub async fn run(mut self, stop: CancellationToken) -> Result<()> {
+        crate::metrics::begin(&self.name, self.specs.iter().map(|spec| &*spec.name));
         let mut backoff = Backoff::new(self.settings.retry_max);
         loop {
             let began = Instant::now();
