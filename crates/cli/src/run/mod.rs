@@ -13,7 +13,7 @@ use crate::args::RunArgs;
 pub use data_dir::{DataDir, free_bytes};
 pub use engine::Engine;
 
-/// Runs until a signal; 0 when everything that was read is published and confirmed.
+/// Runs until a signal, then lets what was read be published and confirmed.
 pub async fn run(args: &RunArgs) -> Result<u8> {
     let config = config::load(&args.config.config)?;
     logging::init(&config.log);
@@ -25,6 +25,6 @@ pub async fn run(args: &RunArgs) -> Result<u8> {
     engine.announce(&config);
     engine.look_at_tables(&config)?;
     engine.run(stop).await?;
-    tracing::info!("stopped; everything that was read is published and confirmed");
+    tracing::info!("stopped");
     Ok(0)
 }

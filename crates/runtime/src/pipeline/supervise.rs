@@ -96,7 +96,12 @@ impl SourceTask {
             tokio::try_join!(reader.run(&mut self.releases, stop), publisher.run(todo, line)).map(drop)
         };
         tokio::select! {
-            outcome = flow => outcome,
+            outcome = flow => {
+                if outcome.is_ok() {
+                    tracing::info!(source = %name, "stopped; everything that was read is published and confirmed");
+                }
+                outcome
+            }
             () = async { stop.cancelled().await; tokio::time::sleep(settings.drain_timeout).await } => {
                 tracing::warn!(source = %name, "stopped before all was confirmed; the rest is read again next time");
                 Ok(())
