@@ -230,10 +230,14 @@ async fn a_release_makes_room_in_a_full_parked_store() {
     }
     world.source.commit([insert(6, 1, "later"), insert(7, 2, "c")]);
     // What cannot go on changes nothing.
-    let error = running.runtime.release("orders", Some(b"1")).await.unwrap_err();
+    let release = || {
+        let released = running.runtime.release("orders", Some(b"1"));
+        async { tokio::time::timeout(std::time::Duration::from_secs(60), released).await.expect("it waits") }
+    };
+    let error = release().await.unwrap_err();
     assert_eq!(error.kind(), Kind::Contract);
     world.bus.reject_larger_than(Some(6000));
-    assert_eq!(running.runtime.release("orders", Some(b"1")).await.unwrap(), 1);
+    assert_eq!(release().await.unwrap(), 1);
     eventually("all is confirmed", || {
         world.source.confirmed().is_some_and(|at| at.position.numbers()[0] == 7)
     })
