@@ -9,8 +9,6 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use serde::{Deserialize, Deserializer};
 
-use super::topics::Batches;
-
 /// `[bus] kind = "kafka"`: the settings of the Kafka bus. Durations are written `"1ms"`, `"30s"`.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -204,8 +202,8 @@ impl KafkaConfig {
         config
     }
 
-    /// The producer.
-    pub(super) fn producer(&self, batches: Batches) -> ClientConfig {
+    /// The producer; a record batch holds at most `batch_bytes`, unless it is a single event.
+    pub(super) fn producer(&self, batch_bytes: u32) -> ClientConfig {
         let mut config = self.client();
         config.set("enable.idempotence", "true");
         config.set("enable.gapless.guarantee", "true");
@@ -214,10 +212,7 @@ impl KafkaConfig {
         config.set("partitioner", "murmur2_random");
         config.set("compression.codec", self.compression.as_str());
         config.set("linger.ms", format!("{}", self.linger.as_secs_f64() * 1000.0));
-        config.set("batch.size", batches.most_bytes.to_string());
-        if batches.one_by_one {
-            config.set("max.in.flight", "1");
-        }
+        config.set("batch.size", batch_bytes.to_string());
         // The limit that is checked before: with room for how librdkafka counts.
         config.set(
             "message.max.bytes",
@@ -272,8 +267,6 @@ impl fmt::Debug for KafkaConfig {
 mod tests {
     use super::*;
 
-    const BATCHES: Batches = Batches { most_bytes: 1000, one_by_one: true };
-
     #[test]
     fn reads_with_defaults_and_passes_options_on() {
         let text = r#"
@@ -283,7 +276,7 @@ mod tests {
         "#;
         let config: KafkaConfig = toml::from_str(text).unwrap();
         config.check().unwrap();
-        let client = config.producer(BATCHES);
+        let client = config.producer(1000);
         assert_eq!(client.get("bootstrap.servers"), Some("a:9092,b:9092"));
         assert_eq!(client.get("security.protocol"), Some("SASL_SSL"));
         assert_eq!(client.get("linger.ms"), Some("5"));
@@ -305,7 +298,7 @@ mod tests {
     #[test]
     fn librdkafka_takes_all_of_it() {
         let config = KafkaConfig::new(["a:9092"]);
-        config.producer(BATCHES).create_native_config().unwrap();
+        config.producer(1000).create_native_config().unwrap();
         config.consumer("group").create_native_config().unwrap();
     }
 }

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::learned::{Learned, too_large};
 use super::ledger::{Batch, Ledger, Write};
-use super::topics::Batches;
+use super::warm::Warm;
 use super::{KafkaConfig, context, errors, record};
 
 /// How long what was accepted may still take when the bus is closed.
@@ -34,13 +34,16 @@ pub struct Line {
     promises: TaskTracker,
     ended: CancellationToken,
     retired: AtomicBool,
+    /// Where the brokers know it.
+    pub warm: Warm,
 }
 
 /// What the thread of delivery reports and the publishers share.
 struct Shared {
     ledger: Ledger,
     learned: Arc<Learned>,
-    batches: Batches,
+    /// The most bytes of a record batch.
+    batch_bytes: u32,
     positions_topic: String,
     stop: AtomicBool,
     producer: OnceLock<Weak<BaseProducer<Reports>>>,
@@ -67,11 +70,7 @@ impl ProducerContext<NoCustomPartitioner> for Reports {
             Ok(_) => self.0.count(&batch),
             Err((error, message)) => {
                 if too_large(error) {
-                    self.0.learned.refused(
-                        message.topic(),
-                        record::sent_size(message),
-                        self.0.batches.most_bytes,
-                    );
+                    self.0.learned.refused(message.topic(), record::sent_size(message), self.0.batch_bytes);
                 }
                 let doing = format!("publishing to topic {}", message.topic());
                 self.0.fail(&batch, errors::error(error.clone(), doing));
@@ -112,18 +111,20 @@ impl Shared {
 }
 
 impl Line {
-    /// A producer that sends such record batches. Makes threads: not for async code.
-    pub fn start(config: &KafkaConfig, batches: Batches, learned: Arc<Learned>) -> Result<Self> {
+    /// A producer whose record batches hold at most `batch_bytes`. Makes threads: not for async code.
+    pub fn start(config: &KafkaConfig, batch_bytes: u32, learned: Arc<Learned>) -> Result<Self> {
         let reports = Arc::new(Shared {
             ledger: Ledger::default(),
             learned,
-            batches,
+            batch_bytes,
             positions_topic: config.positions_topic.clone(),
             stop: AtomicBool::new(false),
             producer: OnceLock::new(),
         });
-        let producer =
-            BaseProducer::from_config_and_context(&config.producer(batches), Reports(Arc::clone(&reports)));
+        let producer = BaseProducer::from_config_and_context(
+            &config.producer(batch_bytes),
+            Reports(Arc::clone(&reports)),
+        );
         let producer = Arc::new(producer.map_err(|error| errors::error(error, "making a Kafka producer"))?);
         reports.producer.get_or_init(|| Arc::downgrade(&producer));
         let ended = CancellationToken::new();
@@ -152,7 +153,14 @@ impl Line {
             Error::new(Kind::Internal, "starting the thread of delivery reports").because(error)
         })?;
         let producer = Mutex::new(Some(producer));
-        Ok(Self { producer, reports, promises: TaskTracker::new(), ended, retired: AtomicBool::new(false) })
+        Ok(Self {
+            producer,
+            reports,
+            promises: TaskTracker::new(),
+            ended,
+            retired: AtomicBool::new(false),
+            warm: Warm::default(),
+        })
     }
 
     /// Hands a batch to librdkafka, which copies it; `permit` stands for its bytes.
@@ -194,9 +202,9 @@ impl Line {
         Ok(Accepted::new(kept))
     }
 
-    /// How it sends record batches.
-    pub fn batches(&self) -> Batches {
-        self.reports.batches
+    /// The most bytes of a record batch.
+    pub fn batch_bytes(&self) -> u32 {
+        self.reports.batch_bytes
     }
 
     /// Whether a record could not be delivered, so that a new line is needed.

@@ -18,6 +18,7 @@ mod record;
 mod status;
 mod subscription;
 mod topics;
+mod warm;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +64,7 @@ impl KafkaBus {
         config.check()?;
         let config_too = config.clone();
         let topics = blocking(move || Topics::new(&config_too)).await?;
-        let units = u32::try_from(config.queue_bytes / UNIT).unwrap_or(u32::MAX >> 4).max(1);
+        let units = u32::try_from(config.queue_bytes / UNIT).unwrap_or(u32::MAX >> 4).max(2);
         let shared = Arc::new(Shared { config, topics, line: Mutex::new(None) });
         let watch = AbortOnDropHandle::new(tokio::spawn(watch(Arc::clone(&shared))));
         let budget = Arc::new(Semaphore::new(units as usize));
@@ -128,12 +129,12 @@ impl KafkaBus {
         ))
     }
 
-    /// The line to publish on: a new one if there is none, or if a topic needs other batches.
+    /// The line to publish on: a new one if there is none, or if a topic takes only smaller batches.
     async fn line(&self) -> Result<Arc<Line>> {
-        let wanted = self.shared.topics.batches();
+        let wanted = self.shared.topics.batch_bytes();
         let mut current = self.shared.line.lock().await;
         if let Some(line) = &*current
-            && (line.is_broken() || line.batches().serve(&wanted))
+            && (line.is_broken() || line.batch_bytes() <= wanted)
         {
             return Ok(Arc::clone(line));
         }
@@ -162,23 +163,29 @@ impl Bus for KafkaBus {
         self.shared.topics.ensure(spec).await
     }
 
-    async fn publish(&self, events: Vec<Event>, checkpoint: Option<Checkpoint>) -> Result<Published> {
+    async fn publish(&self, mut events: Vec<Event>, checkpoint: Option<Checkpoint>) -> Result<Published> {
         let rejections = self.rejections(&events)?;
         if !rejections.is_empty() {
             return Ok(Published::Rejected { events, rejections });
         }
         let bytes: usize = events.iter().map(|event| event.size() + RECORD_OVERHEAD).sum();
-        // A batch beyond the budget goes alone.
-        let units = u32::try_from(bytes / UNIT + 1).unwrap_or(u32::MAX).min(self.units);
+        // A batch beyond the budget goes alone. Each part of one has its share.
+        let units = u32::try_from(bytes / UNIT + 2).unwrap_or(u32::MAX).min(self.units);
         loop {
             let line = self.line().await?;
-            let permit = self.budget(units).await?;
+            let mut permit = self.budget(units).await?;
             // It may have been replaced while we waited; now that we have a share it cannot be.
-            if !line.is_retired() {
-                return line
-                    .publish(&self.shared.config, &events, checkpoint, permit)
-                    .map(Published::Accepted);
+            if line.is_retired() {
+                continue;
             }
+            let config = &self.shared.config;
+            let first = line.warm.take_first(&mut events, |stream| self.shared.topics.partitions_of(stream));
+            if !first.is_empty() {
+                let share = permit.split(1).ok_or_else(|| Error::new(Kind::Internal, "sharing a share"))?;
+                line.publish(config, &first, None, share)?.durable().await?;
+                line.warm.known(&first);
+            }
+            return line.publish(config, &events, checkpoint, permit).map(Published::Accepted);
         }
     }
 

@@ -34,29 +34,10 @@ pub struct Topic {
     pub partitions: u32,
     /// The most bytes of a record batch (`max.message.bytes`); `None` when we may not know.
     pub limit: Option<u32>,
-    /// It is published to, and its limit is not known.
-    pub blind: bool,
     /// The brokers refuse records of this size as too large, whatever the limit says.
     pub refused: Option<usize>,
     /// What is wrong with it since.
     pub wrong: Option<String>,
-}
-
-/// How record batches are sent.
-#[derive(Debug, Clone, Copy)]
-pub struct Batches {
-    /// The most bytes of one, unless it is a single record.
-    pub most_bytes: u32,
-    /// The next is sent only when one was taken. A broker takes the second batch of a producer that it does
-    /// not know yet even when it refused the first: so where a batch may well be refused, none follows it.
-    pub one_by_one: bool,
-}
-
-impl Batches {
-    /// Whether batches sent like this are as `wanted`.
-    pub fn serve(&self, wanted: &Self) -> bool {
-        self.most_bytes <= wanted.most_bytes && (self.one_by_one || !wanted.one_by_one)
-    }
 }
 
 impl Topics {
@@ -71,17 +52,20 @@ impl Topics {
         Some(Topic { refused: self.learned.limit(&topic.name), ..topic })
     }
 
+    /// How many partitions a stream's topic has; 0 where that is not known.
+    pub fn partitions_of(&self, stream: &str) -> u32 {
+        self.read().get(stream).map_or(0, |topic| topic.partitions)
+    }
+
     /// All that is known.
     pub fn all(&self) -> Vec<(Arc<str>, Topic)> {
         self.read().iter().map(|(stream, topic)| (Arc::clone(stream), topic.clone())).collect()
     }
 
-    /// What record batches every topic takes.
-    pub fn batches(&self) -> Batches {
-        let topics = self.read();
-        let known = topics.values().filter_map(|topic| topic.limit).fold(BATCH_BYTES, u32::min);
-        let most_bytes = self.learned.batch().map_or(known, |learned| known.min(learned));
-        Batches { most_bytes, one_by_one: topics.values().any(|topic| topic.blind) }
+    /// The most bytes that a record batch may have, whatever its topic.
+    pub fn batch_bytes(&self) -> u32 {
+        let known = self.read().values().filter_map(|topic| topic.limit).fold(BATCH_BYTES, u32::min);
+        self.learned.batch().map_or(known, |learned| known.min(learned))
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<Arc<str>, Topic>> {
@@ -103,7 +87,7 @@ impl Topics {
         }
         let described = self.describe(&name).await?;
         let limit = described.get("max.message.bytes").and_then(|bytes| bytes.parse().ok());
-        let topic = Topic { name, partitions, limit, blind: limit.is_none(), refused: None, wrong: None };
+        let topic = Topic { name, partitions, limit, refused: None, wrong: None };
         let mut known = self.write();
         if known.get(&spec.name).is_some_and(|before| before.limit != limit) {
             self.learned.forget(&topic.name);
@@ -119,7 +103,7 @@ impl Topics {
             return Err(Error::new(Kind::Refused, format!("there is no stream {stream} (topic {name})"))
                 .hint("streams are made by `headwater run`; is its name right, and `topic_prefix`?"));
         };
-        let topic = Topic { name, partitions, limit: None, blind: false, refused: None, wrong: None };
+        let topic = Topic { name, partitions, limit: None, refused: None, wrong: None };
         self.write().entry(Arc::clone(stream)).or_insert(topic);
         Ok(())
     }
@@ -257,8 +241,7 @@ impl Topics {
                 Ok(entries.filter_map(|entry| Some((entry.name, entry.value?))).collect())
             }
             Some(Err(code)) => {
-                tracing::warn!(topic = name, %code, "cannot read the topic's settings (the right DescribeConfigs is missing): its limits are \
-                     not known, so the brokers get one request at a time");
+                tracing::warn!(topic = name, %code, "cannot read the topic's settings (the right DescribeConfigs is missing); its limits are not known");
                 Ok(HashMap::new())
             }
             None => Ok(HashMap::new()),

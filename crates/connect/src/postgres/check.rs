@@ -46,7 +46,9 @@ async fn look(names: &Names, config: &PostgresConfig, check: &mut Check) -> Resu
         Ok(plan) => {
             findings.extend(tables.iter().filter(|table| table.changes).map(|table| of_table(table, &plan)));
             findings.push(publications(names, &plan, &server));
-            check.tables = Some(describe(config, &server, &plan, &tables).await?);
+            if wrong.is_empty() {
+                check.tables = Some(describe(config, &server, &plan, &tables).await?);
+            }
             let narrow = plan.narrow.into_iter();
             findings.extend(narrow.map(|Narrow { what, mend }| Finding::warning(what, mend)));
         }

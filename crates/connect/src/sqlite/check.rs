@@ -52,7 +52,8 @@ fn look(setup: &Setup) -> Result<Check> {
         let shape = &captured.shape;
         Definition::of(shape, captured.captures).table(&shape.name)
     });
-    Ok(Check { findings, tables: Some(tables.collect()) })
+    let all_there = !plan.notes.iter().any(|note| matches!(note, Note::Dropped(_)));
+    Ok(Check { findings, tables: all_there.then(|| tables.collect()) })
 }
 
 fn directory_is_read_only(path: &std::path::Path) -> bool {

@@ -96,6 +96,39 @@ async fn a_limit_lowered_underway_rejects_after_reopening() {
     assert_eq!(bus.checkpoint(&source).await.unwrap(), Some(checkpoint(&source, 5)));
 }
 
+/// A broker takes any first batch of a producer: it must not be one that follows a refused one.
+#[tokio::test]
+async fn nothing_passes_the_first_record_of_a_partition() {
+    let config = shared().await;
+    let (stream, source) = (unique("stream"), unique("source"));
+    for attempt in 0..5 {
+        let bus = open(&config).await;
+        limit_is(&config, &bus, &stream, "1000000").await;
+        bus.checkpoint(&source).await.unwrap();
+        limit(&config.brokers[0], &stream, "5000").await;
+        let events = (0..50).map(|n| event(&stream, Some(0), n, 10));
+        let events = std::iter::once(large(&stream, 99, 50_000)).chain(events).collect();
+        let published = match within(bus.publish(events, None)).await {
+            Ok(Published::Accepted(accepted)) => within(accepted.durable()).await.map(drop),
+            Ok(Published::Rejected { .. }) => panic!("rejected"),
+            Err(error) => Err(error),
+        };
+        let error = published.unwrap_err();
+        assert!(error.is_retryable(), "{error}");
+        within(bus.checkpoint(&source)).await.unwrap();
+        publish(&bus, vec![event(&stream, Some(0), 1000 + attempt, 10)], None).await.unwrap();
+    }
+    let numbers: Vec<u64> = read(&open(&config).await, &stream, 5).await.iter().map(number).collect();
+    assert_eq!(numbers, [1000, 1001, 1002, 1003, 1004]);
+}
+
+/// Makes sure of a topic that has this limit.
+async fn limit_is(config: &KafkaConfig, bus: &KafkaBus, stream: &std::sync::Arc<str>, bytes: &str) {
+    bus.ensure(&spec(stream, 1)).await.unwrap();
+    limit(&config.brokers[0], stream, bytes).await;
+    bus.ensure(&spec(stream, 1)).await.unwrap();
+}
+
 /// After a failure nobody publishes again before everyone has heard of it: a source whose batch was
 /// lost with another's could publish a later one first.
 #[tokio::test]
@@ -106,6 +139,7 @@ async fn recovery_waits_until_all_have_heard() {
     let (stream, source) = (unique("stream"), unique("source"));
     bus.ensure(&spec(&stream, 1)).await.unwrap();
     bus.checkpoint(&source).await.unwrap();
+    publish(&bus, vec![event(&stream, Some(0), 0, 1)], None).await.unwrap();
     limit(&config.brokers[0], &stream, "1000").await;
     let big = large(&stream, 1, 50_000);
     let one = accept(&bus, vec![big.clone()], None).await.unwrap();

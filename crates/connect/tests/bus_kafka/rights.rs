@@ -88,20 +88,23 @@ async fn insist(bus: &KafkaBus, stream: &Arc<str>, mut events: Vec<Event>) -> (V
     loop {
         assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), None);
         within(bus.ensure(&spec(stream, 1))).await.unwrap();
-        match within(bus.publish(events.clone(), at.clone())).await.unwrap() {
-            Published::Rejected { rejections, .. } => {
+        let published = match within(bus.publish(events.clone(), at.clone())).await {
+            Ok(Published::Accepted(accepted)) => within(accepted.durable()).await.map(|_| Vec::new()),
+            Ok(Published::Rejected { rejections, .. }) => Ok(rejections),
+            Err(error) => Err(error),
+        };
+        match published {
+            Ok(rejections) if rejections.is_empty() => return (aside, again),
+            Ok(rejections) => {
                 let of = |rejection: &Rejection| (events[rejection.index].clone(), rejection.reason.clone());
                 aside.extend(rejections.iter().map(of));
                 events.retain(|event| aside.iter().all(|(set_aside, _)| set_aside.id != event.id));
             }
-            Published::Accepted(accepted) => match within(accepted.durable()).await {
-                Ok(_) => return (aside, again),
-                Err(error) => {
-                    assert!(error.is_retryable(), "{error}");
-                    again += 1;
-                    assert!(again < 20, "{error}");
-                }
-            },
+            Err(error) => {
+                assert!(error.is_retryable(), "{error}");
+                again += 1;
+                assert!(again < 20, "{error}");
+            }
         }
     }
 }

@@ -81,7 +81,8 @@ pub struct TableProgress {
 pub struct Check {
     /// What was looked at.
     pub findings: Vec<Finding>,
-    /// The captured tables, as changes made now describe them; `None` when they could not be looked at.
+    /// The captured tables, as changes made now describe them; `None` when not all of them could be
+    /// looked at, which a finding says.
     pub tables: Option<Vec<Arc<Table>>>,
 }
 
