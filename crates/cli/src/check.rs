@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use headwater_cli::config::{self, Config};
-use headwater_core::ports::{Finding, Severity};
+use headwater_core::ports::{Check, Finding, Severity};
 use headwater_core::{Error, Kind, Result};
 use serde::Serialize;
 
@@ -83,14 +83,16 @@ async fn findings(config: &Config, path: &Path) -> Vec<Found> {
     add("bus", vec![bus(config).await]);
     match wiring::connectors(config) {
         Ok(connectors) => {
-            add("streams", streams(config, &connectors));
             let checks = connectors.iter().map(async |(name, connector)| {
                 let answer = tokio::time::timeout(PATIENCE, connector.check()).await;
-                let findings = answer.unwrap_or_else(|_| Err(late()));
-                (name, findings.unwrap_or_else(|error| vec![of_error(&error)]))
+                let check = answer.unwrap_or_else(|_| Err(late()));
+                let failed = |error| Check { findings: vec![of_error(&error)], tables: None };
+                (name.as_str(), check.unwrap_or_else(failed))
             });
-            for (name, findings) in futures::future::join_all(checks).await {
-                add(&format!("source.{name}"), findings);
+            let checks = futures::future::join_all(checks).await;
+            add("streams", streams(config, &connectors, &checks));
+            for (name, check) in checks {
+                add(&format!("source.{name}"), check.findings);
             }
         }
         Err(error) => add("config", vec![of_error(&error)]),
@@ -167,13 +169,23 @@ async fn bus(config: &Config) -> Finding {
     }
 }
 
-/// Whether every stream's declaration makes sense: its names, its condition.
-fn streams(config: &Config, connectors: &Connectors) -> Vec<Finding> {
-    match wiring::builder(config, connectors).and_then(|builder| builder.verify()) {
-        Ok(()) => {
+/// Whether every stream's declaration makes sense: its names, its condition, and its columns where the
+/// tables could be looked at.
+fn streams(config: &Config, connectors: &Connectors, checks: &[(&str, Check)]) -> Vec<Finding> {
+    let verify = || {
+        let builder = wiring::builder(config, connectors)?;
+        builder.verify()?;
+        let known = checks.iter().filter_map(|(name, check)| Some((name, check.tables.as_deref()?)));
+        let misfits = known.map(|(name, tables)| builder.verify_tables(name, tables));
+        let misfits = misfits.collect::<Result<Vec<_>>>()?;
+        Ok::<_, Error>(misfits.iter().flatten().map(of_error).collect::<Vec<_>>())
+    };
+    match verify() {
+        Ok(misfits) if misfits.is_empty() => {
             let declared = human::plural(config.streams.len() as u64, "stream");
             vec![Finding::ok(format!("{declared} declared"))]
         }
+        Ok(misfits) => misfits,
         Err(error) => vec![of_error(&error)],
     }
 }

@@ -4,7 +4,7 @@
 mod support;
 
 use serde_json::Value;
-use support::{PATIENCE, Shop, headwater};
+use support::{PATIENCE, Shop, headwater, until};
 
 #[test]
 fn a_wrong_config_is_2_and_all_of_it_is_said() {
@@ -39,6 +39,31 @@ fn a_condition_that_does_not_compile_is_2() {
     let errors: Vec<&Value> = findings.iter().filter(|finding| finding["severity"] == "error").collect();
     assert_eq!((ended.code, errors.len()), (Some(2), 1), "{report}");
     assert_eq!(errors[0]["where"], "streams");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_its_table_cannot_feed_is_2_and_run_says_so_at_once() {
+    let shop = Shop::new();
+    shop.write_config(
+        "[stream.paid]\nfrom = \"shop.orders\"\ncolumns = [\"id\", \"statu\"]\nwhere = 'after.id > 1'\n\
+         [stream.keyed]\nfrom = \"shop.orders\"\ncolumns = \"*\"\nkey = \"uuid\"\n",
+    );
+    let ended = shop.headwater(&["check", "CONFIG", "--json"]);
+    let report: Value = serde_json::from_str(&ended.out).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    let errors: Vec<&Value> = findings.iter().filter(|finding| finding["severity"] == "error").collect();
+    assert_eq!((ended.code, errors.len()), (Some(2), 2), "{report:#}");
+    assert!(errors.iter().all(|error| error["where"] == "streams"), "{report:#}");
+    let said = |error: &Value| format!("{} {}", error["message"], error["hint"]);
+    let (keyed, paid) = (said(errors[0]), said(errors[1]));
+    assert!(keyed.contains("stream keyed: table main.orders has no column \\\"uuid\\\""), "{keyed}");
+    assert!(paid.contains("stream paid") && paid.contains("did you mean \\\"status\\\"?"), "{paid}");
+    let headwater = shop.run().await;
+    until("the log says so before any change", || {
+        let log = headwater.log_tail();
+        log.contains("stream keyed: table main.orders has no column") && log.contains("stream paid: table")
+    });
+    headwater.stop(PATIENCE).await.unwrap();
 }
 
 #[test]

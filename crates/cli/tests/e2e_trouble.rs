@@ -9,7 +9,7 @@ use std::process::Command;
 
 use common::{PATIENCE, Place, Tables, rows_of, subscribe};
 use headwater_connect::kafka::{KafkaBus, KafkaConfig};
-use headwater_testkit::servers::{Kafka, Postgres};
+use headwater_testkit::servers::{Kafka, Postgres, Right};
 
 const TABLE: &str = "create table note (id int primary key, body text)";
 
@@ -35,14 +35,33 @@ async fn parked(place: &Place, count: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payload_over_kafkas_limit_is_parked_and_others_go_on() {
+    let kafka = Kafka::shared().await.unwrap();
+    let log = parks_what_is_too_large(kafka, &format!("brokers = [\"{}\"]", kafka.brokers())).await;
+    assert!(log.contains("3000"), "the size is named:\n{log}");
+}
+
+/// The same when nobody may tell Headwater the limit, so that the brokers have to refuse it first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payload_over_an_unknown_limit_is_parked_and_others_go_on() {
+    let kafka = Kafka::settings().user("app", "app-secret").authorizes().start().await.unwrap();
+    kafka.allow("app", &[Right::Read, Right::Write, Right::Create]).await.unwrap();
+    let options = "\"security.protocol\" = \"SASL_PLAINTEXT\", \"sasl.mechanism\" = \"PLAIN\", \
+                   \"sasl.username\" = \"app\", \"sasl.password\" = \"app-secret\"";
+    let bus = format!("brokers = [\"{}\"]\noptions = {{ {options} }}", kafka.sasl_brokers());
+    let log = parks_what_is_too_large(&kafka, &bus).await;
+    assert!(log.contains("the brokers refused one of"), "{log}");
+}
+
+/// Returns the last lines of the log.
+async fn parks_what_is_too_large(kafka: &Kafka, bus: &str) -> String {
     let server = Postgres::start().await.unwrap();
     let database = server.create_database().await.unwrap();
     database.execute(TABLE).await.unwrap();
-    let kafka = Kafka::shared().await.unwrap();
-    let bus = format!("kind = \"kafka\"\nbrokers = [\"{}\"]", kafka.brokers());
-    let place = Place::new(&sections(database.url(), &bus));
+    let place = Place::new(&sections(database.url(), &format!("kind = \"kafka\"\n{bus}")));
     let headwater = place.run().await;
-    database.execute("insert into note values (1, repeat('x', 3000000)), (2, 'two')").await.unwrap();
+    // Of 3 MB, and of nothing that compresses well.
+    let large = "(select string_agg(md5(n::text), '') from generate_series(1, 93750) n)";
+    database.execute(&format!("insert into note values (1, {large}), (2, 'two')")).await.unwrap();
     // What follows the parked event in its key waits behind it; other keys go on.
     database
         .execute("update note set body = 'small now' where id = 1; insert into note values (3, 'three')")
@@ -55,8 +74,9 @@ async fn a_payload_over_kafkas_limit_is_parked_and_others_go_on() {
     arrived.until("the others", &mut *events, |arrived| arrived.rows("note").len() == 2).await;
     assert_eq!(arrived.rows("note"), [r#"{"body":"three","id":"3"}"#, r#"{"body":"two","id":"2"}"#]);
     parked(&place, 2).await;
-    assert!(headwater.log_tail().contains("3000"), "the size is named:\n{}", headwater.log_tail());
+    let log = headwater.log_tail();
     assert!(headwater.stop(PATIENCE).await.unwrap().success());
+    log
 }
 
 #[tokio::test(flavor = "multi_thread")]

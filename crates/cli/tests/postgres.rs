@@ -1,5 +1,5 @@
 //! The commands on PostgreSQL: init, check, run, status, tail, with an outbox and with messages.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 
@@ -40,6 +40,67 @@ async fn init_makes_the_outbox_once() {
     let refused = shop.headwater(&["init", &format!("{user_and_host}/nowhere")]);
     assert_eq!(refused.code, Some(3), "{refused:?}");
     assert!(refused.err.contains("\"nowhere\" does not exist"), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_its_table_cannot_feed_is_found_before_anything_is_made() {
+    let (shop, database) = (Shop::new(), database().await);
+    database
+        .execute("CREATE TABLE orders (id int PRIMARY KEY, state text, total numeric, twice int GENERATED ALWAYS AS (id * 2) STORED)")
+        .await
+        .unwrap();
+    let check = |streams: &str| {
+        let (url, listen, name) = (database.url(), &shop.listen, database.name());
+        let text = format!(
+            "[source.shop]\nkind = \"postgres\"\nurl = \"{url}\"\ntables = [\"public.*\"]\nslot = \"{name}\"\n\
+             [http]\nlisten = \"{listen}\"\n{streams}"
+        );
+        std::fs::write(shop.config(), text).unwrap();
+        shop.headwater(&["check", "CONFIG"])
+    };
+    let fits = "[stream.orders]\nfrom = \"shop.orders\"\ncolumns = [\"id\", \"state\", \"total\"]\n";
+    let ended = check(fits);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let ended = check(&fits.replace("total", "totle"));
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    let says = ["table public.orders has no column \"totle\"", "did you mean \"total\"?"];
+    assert!(says.iter().all(|says| ended.out.contains(says)), "{}", ended.out);
+    let ended = check(&fits.replace("shop.orders", "shop.oders"));
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.out.contains("did you mean \"shop.public.orders\"?"), "{}", ended.out);
+    // What a delete does not say cannot be the order key.
+    let ended = check(&format!("{fits}order_key = \"state\"\n"));
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.out.contains("REPLICA IDENTITY FULL"), "{}", ended.out);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_changes_its_type_is_logged_and_goes_on() {
+    let (shop, database) = (Shop::new(), database().await);
+    configure(&shop, &database);
+    assert_eq!(shop.headwater(&["init", database.url()]).code, Some(0));
+    database.execute("CREATE TABLE orders (id int PRIMARY KEY, state text)").await.unwrap();
+    let headwater = shop.run().await;
+    database
+        .execute(
+            "INSERT INTO orders VALUES (1, '7'); ALTER TABLE orders ALTER state TYPE int USING state::int;
+             INSERT INTO orders VALUES (2, 8)",
+        )
+        .await
+        .unwrap();
+    let tail = ["tail", "orders", "-c", "CONFIG", "--from", "beginning", "--limit", "2", "--json"];
+    let events: Vec<Value> = shop.headwater(&tail).out.lines().map(json).collect();
+    let status = |key: &str| {
+        let event = events.iter().find(|event| event["key"] == key).unwrap();
+        event["payload"]["after"]["status"].clone()
+    };
+    assert_eq!((status("1"), status("2")), ("7".into(), 8.into()));
+    let log = headwater.log_tail();
+    let line = log.lines().find(|line| line.contains("a column changed its type")).expect("it is logged");
+    for part in ["orders", "public.orders", "state", "Text", "Int32"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    headwater.stop(PATIENCE).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,10 +6,12 @@ mod support;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
+use headwater_testkit::binary::Headwater;
+use rustix::process::{Pid, Signal, kill_process};
 use support::{PATIENCE, PROGRAM, Shop, json, until};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_committed_is_tailed_while_it_runs_and_sigterm_drains() {
+async fn what_is_committed_is_tailed_while_it_runs() {
     let shop = Shop::new();
     shop.sql("INSERT INTO orders VALUES (1, 'old')");
     let headwater = shop.run().await;
@@ -35,11 +37,8 @@ async fn what_is_committed_is_tailed_while_it_runs_and_sigterm_drains() {
     assert_eq!(update["id"], update["payload"]["id"]);
     tail.kill().unwrap();
     tail.wait().unwrap();
-    shop.sql("INSERT INTO orders VALUES (3, 'last')");
     let status = headwater.stop(PATIENCE).await.unwrap();
     assert_eq!(status.code(), Some(0));
-    let log = std::fs::read_to_string(shop.path().join("run.log")).unwrap();
-    assert!(log.contains("everything that was read is published and confirmed"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,33 +83,70 @@ async fn a_second_run_on_the_data_dir_is_refused() {
     headwater.stop(PATIENCE).await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_second_signal_ends_it_at_once() {
-    use rustix::process::{Pid, Signal, kill_process};
-    let shop = Shop::new();
-    shop.write_config("[runtime]\ndrain_timeout = \"1h\"\n");
-    let mut headwater = shop.run().await;
-    // Nothing can be written to the bus any more: what is read can never become durable.
+/// Lets nothing be written to the bus any more: what is read cannot become durable.
+fn lock_bus(shop: &Shop) -> Vec<rusqlite::Connection> {
     let files = std::fs::read_dir(shop.path().join("data/bus")).unwrap().map(|entry| entry.unwrap().path());
     let segments = files.filter(|path| path.extension().is_some_and(|extension| extension == "db"));
     let locks: Vec<_> = segments.map(|path| rusqlite::Connection::open(path).unwrap()).collect();
     assert!(!locks.is_empty());
     locks.iter().for_each(|lock| lock.execute_batch("BEGIN IMMEDIATE").unwrap());
-    shop.sql("INSERT INTO orders VALUES (1, 'a')");
+    locks
+}
+
+/// Sends a signal, once a change is on its way that cannot arrive.
+fn signal_while_in_flight(shop: &Shop, headwater: &Headwater, signal: Signal) {
     until("the change is on its way", || {
         let status = json(&shop.headwater(&["status", "CONFIG", "--json"]).out);
         status["sources"][0]["in_flight_bytes"].as_u64() > Some(0)
     });
-    let pid = Pid::from_raw(headwater.pid().unwrap() as i32).unwrap();
-    kill_process(pid, Signal::TERM).unwrap();
+    kill_process(Pid::from_raw(headwater.pid().unwrap() as i32).unwrap(), signal).unwrap();
     until("it drains", || headwater.log_tail().contains("a second signal stops at once"));
-    kill_process(pid, Signal::INT).unwrap();
+}
+
+fn ended(headwater: &mut Headwater) -> Option<i32> {
     let mut ended = None;
     until("it ends", || {
         ended = headwater.ended();
         ended.is_some()
     });
-    assert_eq!(ended.unwrap().code(), Some(130), "{}", headwater.log_tail());
+    ended.unwrap().code()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_lets_what_is_in_flight_arrive_and_be_confirmed() {
+    let shop = Shop::new();
+    let mut headwater = shop.run().await;
+    let locks = lock_bus(&shop);
+    shop.sql("INSERT INTO orders VALUES (1, 'a'), (2, 'b')");
+    signal_while_in_flight(&shop, &headwater, Signal::TERM);
+    assert!(headwater.ended().is_none(), "it waits for what is in flight");
+    drop(locks);
+    assert_eq!(ended(&mut headwater), Some(0), "{}", headwater.log_tail());
+    assert!(headwater.log_tail().contains("everything that was read is published and confirmed"));
+    let all = |limit: &str| {
+        let tail = ["tail", "orders", "--from", "beginning", "--json", "--limit", limit, "-c", "CONFIG"];
+        let out = shop.headwater(&tail).out;
+        let mut keys: Vec<String> = out.lines().map(|line| json(line)["key"].to_string()).collect();
+        keys.sort();
+        keys
+    };
+    assert_eq!(all("2"), ["\"1\"", "\"2\""], "they are on the bus");
+    let headwater = shop.run().await;
+    shop.sql("INSERT INTO orders VALUES (3, 'c')");
+    assert_eq!(all("3"), ["\"1\"", "\"2\"", "\"3\""], "and do not come again");
+    headwater.stop(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_it_at_once() {
+    let shop = Shop::new();
+    shop.write_config("[runtime]\ndrain_timeout = \"1h\"\n");
+    let mut headwater = shop.run().await;
+    let locks = lock_bus(&shop);
+    shop.sql("INSERT INTO orders VALUES (1, 'a')");
+    signal_while_in_flight(&shop, &headwater, Signal::TERM);
+    kill_process(Pid::from_raw(headwater.pid().unwrap() as i32).unwrap(), Signal::INT).unwrap();
+    assert_eq!(ended(&mut headwater), Some(130), "{}", headwater.log_tail());
     drop(locks);
     // Nothing is lost by it.
     let headwater = shop.run().await;

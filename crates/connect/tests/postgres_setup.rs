@@ -192,7 +192,7 @@ async fn warnings(place: &Place) -> Vec<(String, String)> {
     let data = tempfile::tempdir().unwrap();
     let name = place.database.name();
     let connector = PostgresConnector::new(name, place.config.clone(), data.path()).unwrap();
-    let findings = connector.check().await.unwrap().into_iter();
+    let findings = connector.check().await.unwrap().findings.into_iter();
     let warnings = findings.filter(|finding| finding.severity == Severity::Warning);
     warnings.map(|finding| (finding.message, finding.hint.unwrap())).collect()
 }

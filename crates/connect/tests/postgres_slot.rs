@@ -34,7 +34,7 @@ fn says(error: &Error, kind: Kind, part: &str) {
 async fn check(place: &Place) -> Vec<Finding> {
     let dir = tempfile::tempdir().unwrap();
     let name = place.database.name();
-    PostgresConnector::new(name, place.config.clone(), dir.path()).unwrap().check().await.unwrap()
+    PostgresConnector::new(name, place.config.clone(), dir.path()).unwrap().check().await.unwrap().findings
 }
 
 /// The findings that are not well, in lines.

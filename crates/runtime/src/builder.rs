@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use headwater_core::ports::{Bus, Connector, ParkedStore};
-use headwater_core::{Error, Kind, Result, StreamSpec, check_stream_name};
+use headwater_core::{Error, Kind, Result, StreamSpec, Table, check_stream_name};
 use tokio::sync::mpsc;
 
 use crate::asked::Asked;
@@ -13,7 +13,7 @@ use crate::config::{Columns, OutboxRoute, Settings, StreamConfig};
 use crate::names;
 use crate::pipeline::{Board, SourceTask};
 use crate::runtime::{Runtime, SourceHandle};
-use crate::shape::{OutboxTable, Routes, StreamRoute};
+use crate::shape::{OutboxTable, Routes, Seen, StreamRoute};
 
 struct SourceSetup {
     name: String,
@@ -99,6 +99,15 @@ impl Builder {
         self.sources.iter().try_for_each(|setup| self.routes(setup).map(|_| ()))
     }
 
+    /// Checks the streams that a source feeds against its tables as they are now: each stream that cannot
+    /// be fed by a table it names, and why. Errors are of kind `Contract`.
+    pub fn verify_tables(&self, source: &str, tables: &[Arc<Table>]) -> Result<Vec<Error>> {
+        let Some(setup) = self.sources.iter().find(|setup| setup.name == source) else {
+            return Ok(Vec::new());
+        };
+        self.routes(setup).map(|(routes, _)| routes.misfits(source, tables))
+    }
+
     /// Checks as [`Builder::verify`] does, and puts the runtime together.
     pub fn build(self) -> Result<Runtime> {
         self.check()?;
@@ -158,7 +167,8 @@ impl Builder {
             stream: route.stream.clone(),
         };
         let outboxes = setup.outbox.iter().map(outbox).collect();
-        Ok((Routes { streams, outboxes, undeclared: Arc::new(self.outbox_streams.clone()) }, specs))
+        let undeclared = Arc::new(self.outbox_streams.clone());
+        Ok((Routes { streams, outboxes, undeclared, seen: Seen::default() }, specs))
     }
 
     fn check(&self) -> Result<()> {

@@ -3,7 +3,7 @@
 //! Counters and histograms are written where things happen; gauges are taken from a [`RuntimeStatus`]
 //! whenever somebody asks, so that they always say what the status says.
 
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 
 use crate::status::{Phase, RuntimeStatus};
 
@@ -24,6 +24,19 @@ pub fn describe() {
     describe_gauge!("headwater_memory_bytes", Unit::Bytes, "resident memory of the process");
 }
 
+/// Makes the counters of a source and its streams, at 0: one that is missing until the first retry or
+/// parked change cannot be told from one that is not there.
+pub(crate) fn begin<'a>(source: &str, streams: impl Iterator<Item = &'a str>) {
+    for name in ["headwater_bytes_total", "headwater_retries_total"] {
+        counter!(name, "source" => source.to_owned()).absolute(0);
+    }
+    for stream in streams {
+        for name in ["headwater_events_total", "headwater_parked_total"] {
+            counter!(name, "source" => source.to_owned(), "stream" => stream.to_owned()).absolute(0);
+        }
+    }
+}
+
 /// Sets the gauges to what a status says.
 pub fn set_gauges(status: &RuntimeStatus) {
     for source in &status.sources {
@@ -32,12 +45,9 @@ pub fn set_gauges(status: &RuntimeStatus) {
         gauge!("headwater_source_up", &labels).set(f64::from(u8::from(up)));
         gauge!("headwater_in_flight_bytes", &labels).set(source.in_flight_bytes as f64);
         gauge!("headwater_parked", &labels).set(source.parked as f64);
-        if let Some(lag) = source.lag_bytes {
-            gauge!("headwater_lag_bytes", &labels).set(lag as f64);
-        }
-        if let Some(lag) = source.lag_seconds {
-            gauge!("headwater_lag_seconds", &labels).set(lag);
-        }
+        // What is not known now must not look as it was.
+        gauge!("headwater_lag_bytes", &labels).set(source.lag_bytes.map_or(f64::NAN, |lag| lag as f64));
+        gauge!("headwater_lag_seconds", &labels).set(source.lag_seconds.unwrap_or(f64::NAN));
     }
     for stream in &status.streams {
         let stopped = f64::from(u8::from(stream.stopped.is_some()));

@@ -15,12 +15,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-fn runtime(faults: &Faults) -> Arc<Runtime> {
-    let source = MemorySource::new("shop", 1, 10);
+/// Metrics are the process's: each test has a source of its own.
+fn runtime(name: &str, faults: &Faults) -> Arc<Runtime> {
+    let source = MemorySource::new(name, 1, 10);
     let source = FaultyConnector { inner: Arc::new(source), faults: faults.clone() };
-    let config = toml::from_str("from = 'shop.orders'\ncolumns = '*'").unwrap();
+    let config = toml::from_str(&format!("from = '{name}.orders'\ncolumns = '*'")).unwrap();
     let runtime = Runtime::builder()
-        .source("shop", Arc::new(source), None)
+        .source(name, Arc::new(source), None)
         .stream("orders", config)
         .bus(Arc::new(FaultyBus { inner: Arc::new(MemoryBus::default()), faults: faults.clone() }))
         .parked(Arc::new(MemoryParkedStore::default()))
@@ -51,7 +52,7 @@ async fn get(addr: SocketAddr, path: &str) -> (u16, String) {
 #[tokio::test]
 async fn a_runtime_that_is_well_is_ready_and_says_how_it_is() {
     let stop = CancellationToken::new();
-    let addr = serve(runtime(&Faults::default()), &stop).await;
+    let addr = serve(runtime("shop", &Faults::default()), &stop).await;
     assert_eq!(get(addr, "/healthz").await, (200, "ok\n".to_owned()));
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while get(addr, "/readyz").await.0 != 200 {
@@ -63,9 +64,19 @@ async fn a_runtime_that_is_well_is_ready_and_says_how_it_is() {
     assert_eq!(status.bus.unwrap().kind, "memory");
     let (code, body) = get(addr, "/metrics").await;
     assert_eq!(code, 200);
-    for metric in
-        ["headwater_source_up{source=\"shop\"} 1", "headwater_memory_bytes", "headwater_lag_seconds"]
-    {
+    for metric in [
+        "headwater_source_up{source=\"shop\"} 1",
+        "headwater_events_total{source=\"shop\",stream=\"orders\"} 0",
+        "headwater_bytes_total{source=\"shop\"} 0",
+        "headwater_retries_total{source=\"shop\"} 0",
+        "headwater_parked_total{source=\"shop\",stream=\"orders\"} 0",
+        "headwater_parked{source=\"shop\"} 0",
+        "headwater_in_flight_bytes{source=\"shop\"} 0",
+        "headwater_lag_bytes{source=\"shop\"} NaN",
+        "headwater_lag_seconds{source=\"shop\"} 0",
+        "headwater_stream_stopped{stream=\"orders\"} 0",
+        "\nheadwater_memory_bytes ",
+    ] {
         assert!(body.contains(metric), "{metric} in {body}");
     }
     assert_eq!(get(addr, "/nothing").await.0, 404);
@@ -78,10 +89,10 @@ async fn a_source_that_retries_is_not_ready_and_says_why() {
     for _ in 0..1000 {
         faults.inject(Call::Open, Fault::Reject(Kind::Unavailable));
     }
-    let addr = serve(runtime(&faults), &stop).await;
+    let addr = serve(runtime("flaky", &faults), &stop).await;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     let (mut code, mut body) = get(addr, "/readyz").await;
-    while !body.contains("shop is retrying: ") {
+    while !body.contains("flaky is retrying: ") {
         assert!(tokio::time::Instant::now() < deadline, "{body}");
         (code, body) = get(addr, "/readyz").await;
     }
@@ -94,7 +105,7 @@ async fn a_source_that_retries_is_not_ready_and_says_why() {
 async fn who_asks_often_does_not_ask_the_bus() {
     let (faults, stop) = (Faults::default(), CancellationToken::new());
     faults.inject(Call::Status, Fault::HoldResponse);
-    let addr = serve(runtime(&faults), &stop).await;
+    let addr = serve(runtime("slow", &faults), &stop).await;
     for _ in 0..10 {
         get(addr, "/readyz").await;
         assert_eq!(get(addr, "/metrics").await.0, 200);
@@ -113,7 +124,7 @@ async fn who_asks_often_does_not_ask_the_bus() {
 #[tokio::test]
 async fn a_port_that_is_taken_is_a_config_error_that_names_the_key() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let bound = Server::bind(taken.local_addr().unwrap(), runtime(&Faults::default())).await;
+    let bound = Server::bind(taken.local_addr().unwrap(), runtime("other", &Faults::default())).await;
     let error = bound.err().expect("the port is taken");
     assert_eq!(error.kind(), Kind::Config);
     assert!(error.to_string().contains("`listen` under [http]"), "{error}");
@@ -122,7 +133,8 @@ async fn a_port_that_is_taken_is_a_config_error_that_names_the_key() {
 #[tokio::test]
 async fn a_stop_does_not_wait_for_a_client_that_stays() {
     let stop = CancellationToken::new();
-    let server = Server::bind(([127, 0, 0, 1], 0).into(), runtime(&Faults::default())).await.unwrap();
+    let server =
+        Server::bind(([127, 0, 0, 1], 0).into(), runtime("other", &Faults::default())).await.unwrap();
     let addr = server.addr();
     let serving = tokio::spawn(server.run(stop.clone()));
     let _client = TcpStream::connect(addr).await.unwrap();

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use headwater_core::ports::{
-    Accepted, Bus, BusStatus, Connector, Durable, Finding, Parked, ParkedCount, ParkedStore, ParkedUsage,
+    Accepted, Bus, BusStatus, Check, Connector, Durable, Parked, ParkedCount, ParkedStore, ParkedUsage,
     Published, Source, SourceStatus, Subscribe, Subscription,
 };
 use headwater_core::{Batch, Checkpoint, Error, Event, EventId, Kind, Result, StreamSpec};
@@ -199,7 +199,7 @@ impl Connector for FaultyConnector {
         Ok(Box::new(FaultySource { inner, faults: self.faults.clone(), asked: None }))
     }
 
-    async fn check(&self) -> Result<Vec<Finding>> {
+    async fn check(&self) -> Result<Check> {
         self.inner.check().await
     }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use headwater_cli::config::Config;
-use headwater_core::ports::Bus;
+use headwater_core::ports::{Bus, Check};
 use headwater_core::{Error, Kind, Result};
 use headwater_runtime::Runtime;
 use headwater_server::Server;
@@ -67,6 +67,22 @@ impl Engine {
         if let Some(address) = self.address() {
             tracing::info!("status on http://{address}/status, metrics on http://{address}/metrics");
         }
+    }
+
+    /// Looks at the sources' tables beside the work, and logs which streams they cannot feed as they are now:
+    /// their first change would stop them.
+    pub fn look_at_tables(&self, config: &Config) -> Result<()> {
+        let (builder, connectors) = (wiring::builder(config, &self.connectors)?, self.connectors.clone());
+        tokio::spawn(async move {
+            for (name, connector) in connectors {
+                // What keeps a source from being looked at is said when it is opened.
+                let Ok(Check { tables: Some(tables), .. }) = connector.check().await else { continue };
+                for error in builder.verify_tables(&name, &tables).unwrap_or_default() {
+                    tracing::error!(source = name, %error, "a stream cannot be fed");
+                }
+            }
+        });
+        Ok(())
     }
 
     /// Runs until `stop` (then: drains and confirms) or until every source has failed. `Ok` when all that was

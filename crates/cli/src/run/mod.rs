@@ -23,6 +23,7 @@ pub async fn run(args: &RunArgs) -> Result<u8> {
     let stop = signals::stop_on_signals()?;
     let engine = Engine::open(&config).await?;
     engine.announce(&config);
+    engine.look_at_tables(&config)?;
     engine.run(stop).await?;
     tracing::info!("stopped");
     Ok(0)

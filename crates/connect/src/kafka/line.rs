@@ -17,7 +17,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::learned::{Learned, too_large};
 use super::ledger::{Batch, Ledger, Write};
+use super::warm::Warm;
 use super::{KafkaConfig, context, errors, record};
 
 /// How long what was accepted may still take when the bus is closed.
@@ -32,13 +34,16 @@ pub struct Line {
     promises: TaskTracker,
     ended: CancellationToken,
     retired: AtomicBool,
-    /// The most bytes of a record batch.
-    pub batch_bytes: u32,
+    /// Where the brokers know it.
+    pub warm: Warm,
 }
 
 /// What the thread of delivery reports and the publishers share.
 struct Shared {
     ledger: Ledger,
+    learned: Arc<Learned>,
+    /// The most bytes of a record batch.
+    batch_bytes: u32,
     positions_topic: String,
     stop: AtomicBool,
     producer: OnceLock<Weak<BaseProducer<Reports>>>,
@@ -64,6 +69,9 @@ impl ProducerContext<NoCustomPartitioner> for Reports {
         match result {
             Ok(_) => self.0.count(&batch),
             Err((error, message)) => {
+                if too_large(error) {
+                    self.0.learned.refused(message.topic(), record::sent_size(message), self.0.batch_bytes);
+                }
                 let doing = format!("publishing to topic {}", message.topic());
                 self.0.fail(&batch, errors::error(error.clone(), doing));
             }
@@ -104,9 +112,11 @@ impl Shared {
 
 impl Line {
     /// A producer whose record batches hold at most `batch_bytes`. Makes threads: not for async code.
-    pub fn start(config: &KafkaConfig, batch_bytes: u32) -> Result<Self> {
+    pub fn start(config: &KafkaConfig, batch_bytes: u32, learned: Arc<Learned>) -> Result<Self> {
         let reports = Arc::new(Shared {
             ledger: Ledger::default(),
+            learned,
+            batch_bytes,
             positions_topic: config.positions_topic.clone(),
             stop: AtomicBool::new(false),
             producer: OnceLock::new(),
@@ -149,7 +159,7 @@ impl Line {
             promises: TaskTracker::new(),
             ended,
             retired: AtomicBool::new(false),
-            batch_bytes,
+            warm: Warm::default(),
         })
     }
 
@@ -190,6 +200,11 @@ impl Line {
         }
         self.reports.count(&batch);
         Ok(Accepted::new(kept))
+    }
+
+    /// The most bytes of a record batch.
+    pub fn batch_bytes(&self) -> u32 {
+        self.reports.batch_bytes
     }
 
     /// Whether a record could not be delivered, so that a new line is needed.

@@ -4,11 +4,13 @@
 //! partition through every retry. Checkpoints go to a compacted topic of their own once the events
 //! before them are acknowledged, so they may trail, never lead. A record that can never be delivered
 //! stops the producer for good; the bus makes a new one when a source asks for its checkpoint again.
+//! One that is too large for the brokers is rejected then, whether or not the topic's limit is known.
 
 mod client;
 mod config;
 mod context;
 mod errors;
+mod learned;
 mod ledger;
 mod line;
 mod positions;
@@ -16,6 +18,7 @@ mod record;
 mod status;
 mod subscription;
 mod topics;
+mod warm;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,7 +64,7 @@ impl KafkaBus {
         config.check()?;
         let config_too = config.clone();
         let topics = blocking(move || Topics::new(&config_too)).await?;
-        let units = u32::try_from(config.queue_bytes / UNIT).unwrap_or(u32::MAX >> 4).max(1);
+        let units = u32::try_from(config.queue_bytes / UNIT).unwrap_or(u32::MAX >> 4).max(2);
         let shared = Arc::new(Shared { config, topics, line: Mutex::new(None) });
         let watch = AbortOnDropHandle::new(tokio::spawn(watch(Arc::clone(&shared))));
         let budget = Arc::new(Semaphore::new(units as usize));
@@ -111,11 +114,17 @@ impl KafkaBus {
                  topic {name} where that is lower"
             ));
         }
-        let limit = topic.limit.filter(|limit| size > *limit as usize)?;
-        Some(format!(
-            "the event has {size} bytes, topic {name} allows {limit}: raise its max.message.bytes \
-             (kafka-configs.sh --alter --topic {name} --add-config max.message.bytes={})",
+        let raise = format!(
+            "raise its max.message.bytes (kafka-configs.sh --alter --topic {name} --add-config max.message.bytes={})",
             size.next_multiple_of(1 << 20)
+        );
+        if let Some(limit) = topic.limit.filter(|limit| size > *limit as usize) {
+            return Some(format!("the event has {size} bytes, topic {name} allows {limit}: {raise}"));
+        }
+        let refused = topic.refused.filter(|refused| size >= *refused)?;
+        Some(format!(
+            "the event has {size} bytes, and the brokers refused one of {refused} as too large for topic {name}: \
+             {raise}, and start Headwater again"
         ))
     }
 
@@ -124,7 +133,7 @@ impl KafkaBus {
         let wanted = self.shared.topics.batch_bytes();
         let mut current = self.shared.line.lock().await;
         if let Some(line) = &*current
-            && (line.is_broken() || line.batch_bytes <= wanted)
+            && (line.is_broken() || line.batch_bytes() <= wanted)
         {
             return Ok(Arc::clone(line));
         }
@@ -132,7 +141,8 @@ impl KafkaBus {
         let _idle = if current.is_some() { Some(self.budget(self.units).await?) } else { None };
         self.shared.topics.ensure_positions().await?;
         let config = self.shared.config.clone();
-        let line = Arc::new(blocking(move || Line::start(&config, wanted)).await?);
+        let learned = Arc::clone(&self.shared.topics.learned);
+        let line = Arc::new(blocking(move || Line::start(&config, wanted, learned)).await?);
         if let Some(old) = current.replace(Arc::clone(&line)) {
             old.retire();
         }
@@ -152,23 +162,29 @@ impl Bus for KafkaBus {
         self.shared.topics.ensure(spec).await
     }
 
-    async fn publish(&self, events: Vec<Event>, checkpoint: Option<Checkpoint>) -> Result<Published> {
+    async fn publish(&self, mut events: Vec<Event>, checkpoint: Option<Checkpoint>) -> Result<Published> {
         let rejections = self.rejections(&events)?;
         if !rejections.is_empty() {
             return Ok(Published::Rejected { events, rejections });
         }
         let bytes: usize = events.iter().map(|event| event.size() + RECORD_OVERHEAD).sum();
-        // A batch beyond the budget goes alone.
-        let units = u32::try_from(bytes / UNIT + 1).unwrap_or(u32::MAX).min(self.units);
+        // A batch beyond the budget goes alone. Each part of one has its share.
+        let units = u32::try_from(bytes / UNIT + 2).unwrap_or(u32::MAX).min(self.units);
         loop {
             let line = self.line().await?;
-            let permit = self.budget(units).await?;
+            let mut permit = self.budget(units).await?;
             // It may have been replaced while we waited; now that we have a share it cannot be.
-            if !line.is_retired() {
-                return line
-                    .publish(&self.shared.config, &events, checkpoint, permit)
-                    .map(Published::Accepted);
+            if line.is_retired() {
+                continue;
             }
+            let config = &self.shared.config;
+            let first = line.warm.take_first(&mut events, |stream| self.shared.topics.partitions_of(stream));
+            if !first.is_empty() {
+                let share = permit.split(1).ok_or_else(|| Error::new(Kind::Internal, "sharing a share"))?;
+                line.publish(config, &first, None, share)?.durable().await?;
+                line.warm.known(&first);
+            }
+            return line.publish(config, &events, checkpoint, permit).map(Published::Accepted);
         }
     }
 

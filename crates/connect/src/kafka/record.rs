@@ -21,16 +21,27 @@ const TYPE: &str = "type";
 /// The most bytes that a record batch of this one event takes before compression: the format of
 /// record batches (version 2) with every variable number at its longest.
 pub fn size(event: &Event) -> usize {
-    const BATCH: usize = 61;
-    const RECORD: usize = 5 + 1 + 10 + 5 + 5 + 5 + 5;
-    let headers: usize = event.headers.iter().map(header_size).sum();
-    let own = 10 + ID.len() + 36 + 10 + TYPE.len() + event.kind.len();
-    let body = event.key.as_ref().map_or(0, Bytes::len) + event.payload.as_ref().map_or(0, Bytes::len);
-    BATCH + RECORD + own + headers + body
+    let size = |header: &Header| header_size(&header.name, header.value.as_deref());
+    let headers: usize = event.headers.iter().map(size).sum();
+    let own = header_size(ID, Some(&[0; 36])) + header_size(TYPE, Some(event.kind.as_bytes()));
+    own + headers + body_size(event.key.as_deref(), event.payload.as_deref())
 }
 
-fn header_size(header: &Header) -> usize {
-    10 + header.name.len() + header.value.as_ref().map_or(0, Bytes::len)
+/// The same of a record that was produced: never more than its event's [`size`].
+pub fn sent_size(message: &BorrowedMessage<'_>) -> usize {
+    let headers = message.headers().into_iter().flat_map(readable);
+    let headers: usize = headers.map(|header| header_size(header.key, header.value)).sum();
+    headers + body_size(message.key(), message.payload())
+}
+
+fn body_size(key: Option<&[u8]>, payload: Option<&[u8]>) -> usize {
+    const BATCH: usize = 61;
+    const RECORD: usize = 5 + 1 + 10 + 5 + 5 + 5 + 5;
+    BATCH + RECORD + key.map_or(0, <[u8]>::len) + payload.map_or(0, <[u8]>::len)
+}
+
+fn header_size(name: &str, value: Option<&[u8]>) -> usize {
+    10 + name.len() + value.map_or(0, <[u8]>::len)
 }
 
 /// The headers of an event's record.

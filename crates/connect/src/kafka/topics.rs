@@ -10,6 +10,7 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::client::{Asker, Client};
+use super::learned::Learned;
 use super::{KafkaConfig, errors};
 
 /// A record batch of librdkafka's default size passes the default limit of a topic.
@@ -20,6 +21,8 @@ pub struct Topics {
     config: KafkaConfig,
     client: Client,
     known: RwLock<HashMap<Arc<str>, Topic>>,
+    /// What the brokers refused.
+    pub learned: Arc<Learned>,
 }
 
 /// A stream's topic, as it was when the stream was ensured.
@@ -33,6 +36,8 @@ pub struct Topic {
     pub limit: Option<u32>,
     /// Whether it is compacted: then it takes no record without a key.
     pub compacted: bool,
+    /// The brokers refuse records of this size as too large, whatever the limit says.
+    pub refused: Option<usize>,
     /// What is wrong with it since.
     pub wrong: Option<String>,
 }
@@ -49,12 +54,19 @@ enum Seen {
 
 impl Topics {
     pub fn new(config: &KafkaConfig) -> Result<Self> {
-        Ok(Self { config: config.clone(), client: Client::start(config)?, known: RwLock::default() })
+        let (client, learned) = (Client::start(config)?, Arc::default());
+        Ok(Self { config: config.clone(), client, known: RwLock::default(), learned })
     }
 
     /// What is known of a stream's topic.
     pub fn get(&self, stream: &str) -> Option<Topic> {
-        self.read().get(stream).cloned()
+        let topic = self.read().get(stream).cloned()?;
+        Some(Topic { refused: self.learned.limit(&topic.name), ..topic })
+    }
+
+    /// How many partitions a stream's topic has; 0 where that is not known.
+    pub fn partitions_of(&self, stream: &str) -> u32 {
+        self.read().get(stream).map_or(0, |topic| topic.partitions)
     }
 
     /// All that is known.
@@ -64,7 +76,8 @@ impl Topics {
 
     /// The most bytes that a record batch may have, whatever its topic.
     pub fn batch_bytes(&self) -> u32 {
-        self.read().values().filter_map(|topic| topic.limit).fold(BATCH_BYTES, u32::min)
+        let known = self.read().values().filter_map(|topic| topic.limit).fold(BATCH_BYTES, u32::min);
+        self.learned.batch().map_or(known, |learned| known.min(learned))
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<Arc<str>, Topic>> {
@@ -91,8 +104,12 @@ impl Topics {
         if self.get(&spec.name).is_none() {
             self.compare(&name, &settings, &described);
         }
-        let topic = Topic { name, partitions, limit, compacted, wrong: None };
-        self.write().insert(Arc::clone(&spec.name), topic);
+        let topic = Topic { name, partitions, limit, compacted, refused: None, wrong: None };
+        let mut known = self.write();
+        if known.get(&spec.name).is_some_and(|before| before.limit != limit) {
+            self.learned.forget(&topic.name);
+        }
+        known.insert(Arc::clone(&spec.name), topic);
         Ok(partitions)
     }
 
@@ -129,7 +146,7 @@ impl Topics {
             return Err(Error::new(Kind::Refused, format!("there is no stream {stream} (topic {name})"))
                 .hint("streams are made by `headwater run`; is its name right, and `topic_prefix`?"));
         };
-        let topic = Topic { name, partitions, limit: None, compacted: false, wrong: None };
+        let topic = Topic { name, partitions, limit: None, compacted: false, refused: None, wrong: None };
         self.write().entry(Arc::clone(stream)).or_insert(topic);
         Ok(())
     }
@@ -279,7 +296,7 @@ impl Topics {
                 Ok(entries.filter_map(|entry| Some((entry.name, entry.value?))).collect())
             }
             Some(Err(code)) => {
-                tracing::warn!(topic = name, %code, "cannot read the topic's settings; its limits are not known");
+                tracing::warn!(topic = name, %code, "cannot read the topic's settings (the right DescribeConfigs is missing); its limits are not known");
                 Ok(HashMap::new())
             }
             None => Ok(HashMap::new()),

@@ -1,27 +1,31 @@
 //! `headwater check`: what the server is missing, what is odd about it, and how to mend it. Changes nothing.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use headwater_core::ports::Finding;
-use headwater_core::{Error, Result};
+use headwater_core::ports::{Check, Finding};
+use headwater_core::{Error, Result, Table};
 
-use super::client::{Connection, quote_literal};
+use super::catalog::Catalog;
+use super::client::{Connection, Mode, quote_literal};
 use super::config::{Names, PostgresConfig};
 use super::setup::{CapturedTable, InsertsOnly, Narrow, Plan, Server, Slot, connect, plan, resolve};
+use super::snapshot::{self, Published};
 
 /// A `wal_sender_timeout` below this leaves our status replies little room, in milliseconds.
 const SHORT_TIMEOUT: u64 = 5_000;
 
 /// All that can be said of the source; what keeps the rest from being known ends it.
-pub(super) async fn check(names: &Names, config: &PostgresConfig) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    if let Err(error) = look(names, config, &mut findings).await {
-        findings.push(finding(&error));
+pub(super) async fn check(names: &Names, config: &PostgresConfig) -> Check {
+    let mut check = Check::default();
+    if let Err(error) = look(names, config, &mut check).await {
+        check.findings.push(finding(&error));
     }
-    findings
+    check
 }
 
-async fn look(names: &Names, config: &PostgresConfig, findings: &mut Vec<Finding>) -> Result<()> {
+async fn look(names: &Names, config: &PostgresConfig, check: &mut Check) -> Result<()> {
+    let findings = &mut check.findings;
     let mut connection = connect(&config.url).await?;
     let server = Server::read(&mut connection).await?;
     findings.push(Finding::ok(format!(
@@ -42,6 +46,9 @@ async fn look(names: &Names, config: &PostgresConfig, findings: &mut Vec<Finding
         Ok(plan) => {
             findings.extend(tables.iter().filter(|table| table.changes).map(|table| of_table(table, &plan)));
             findings.push(publications(names, &plan, &server));
+            if wrong.is_empty() {
+                check.tables = Some(describe(config, &server, &plan, &tables).await?);
+            }
             let narrow = plan.narrow.into_iter();
             findings.extend(narrow.map(|Narrow { what, mend }| Finding::warning(what, mend)));
         }
@@ -53,6 +60,24 @@ async fn look(names: &Names, config: &PostgresConfig, findings: &mut Vec<Finding
         None => settings.room(&names.slot),
     });
     Ok(())
+}
+
+/// The tables as their changes will describe them.
+async fn describe(
+    config: &PostgresConfig,
+    server: &Server,
+    plan: &Plan,
+    tables: &[CapturedTable],
+) -> Result<Vec<Arc<Table>>> {
+    let mut catalog = Catalog::new(Connection::connect(&config.url, Mode::Sql).await?);
+    // Ours publishes every column, and may not be there yet.
+    let publications = if plan.theirs { &plan.publications[..] } else { &[] };
+    let published = Published { version: server.version, publications };
+    let mut described = Vec::with_capacity(tables.len());
+    for table in tables {
+        described.extend(snapshot::describe(&mut catalog, table, &published).await?);
+    }
+    Ok(described)
 }
 
 /// An error as a finding.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use headwater_core::ports::{Connector, Finding, Source, SourceState, SourceStatus};
+use headwater_core::ports::{Check, Connector, Source, SourceState, SourceStatus};
 use headwater_core::{Checkpoint, Kind, Origin, Result, ResultExt};
 use tokio::runtime::Handle;
 
@@ -77,7 +77,7 @@ impl Connector for PostgresConnector {
         Ok(Box::new(self.follow(opening, lane).await?))
     }
 
-    async fn check(&self) -> Result<Vec<Finding>> {
+    async fn check(&self) -> Result<Check> {
         Ok(check(&self.names, &self.config).await)
     }
 

@@ -1,29 +1,29 @@
 //! What `headwater check` says about a SQLite source.
 
 use headwater_core::Result;
-use headwater_core::ports::Finding;
+use headwater_core::ports::{Check, Finding};
 use rusqlite::{Connection, OpenFlags};
 
 use super::capture::{Setup, init_command};
-use super::definition::Captures;
+use super::definition::{Captures, Definition};
 use super::errors::Sql as _;
-use super::plan::{Note, plan};
+use super::plan::{Note, Plan, plan};
 use super::shape::Place;
 
 /// Looks at everything, changes nothing. Blocks.
-pub fn check(setup: &Setup) -> Vec<Finding> {
+pub fn check(setup: &Setup) -> Check {
     match look(setup) {
-        Ok(findings) => findings,
+        Ok(check) => check,
         Err(error) => {
             let hint = error.hint_text().unwrap_or("see the message").to_owned();
             let whole = error.to_string();
             let message = whole.split("\n  hint:").next().unwrap_or(&whole);
-            vec![Finding::error(message, hint)]
+            Check { findings: vec![Finding::error(message, hint)], tables: None }
         }
     }
 }
 
-fn look(setup: &Setup) -> Result<Vec<Finding>> {
+fn look(setup: &Setup) -> Result<Check> {
     let path = &setup.config.path;
     let conn = super::install::connect(path)?;
     let doing = || format!("looking at {}", path.display());
@@ -46,8 +46,14 @@ fn look(setup: &Setup) -> Result<Vec<Finding>> {
         )
     });
     findings.push(Finding::ok(super::install::SHARED_LOCK));
-    findings.extend(capture(setup, &conn)?);
-    Ok(findings)
+    let plan = plan(&conn, setup.wanted(0))?;
+    findings.extend(capture(setup, &plan));
+    let tables = plan.captured.iter().map(|captured| {
+        let shape = &captured.shape;
+        Definition::of(shape, captured.captures).table(&shape.name)
+    });
+    let all_there = !plan.notes.iter().any(|note| matches!(note, Note::Dropped(_)));
+    Ok(Check { findings, tables: all_there.then(|| tables.collect()) })
 }
 
 fn directory_is_read_only(path: &std::path::Path) -> bool {
@@ -56,8 +62,7 @@ fn directory_is_read_only(path: &std::path::Path) -> bool {
     std::fs::metadata(folder).is_ok_and(|meta| meta.permissions().readonly())
 }
 
-fn capture(setup: &Setup, conn: &Connection) -> Result<Vec<Finding>> {
-    let plan = plan(conn, setup.wanted(0))?;
+fn capture(setup: &Setup, plan: &Plan) -> Vec<Finding> {
     let mut findings: Vec<Finding> = plan.notes.iter().map(|note| finding(setup, note)).collect();
     if plan.statements.is_empty() {
         findings.push(Finding::ok(format!("triggers are in step with {} tables", plan.captured.len())));
@@ -79,7 +84,7 @@ fn capture(setup: &Setup, conn: &Connection) -> Result<Vec<Finding>> {
         findings
             .push(Finding::error("nothing is captured", "name tables or an outbox in the source's config"));
     }
-    Ok(findings)
+    findings
 }
 
 /// What is not so yet, or no longer so.

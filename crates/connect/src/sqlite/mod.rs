@@ -37,7 +37,7 @@ mod worker;
 use std::path::Path;
 
 use async_trait::async_trait;
-use headwater_core::ports::{Connector, Finding, Source, SourceState, SourceStatus};
+use headwater_core::ports::{Check, Connector, Source, SourceState, SourceStatus};
 use headwater_core::{Checkpoint, Error, Kind, Result};
 
 use crate::requests::Requests;
@@ -98,7 +98,7 @@ impl Connector for SqliteConnector {
         Ok(Box::new(opened?))
     }
 
-    async fn check(&self) -> Result<Vec<Finding>> {
+    async fn check(&self) -> Result<Check> {
         let setup = self.setup.clone();
         let findings = tokio::task::spawn_blocking(move || check::check(&setup)).await;
         findings.map_err(|error| Error::new(Kind::Internal, "checking a SQLite source").because(error))

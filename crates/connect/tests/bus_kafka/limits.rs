@@ -7,27 +7,16 @@ use headwater_connect::kafka::{KafkaBus, KafkaConfig};
 use headwater_core::ports::{Bus, Delivery, Published, Start, Subscribe};
 use headwater_core::{Event, Header, Kind, Retention, StreamSpec, partition_of};
 use headwater_testkit::servers::Kafka;
-use rdkafka::admin::{AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 
 use super::tools::{
-    accept, admin, checkpoint, event, number, open, publish, read, spec, unique, until, within,
+    accept, admin, checkpoint, event, large, limit, number, open, publish, read, set, spec, unique, until,
+    within,
 };
 
 async fn shared() -> KafkaConfig {
     KafkaConfig::new([Kafka::shared().await.unwrap().brokers()])
-}
-
-async fn limit(config: &KafkaConfig, topic: &str, bytes: &str) {
-    set(config, topic, "max.message.bytes", bytes).await;
-}
-
-async fn set(config: &KafkaConfig, topic: &str, name: &str, value: &str) {
-    let (admin, options) = admin(&config.brokers[0]);
-    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
-    for result in admin.alter_configs([&change], &options).await.unwrap() {
-        result.unwrap();
-    }
 }
 
 async fn reason(bus: &KafkaBus, event: Event) -> String {
@@ -61,7 +50,7 @@ async fn the_limit_of_a_topic_is_exact_enough() {
             .await;
     bus.ensure(&spec(&stream, 1)).await.unwrap();
     publish(&bus, vec![event(&stream, Some(0), 0, 1)], None).await.unwrap();
-    limit(&config, &stream, "20000").await;
+    limit(&config.brokers[0], &stream, "20000").await;
     bus.ensure(&spec(&stream, 1)).await.unwrap();
     let mut fits = 20_000;
     while let Published::Rejected { .. } =
@@ -87,10 +76,8 @@ async fn a_limit_lowered_underway_rejects_after_reopening() {
     bus.ensure(&spec(&stream, 1)).await.unwrap();
     bus.checkpoint(&source).await.unwrap();
     publish(&bus, vec![event(&stream, Some(0), 1, 10)], Some(checkpoint(&source, 1))).await.unwrap();
-    limit(&config, &stream, "5000").await;
-    // Random digits do not compress below the limit.
-    let digits: String = (0..50_000).map(|_| char::from(rand::random_range(b'!'..b'~'))).collect();
-    let big = Event { payload: Some(digits.into()), ..event(&stream, Some(0), 2, 1) };
+    limit(&config.brokers[0], &stream, "5000").await;
+    let big = large(&stream, 2, 50_000);
     let large = accept(&bus, vec![big.clone()], Some(checkpoint(&source, 2))).await.unwrap();
     let after = accept(&bus, vec![event(&stream, Some(0), 3, 10)], Some(checkpoint(&source, 3))).await;
     let error = within(large.durable()).await.unwrap_err();
@@ -111,6 +98,39 @@ async fn a_limit_lowered_underway_rejects_after_reopening() {
     assert_eq!(bus.checkpoint(&source).await.unwrap(), Some(checkpoint(&source, 5)));
 }
 
+/// A broker takes any first batch of a producer: it must not be one that follows a refused one.
+#[tokio::test]
+async fn nothing_passes_the_first_record_of_a_partition() {
+    let config = shared().await;
+    let (stream, source) = (unique("stream"), unique("source"));
+    for attempt in 0..5 {
+        let bus = open(&config).await;
+        limit_is(&config, &bus, &stream, "1000000").await;
+        bus.checkpoint(&source).await.unwrap();
+        limit(&config.brokers[0], &stream, "5000").await;
+        let events = (0..50).map(|n| event(&stream, Some(0), n, 10));
+        let events = std::iter::once(large(&stream, 99, 50_000)).chain(events).collect();
+        let published = match within(bus.publish(events, None)).await {
+            Ok(Published::Accepted(accepted)) => within(accepted.durable()).await.map(drop),
+            Ok(Published::Rejected { .. }) => panic!("rejected"),
+            Err(error) => Err(error),
+        };
+        let error = published.unwrap_err();
+        assert!(error.is_retryable(), "{error}");
+        within(bus.checkpoint(&source)).await.unwrap();
+        publish(&bus, vec![event(&stream, Some(0), 1000 + attempt, 10)], None).await.unwrap();
+    }
+    let numbers: Vec<u64> = read(&open(&config).await, &stream, 5).await.iter().map(number).collect();
+    assert_eq!(numbers, [1000, 1001, 1002, 1003, 1004]);
+}
+
+/// Makes sure of a topic that has this limit.
+async fn limit_is(config: &KafkaConfig, bus: &KafkaBus, stream: &std::sync::Arc<str>, bytes: &str) {
+    bus.ensure(&spec(stream, 1)).await.unwrap();
+    limit(&config.brokers[0], stream, bytes).await;
+    bus.ensure(&spec(stream, 1)).await.unwrap();
+}
+
 /// After a failure nobody publishes again before everyone has heard of it: a source whose batch was
 /// lost with another's could publish a later one first.
 #[tokio::test]
@@ -121,9 +141,9 @@ async fn recovery_waits_until_all_have_heard() {
     let (stream, source) = (unique("stream"), unique("source"));
     bus.ensure(&spec(&stream, 1)).await.unwrap();
     bus.checkpoint(&source).await.unwrap();
-    limit(&config, &stream, "1000").await;
-    let digits: String = (0..50_000).map(|_| char::from(rand::random_range(b'!'..b'~'))).collect();
-    let big = Event { payload: Some(digits.into()), ..event(&stream, Some(0), 1, 1) };
+    publish(&bus, vec![event(&stream, Some(0), 0, 1)], None).await.unwrap();
+    limit(&config.brokers[0], &stream, "1000").await;
+    let big = large(&stream, 1, 50_000);
     let one = accept(&bus, vec![big.clone()], None).await.unwrap();
     let other = accept(&bus, vec![event(&stream, Some(0), 2, 10)], None).await.unwrap();
     within(one.durable()).await.unwrap_err();
@@ -216,7 +236,7 @@ async fn an_event_without_a_key_is_rejected_where_the_topic_is_compacted() {
     let altered = unique("stream");
     bus.ensure(&spec(&altered, 1)).await.unwrap();
     publish(&bus, vec![keyless(&altered, 1)], None).await.unwrap();
-    set(&config, &altered, "cleanup.policy", "compact,delete").await;
+    set(&config.brokers[0], &altered, "cleanup.policy", "compact,delete").await;
     bus.ensure(&spec(&altered, 1)).await.unwrap();
     for stream in [made, altered] {
         let why = reason(&bus, keyless(&stream, 2)).await;

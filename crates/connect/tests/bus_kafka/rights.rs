@@ -1,13 +1,15 @@
 //! A cluster that asks who is there, and does not let everyone do everything.
 
+use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use headwater_connect::kafka::{KafkaBus, KafkaConfig};
-use headwater_core::Kind;
-use headwater_core::ports::Bus;
-use headwater_testkit::servers::Kafka;
+use headwater_core::ports::{Bus, Delivery, Published, Rejection, Start, Subscribe};
+use headwater_core::{Event, Kind};
+use headwater_testkit::servers::{Kafka, Right};
 
-use super::tools::{event, open, publish, read, spec, unique, within};
+use super::tools::{checkpoint, event, large, limit, open, publish, read, spec, unique, within};
 
 /// A key and a certificate of its own for 127.0.0.1, in PEM; the certificate alone in a file.
 fn identity(dir: &Path) -> String {
@@ -46,8 +48,7 @@ async fn users_log_in_and_may_or_may_not() {
         .tls(&identity(dir.path()))
         .user("admin", "admin-secret")
         .user("app", "app-secret")
-        .set("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer")
-        .set("super.users", "User:ANONYMOUS;User:admin")
+        .authorizes()
         .start()
         .await
         .unwrap();
@@ -88,4 +89,100 @@ async fn a_mistyped_option_is_named_and_its_value_is_not() {
     assert_eq!(error.kind(), Kind::Config);
     let text = error.to_string();
     assert!(text.contains("sasl.pasword") && !text.contains("hush"), "{text}");
+}
+
+/// Publishes as the runtime does: what fails begins again from the checkpoint, what is rejected is set
+/// aside. Returns what was rejected, and how often it began again.
+async fn insist(bus: &KafkaBus, stream: &Arc<str>, mut events: Vec<Event>) -> (Vec<(Event, String)>, u32) {
+    let (source, mut aside, mut again) = (unique("source"), Vec::new(), 0);
+    let at = Some(checkpoint(&source, 1));
+    loop {
+        assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), None);
+        within(bus.ensure(&spec(stream, 1))).await.unwrap();
+        let published = match within(bus.publish(events.clone(), at.clone())).await {
+            Ok(Published::Accepted(accepted)) => within(accepted.durable()).await.map(|_| Vec::new()),
+            Ok(Published::Rejected { rejections, .. }) => Ok(rejections),
+            Err(error) => Err(error),
+        };
+        match published {
+            Ok(rejections) if rejections.is_empty() => return (aside, again),
+            Ok(rejections) => {
+                let of = |rejection: &Rejection| (events[rejection.index].clone(), rejection.reason.clone());
+                aside.extend(rejections.iter().map(of));
+                events.retain(|event| aside.iter().all(|(set_aside, _)| set_aside.id != event.id));
+            }
+            Err(error) => {
+                assert!(error.is_retryable(), "{error}");
+                again += 1;
+                assert!(again < 20, "{error}");
+            }
+        }
+    }
+}
+
+/// The numbers of so many different events, by their keys, each where it came first.
+async fn first_deliveries(bus: &KafkaBus, stream: &Arc<str>, count: usize) -> Vec<u64> {
+    let subscribe = Subscribe { streams: vec![Arc::clone(stream)], group: None, start: Start::Beginning };
+    let mut subscription = within(bus.subscribe(subscribe)).await.unwrap();
+    let (mut seen, mut numbers) = (HashSet::new(), Vec::new());
+    while numbers.len() < count {
+        let Delivery::Batch { records, .. } = within(subscription.next()).await.unwrap() else { continue };
+        for record in records {
+            let key = String::from_utf8(record.event.key.unwrap().to_vec()).unwrap();
+            let number = key.strip_prefix("key-").unwrap().parse().unwrap();
+            if seen.insert(number) {
+                numbers.push(number);
+            }
+        }
+    }
+    numbers
+}
+
+/// Whoever may not read the settings of topics does not know their limits: what the brokers refuse is
+/// rejected the next time, and the others go on in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_brokers_refuse_is_rejected_without_the_right_to_know_the_limit() {
+    let kafka = Kafka::settings().user("app", "app-secret").authorizes().start().await.unwrap();
+    kafka.allow("app", &[Right::Read, Right::Write, Right::Create]).await.unwrap();
+    let mut config = KafkaConfig::new([kafka.sasl_brokers()]);
+    for (key, value) in [
+        ("security.protocol", "SASL_PLAINTEXT"),
+        ("sasl.mechanism", "PLAIN"),
+        ("sasl.username", "app"),
+        ("sasl.password", "app-secret"),
+    ] {
+        config.options.insert(key.into(), value.into());
+    }
+
+    // Larger than any batch: it is found at once.
+    let bus = open(&config).await;
+    let stream = unique("stream");
+    let events = |size| {
+        let event = |n| match n {
+            7 | 9 => large(&stream, n, size),
+            n => event(&stream, Some(0), n, 1),
+        };
+        (0..3_000).map(event).collect()
+    };
+    let (aside, again) = insist(&bus, &stream, events(1_200_000)).await;
+    assert_eq!(again, 1);
+    let numbers = |aside: &[(Event, String)]| {
+        aside.iter().map(|(event, _)| event.position.numbers()[0]).collect::<Vec<_>>()
+    };
+    assert_eq!(numbers(&aside), [7, 9]);
+    let why = &aside[0].1;
+    assert!(why.contains("refused") && why.contains("kafka-configs.sh"), "{why}");
+    let arrived = first_deliveries(&bus, &stream, 2_998).await;
+    assert_eq!(arrived, (0..3_000).filter(|n| ![7, 9].contains(n)).collect::<Vec<_>>());
+
+    // A limit far below: batches of small ones are too large for it too.
+    let stream = unique("stream");
+    bus.ensure(&spec(&stream, 1)).await.unwrap();
+    limit(&kafka.brokers(), &stream, "20000").await;
+    let event = |n| if n % 1000 == 500 { large(&stream, n, 30_000) } else { large(&stream, n, 1_000) };
+    let (aside, again) = insist(&bus, &stream, (0..3_000).map(event).collect()).await;
+    assert_eq!(numbers(&aside), [500, 1_500, 2_500]);
+    assert!((2..10).contains(&again), "{again}");
+    let arrived = first_deliveries(&bus, &stream, 2_997).await;
+    assert_eq!(arrived, (0..3_000).filter(|n| n % 1000 != 500).collect::<Vec<_>>());
 }

@@ -9,7 +9,7 @@ use headwater_connect::kafka::{KafkaBus, KafkaConfig};
 use headwater_core::ports::{Accepted, Bus, Delivery, Published, Start, Subscribe};
 use headwater_core::{Checkpoint, Event, EventId, Position, Record, Result, Retention, StreamSpec};
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 
 /// Waits, but not for ever.
@@ -55,6 +55,26 @@ pub fn event(stream: &Arc<str>, partition: Option<u32>, n: u64, bytes: usize) ->
         headers: Default::default(),
         time,
         position: Position::of(1, [n]),
+    }
+}
+
+/// Event number `n`, of as many bytes, which no compression makes much smaller.
+pub fn large(stream: &Arc<str>, n: u64, bytes: usize) -> Event {
+    let noise: String = (0..bytes).map(|_| char::from(rand::random_range(b'!'..b'~'))).collect();
+    Event { payload: Some(noise.into()), ..event(stream, Some(0), n, 1) }
+}
+
+/// Sets what a topic takes, as the cluster's owner.
+pub async fn limit(brokers: &str, topic: &str, bytes: &str) {
+    set(brokers, topic, "max.message.bytes", bytes).await;
+}
+
+/// Gives a topic a setting, as the cluster's owner.
+pub async fn set(brokers: &str, topic: &str, name: &str, value: &str) {
+    let (admin, options) = admin(brokers);
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
+    for result in admin.alter_configs([&change], &options).await.unwrap() {
+        result.unwrap();
     }
 }
 

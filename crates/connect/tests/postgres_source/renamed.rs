@@ -24,7 +24,7 @@ async fn a_renamed_table_goes_on_under_its_name_until_the_config_is_mended_and_n
     assert_eq!(error.kind(), Kind::Refused);
     assert!(error.to_string().contains("table public.t is called attic.u now"), "{error}");
     assert!(error.hint_text().unwrap().contains("write \"attic.u\" in `tables`"), "{error}");
-    let findings = capture.connector.check().await.unwrap();
+    let findings = capture.connector.check().await.unwrap().findings;
     assert!(
         findings.iter().any(|finding| finding.message.contains("public.t does not exist")),
         "{findings:?}"

@@ -193,7 +193,7 @@ async fn names_may_hold_what_has_to_be_quoted() {
     capture.open().await.unwrap();
     place.each(&format!(r#"TRUNCATE "{quoted}"."{quoted}""#)).await;
     assert_eq!(capture.take(1).await, [format!("truncate {odd}")]);
-    let findings = capture.connector.check().await.unwrap();
+    let findings = capture.connector.check().await.unwrap().findings;
     let wrong = findings.iter().filter(|finding| {
         finding.severity != Severity::Ok && !finding.message.contains("is used by another")
     });

@@ -197,7 +197,7 @@ async fn a_table_is_read_again_when_rows_may_have_been_displaced_by_a_new_unique
     let checkpoint = reading.checkpoint.clone();
     drop(reading);
     shop.execute("create unique index j on t (b); replace into t values (5, 'z', 4)");
-    let findings = shop.connector(shop.config(&["t"])).check().await.unwrap();
+    let findings = shop.connector(shop.config(&["t"])).check().await.unwrap().findings;
     let unknown = "which rows it displaced is not known";
     assert!(findings.iter().any(|finding| finding.message.contains(unknown)), "{findings:?}");
     let mut reading = shop.read(shop.config(&["t"]), checkpoint.as_ref()).await;

@@ -149,14 +149,14 @@ async fn check_finds_what_is_missing_and_changes_nothing() {
             .map(|one| one.message.clone())
             .collect::<Vec<_>>()
     };
-    let findings = shop.connector(config.clone()).check().await.unwrap();
+    let findings = shop.connector(config.clone()).check().await.unwrap().findings;
     assert_eq!(worst(&findings, Severity::Error).len(), 4, "{findings:?}");
     assert!(
         findings.iter().any(|one| one.hint.as_deref().is_some_and(|hint| hint.contains("headwater init")))
     );
     assert!(ours(&shop).is_empty());
     install(&shop.path, &config.tables, None).unwrap();
-    let findings = shop.connector(config.clone()).check().await.unwrap();
+    let findings = shop.connector(config.clone()).check().await.unwrap().findings;
     assert_eq!(worst(&findings, Severity::Error), [""; 0]);
     assert_eq!(
         worst(&findings, Severity::Warning),
@@ -166,19 +166,19 @@ async fn check_finds_what_is_missing_and_changes_nothing() {
     );
     assert!(findings.iter().any(|finding| finding.message.contains("PRAGMA busy_timeout")), "{findings:?}");
     shop.execute("alter table t add column z");
-    let findings = shop.connector(config.clone()).check().await.unwrap();
+    let findings = shop.connector(config.clone()).check().await.unwrap().findings;
     assert!(
         worst(&findings, Severity::Warning).iter().any(|text| text.contains("\"t\" was altered")),
         "{findings:?}"
     );
     shop.execute("drop table u");
     shop.conn.pragma_update(None, "journal_mode", "delete").unwrap();
-    let findings = shop.connector(config).check().await.unwrap();
+    let findings = shop.connector(config).check().await.unwrap().findings;
     assert!(worst(&findings, Severity::Warning).iter().any(|text| text.contains("journal mode is delete")));
     assert!(worst(&findings, Severity::Warning).iter().any(|text| text.contains("\"u\" is not there")));
     let gone = shop.connector(headwater_connect::sqlite::SqliteConfig::new("/nowhere/shop.db", &["t"]));
     assert_eq!(
-        worst(&gone.check().await.unwrap(), Severity::Error),
+        worst(&gone.check().await.unwrap().findings, Severity::Error),
         ["there is no database at /nowhere/shop.db"]
     );
     assert!(Connection::open(&shop.path).is_ok());

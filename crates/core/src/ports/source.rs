@@ -1,10 +1,12 @@
 //! Reading changes.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::Durable;
-use crate::{Batch, Checkpoint, Result};
+use crate::{Batch, Checkpoint, Result, Table};
 
 /// A configured system that changes can be read from; opened anew after every failure.
 #[async_trait]
@@ -12,8 +14,8 @@ pub trait Connector: Send + Sync {
     /// Starts reading after `from`, or with whatever the config asks for when there is no checkpoint.
     async fn open(&self, from: Option<&Checkpoint>) -> Result<Box<dyn Source>>;
 
-    /// Connects and says what is missing and how to mend it, changing nothing.
-    async fn check(&self) -> Result<Vec<Finding>>;
+    /// Connects and says what is missing and how to mend it, and what its tables are, changing nothing.
+    async fn check(&self) -> Result<Check>;
 
     /// What it is doing now; cheap, callable at any time.
     fn status(&self) -> SourceStatus;
@@ -72,6 +74,16 @@ pub struct TableProgress {
     pub estimate: Option<u64>,
     /// Whether all of it was read.
     pub done: bool,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, Default)]
+pub struct Check {
+    /// What was looked at.
+    pub findings: Vec<Finding>,
+    /// The captured tables, as changes made now describe them; `None` when not all of them could be
+    /// looked at, which a finding says.
+    pub tables: Option<Vec<Arc<Table>>>,
 }
 
 /// Something a check found.

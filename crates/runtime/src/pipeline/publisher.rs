@@ -1,6 +1,6 @@
 //! Hands shaped batches to the bus in order, and sets aside what cannot go.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -141,38 +141,38 @@ impl Publisher {
     }
 
     /// Works until there is no more.
-    pub async fn run(mut self, mut work: mpsc::UnboundedReceiver<Work>, mut line: Line) -> Result<()> {
-        let mut next = None;
-        loop {
-            let Some(todo) = (match next.take() {
-                Some(todo) => Some(todo),
-                None => work.recv().await,
-            }) else {
-                return Ok(());
-            };
-            match todo {
+    pub async fn run(mut self, work: mpsc::UnboundedReceiver<Work>, mut line: Line) -> Result<()> {
+        let mut todo = Todo { work, passed_by: VecDeque::new() };
+        while let Some(work) = todo.next().await {
+            match work {
                 Work::Batch(mut batch) => {
-                    while batch.bytes < TOGETHER && next.is_none() {
-                        match work.try_recv() {
-                            Ok(Work::Batch(more)) => batch.append(*more),
-                            Ok(other) => next = Some(other),
-                            Err(_) => break,
-                        }
+                    while batch.bytes < TOGETHER
+                        && let Some(more) = todo.ready_batch()
+                    {
+                        batch.append(*more);
                     }
-                    self.publish(*batch, &mut line).await?;
+                    self.publish(*batch, &mut line, &mut todo).await?;
                 }
                 Work::Release(release) => {
                     line.drained().await?;
-                    let outcome = self.release(&release.stream, release.order_key.as_deref()).await;
-                    self.show();
-                    // Whoever asked may be gone.
-                    drop(release.answer.send(outcome));
+                    self.answer(release).await;
                 }
             }
         }
+        Ok(())
     }
 
-    async fn publish(&mut self, mut batch: Shaped, line: &mut Line) -> Result<()> {
+    /// Does what a person wishes; whether anything went on.
+    async fn answer(&mut self, release: Release) -> bool {
+        let outcome = self.release(&release.stream, release.order_key.as_deref()).await;
+        self.show();
+        let went_on = outcome.as_ref().is_ok_and(|count| *count > 0);
+        // Whoever asked may be gone.
+        drop(release.answer.send(outcome));
+        went_on
+    }
+
+    async fn publish(&mut self, mut batch: Shaped, line: &mut Line, todo: &mut Todo) -> Result<()> {
         self.ensure_new(&mut batch).await?;
         let mut admitted = self.holds.admit(&mut batch, now())?;
         if admitted.parked.is_empty() {
@@ -188,7 +188,8 @@ impl Publisher {
             }
         }
         line.drained().await?;
-        let (events, bytes) = self.publish_and_park(&mut batch, admitted).await?;
+        let ((events, bytes), parked) = self.publish_first(&mut batch, admitted).await?;
+        self.park_when_possible(parked, todo).await?;
         // Only now, with the parked ones durable, may the checkpoint pass them.
         match self.bus.publish(Vec::new(), batch.checkpoint.clone()).await? {
             Published::Accepted(accepted) => {
@@ -199,19 +200,19 @@ impl Publisher {
         }
     }
 
-    /// Publishes what can go, waits until it is durable, then parks the rest: so everything before
-    /// what is parked is on the bus, and whatever is redelivered later was there before.
-    async fn publish_and_park(&mut self, batch: &mut Shaped, first: Admitted) -> Result<Counted> {
+    /// Publishes what can go, waits until it is durable, and returns the rest, to be parked: so
+    /// everything before what is parked is on the bus, and whatever is redelivered later was there before.
+    async fn publish_first(&mut self, batch: &mut Shaped, first: Admitted) -> Result<(Counted, Vec<Parked>)> {
         let Admitted { mut events, mut origins, mut parked } = first;
-        let counted = loop {
+        loop {
             let counted = count(&events);
             if events.is_empty() {
-                break counted;
+                return Ok((counted, parked));
             }
             match self.bus.publish(events, None).await? {
                 Published::Accepted(accepted) => {
                     accepted.durable().await?;
-                    break counted;
+                    return Ok((counted, parked));
                 }
                 Published::Rejected { events: back, rejections } => {
                     let mut again = self.set_aside(batch, back, origins, rejections)?;
@@ -219,11 +220,7 @@ impl Publisher {
                     (events, origins) = (again.events, again.origins);
                 }
             }
-        };
-        if !parked.is_empty() {
-            self.park(parked).await?;
         }
-        Ok(counted)
     }
 
     /// Turns rejected events into troubles of their changes, and sorts the batch again.
@@ -257,23 +254,37 @@ impl Publisher {
         self.holds.admit(batch, now())
     }
 
-    /// Parks; waits while the store is full or away, and says so.
-    async fn park(&mut self, parked: Vec<Parked>) -> Result<()> {
-        self.show();
+    /// Parks; waits while the store is full or away, and says so. What is released meanwhile makes room,
+    /// and what was to be parked may be free to go: then all begins again from the checkpoint.
+    async fn park_when_possible(&mut self, parked: Vec<Parked>, todo: &mut Todo) -> Result<()> {
         let mut backoff = Backoff::new(self.retry_max);
-        loop {
-            let Err(error) = self.parked.park(parked.clone()).await else { break };
+        while let Err(error) = self.park(&parked).await {
             if !error.is_retryable() {
                 return Err(error);
             }
             tracing::error!(source = %self.source, %error, "cannot park; nothing more is confirmed");
             self.board.lock().error = Some(format!("nothing more is confirmed: {error}"));
-            tokio::time::sleep(backoff.next()).await;
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next()) => {}
+                release = todo.release() => if self.answer(release).await {
+                    return Err(Error::new(Kind::Busy, "what was parked has been released"));
+                }
+            }
         }
         if backoff.attempts() > 0 {
             self.board.well();
         }
-        for one in &parked {
+        Ok(())
+    }
+
+    /// Parks, or says why that cannot be now.
+    async fn park(&mut self, parked: &[Parked]) -> Result<()> {
+        if parked.is_empty() {
+            return Ok(());
+        }
+        self.show();
+        self.parked.park(parked.to_vec()).await?;
+        for one in parked {
             ::metrics::counter!("headwater_parked_total", "source" => one.source.to_string(),
                 "stream" => one.stream.to_string())
             .increment(1);
@@ -327,7 +338,14 @@ impl Publisher {
         self.ensure_new(&mut batch).await?;
         let admitted = self.holds.admit(&mut batch, now())?;
         if !keyed {
-            return self.publish_and_park(&mut batch, admitted).await.map(drop);
+            let (_, parked) = self.publish_first(&mut batch, admitted).await?;
+            return match self.park(&parked).await {
+                // It stays held; another release may make room.
+                Err(error) if error.kind() == Kind::Full => {
+                    Err(Error::new(Kind::Contract, "not all of it can go").because(error))
+                }
+                done => done,
+            };
         }
         if let Some(waits) = admitted.parked.first() {
             return Err(Error::new(Kind::Contract, "it is held back still").because(waits.reason.clone()));
@@ -345,6 +363,48 @@ impl Publisher {
     fn show(&self) {
         let held = self.holds.held().map(|(stream, why)| (Arc::clone(stream), why.to_owned()));
         self.board.lock().held = held.collect();
+    }
+}
+
+/// What a publisher has yet to do.
+struct Todo {
+    work: mpsc::UnboundedReceiver<Work>,
+    /// What came before a release that could not wait.
+    passed_by: VecDeque<Work>,
+}
+
+impl Todo {
+    /// The next work; `None` when there is no more.
+    async fn next(&mut self) -> Option<Work> {
+        match self.passed_by.pop_front() {
+            Some(work) => Some(work),
+            None => self.work.recv().await,
+        }
+    }
+
+    /// The next work if it is a batch and there already.
+    fn ready_batch(&mut self) -> Option<Box<Shaped>> {
+        match self.passed_by.pop_front().or_else(|| self.work.try_recv().ok())? {
+            Work::Batch(batch) => Some(batch),
+            other => {
+                self.passed_by.push_front(other);
+                None
+            }
+        }
+    }
+
+    /// The next release, whatever stands before it; waits for ever where there is none. Cancel-safe.
+    async fn release(&mut self) -> Release {
+        loop {
+            let at = self.passed_by.iter().position(|work| matches!(work, Work::Release(_)));
+            if let Some(Work::Release(release)) = at.and_then(|at| self.passed_by.remove(at)) {
+                return release;
+            }
+            match self.work.recv().await {
+                Some(work) => self.passed_by.push_back(work),
+                None => std::future::pending().await,
+            }
+        }
     }
 }
 

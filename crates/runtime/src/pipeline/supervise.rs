@@ -52,6 +52,7 @@ impl SourceTask {
     /// Runs until `stop`, then `Ok` if everything that was read is confirmed, or until an error that no
     /// retry can mend.
     pub async fn run(mut self, stop: CancellationToken) -> Result<()> {
+        crate::metrics::begin(&self.name, self.specs.iter().map(|spec| &*spec.name));
         let mut backoff = Backoff::new(self.settings.retry_max);
         // Whether something was read that the last attempt did not get confirmed.
         let mut behind = false;

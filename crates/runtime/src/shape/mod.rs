@@ -6,10 +6,12 @@ mod output;
 mod plan;
 mod routes;
 mod rows;
+mod seen;
 mod shaped;
 mod shaper;
 
 pub use routes::{OutboxTable, Routes, StreamRoute};
+pub use seen::Seen;
 pub use shaped::{EventOrigin, Shaped, Trouble};
 pub use shaper::Shaper;
 

@@ -38,8 +38,11 @@ impl Plan {
     /// Compiles it. An error of kind `Contract` when the table does not fit the stream.
     pub fn new(route: &StreamRoute, table: &Arc<Table>) -> Result<Self> {
         let contract = route.contract(table);
-        let encoder = route.config.format.encoder(&contract, table)?;
         let order_columns = route.config.order_key.as_deref();
+        let exposed = contract.columns.iter().map(|(column, _)| column);
+        let named = exposed.chain(&contract.key).chain(order_columns.into_iter().flatten());
+        named.into_iter().try_for_each(|column| check_column(route, table, column))?;
+        let encoder = route.config.format.encoder(&contract, table)?;
         let order_key = order_columns.map(|columns| KeyWriter::new(&contract, columns, table)).transpose()?;
         let names = contract.key.iter().chain(order_columns.into_iter().flatten());
         let mut identity: Vec<usize> = names.filter_map(|name| table.column(name)).collect();
@@ -107,6 +110,20 @@ impl Plan {
             )
         })
     }
+}
+
+/// A column that a stream names must be there.
+fn check_column(route: &StreamRoute, table: &Table, column: &str) -> Result<()> {
+    if table.column(column).is_some() {
+        return Ok(());
+    }
+    let (stream, name) = (&route.name, table.full_name());
+    let near = crate::names::nearest(column, table.columns.iter().map(|column| column.name.as_str()));
+    let near = near.map(|near| format!("did you mean \"{near}\"? otherwise ")).unwrap_or_default();
+    let doing = format!("stream {stream}: table {name} has no column \"{column}\"");
+    Err(Error::new(Kind::Contract, doing).hint(format!(
+        "{near}bring the column back, or change the contract of [stream.{stream}] and raise its version"
+    )))
 }
 
 /// Key and order key must be known of a row that is updated or deleted.

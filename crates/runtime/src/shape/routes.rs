@@ -3,10 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use headwater_core::{Header, Result, StreamSpec, Table, check_stream_name};
+use headwater_core::{Error, Header, Kind, Result, StreamSpec, Table, check_stream_name};
 use headwater_wire::format::{Contract, OutboxColumns};
 
 use super::condition::Condition;
+use super::outbox::OutboxPlan;
+use super::plan::Plan;
+use super::seen::Seen;
 use crate::config::{Columns, StreamConfig, TableRef};
 
 /// Where the changes of one source go.
@@ -18,6 +21,8 @@ pub struct Routes {
     pub outboxes: Vec<OutboxTable>,
     /// What a stream is like that an outbox row names and the config does not.
     pub undeclared: Arc<StreamConfig>,
+    /// What its tables looked like.
+    pub seen: Seen,
 }
 
 /// A declared stream.
@@ -40,6 +45,36 @@ pub struct OutboxTable {
     pub columns: OutboxColumns,
     /// The stream's name, with `{aggregatetype}` in it.
     pub stream: String,
+}
+
+impl Routes {
+    /// Why streams cannot be fed by the tables that they name, when these are all the tables of the source.
+    pub fn misfits(&self, source: &str, tables: &[Arc<Table>]) -> Vec<Error> {
+        let mut errors = Vec::new();
+        for stream in &self.streams {
+            for named in &stream.tables {
+                let mut found = tables.iter().filter(|table| named.matches(table)).peekable();
+                if found.peek().is_none() {
+                    errors.push(no_table(stream, named, source, tables));
+                }
+                errors.extend(found.filter_map(|table| Plan::new(stream, table).err()));
+            }
+        }
+        for outbox in &self.outboxes {
+            let found = tables.iter().filter(|table| outbox.table.matches(table));
+            errors.extend(found.filter_map(|table| OutboxPlan::new(outbox, table).err()));
+        }
+        errors
+    }
+}
+
+fn no_table(stream: &StreamRoute, named: &TableRef, source: &str, tables: &[Arc<Table>]) -> Error {
+    let known: Vec<String> = tables.iter().map(|table| format!("{source}.{}", table.full_name())).collect();
+    let what = format!("stream {} is fed by {named}, which source {source} does not capture", stream.name);
+    let schema = if tables.iter().any(|table| table.schema == "main") { "main" } else { "public" };
+    let meant = TableRef { schema: Some(named.schema.clone().unwrap_or(schema.into())), ..named.clone() };
+    Error::new(Kind::Contract, what)
+        .hint(crate::names::hint(&meant.to_string(), known.iter().map(String::as_str)))
 }
 
 impl StreamRoute {

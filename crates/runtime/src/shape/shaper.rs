@@ -8,8 +8,9 @@ use headwater_core::{Batch, Change, Event, EventId, Kind, Op, Table};
 use super::outbox::OutboxPlan;
 use super::output::Output;
 use super::plan::Plan;
-use super::routes::{Named, Routes};
+use super::routes::{Named, Routes, StreamRoute};
 use super::rows::RowShaper;
+use super::seen::retyped;
 use super::{EventOrigin, Shaped, Trouble};
 use crate::park;
 
@@ -184,8 +185,10 @@ impl Shaped {
 }
 
 fn compile(routes: &Routes, table: &Arc<Table>) -> Uses {
-    let feeds =
-        |stream: &&Arc<super::routes::StreamRoute>| stream.tables.iter().any(|named| named.matches(table));
+    let feeds = |stream: &&Arc<StreamRoute>| stream.tables.iter().any(|named| named.matches(table));
+    if let Some(before) = routes.seen.before(table) {
+        routes.streams.iter().filter(feeds).for_each(|route| warn_of_types(route, &before, table));
+    }
     let streams = routes.streams.iter().filter(feeds).map(|route| {
         let plan = Plan::new(route, table).map_err(|error| {
             if error.kind() != Kind::Contract {
@@ -200,6 +203,17 @@ fn compile(routes: &Routes, table: &Arc<Table>) -> Uses {
         OutboxPlan::new(outbox, table).map_err(|error| (outbox.held_as().into(), error.to_string()))
     });
     Uses { table: Arc::clone(table), streams: streams.collect(), outboxes: outboxes.collect() }
+}
+
+/// A changed type breaks no contract, but consumers see other values.
+fn warn_of_types(route: &StreamRoute, before: &Table, table: &Table) {
+    let contract = route.contract(table);
+    for (old, new) in retyped(before, table) {
+        if contract.columns.iter().any(|(column, _)| *column == new.name) {
+            tracing::warn!(stream = %route.name, table = table.full_name(), column = new.name, old = ?old.ty,
+                new = ?new.ty, "a column changed its type: its values are written as the new type's from now on");
+        }
+    }
 }
 
 /// The id of what a change would be if its stream could take it.

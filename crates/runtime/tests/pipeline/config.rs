@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_core::Kind;
+use headwater_core::{Identity, Kind};
 use headwater_runtime::config::{Columns, Settings};
 use headwater_runtime::{Runtime, StreamConfig};
 use headwater_testkit::memory::{MemoryBus, MemoryParkedStore, MemorySource};
@@ -86,5 +86,44 @@ fn what_makes_no_sense_together_is_refused() {
         let error = built.err().unwrap_or_else(|| panic!("{toml} was taken"));
         assert_eq!(error.kind(), Kind::Config, "{error}");
         assert!(error.to_string().contains(says), "{toml}: {error}");
+    }
+}
+
+/// What cannot be fed by a table as it is now is said before its first change.
+#[test]
+fn streams_are_checked_against_tables() {
+    use crate::common::{orders, table};
+    let tables = [orders(Identity::Key), table("lines", &["id", "order_id", "price"], Identity::Key)];
+    let misfits = |config: &str| -> Vec<String> {
+        let builder = Runtime::builder()
+            .source("shop", Arc::new(MemorySource::new("shop", 1, 10)), None)
+            .source("other", Arc::new(MemorySource::new("other", 1, 10)), None)
+            .stream("s", stream(config));
+        assert!(builder.verify_tables("other", &[]).unwrap().is_empty(), "feeds nothing");
+        let errors = builder.verify_tables("shop", &tables).unwrap();
+        assert!(errors.iter().all(|error| error.kind() == Kind::Contract));
+        errors.iter().map(ToString::to_string).collect()
+    };
+    let fits = "from = ['shop.orders', 'shop.public.lines']\ncolumns = ['id']";
+    assert_eq!(misfits(fits), [""; 0]);
+    for (config, says) in [
+        ("columns = ['id', 'stat']", ["no column \"stat\"", "did you mean \"state\"?"]),
+        ("columns = { n = 'nothing_like_it' }", ["no column \"nothing_like_it\"", "raise its version"]),
+        ("columns = ['id']\nkey = 'ids'", ["no column \"ids\"", "did you mean \"id\"?"]),
+        ("columns = ['id']\norder_key = 'custmer'", ["no column \"custmer\"", "did you mean \"customer\"?"]),
+        ("columns = ['id']\norder_key = 'customer'", ["which customer the row had", "REPLICA IDENTITY FULL"]),
+        ("columns = ['id']\nwhere = 'after.stte == \"x\"'", ["needs column stte", "did you mean state?"]),
+    ] {
+        let errors = misfits(&format!("from = 'shop.orders'\n{config}"));
+        assert_eq!(errors.len(), 1, "{config}: {errors:?}");
+        assert!(says.iter().all(|says| errors[0].contains(says)), "{config}: {errors:?}");
+    }
+    for (from, hint) in [
+        ("shop.order", "did you mean \"shop.public.orders\"?"),
+        ("shop.crm.people", "known: shop.public.orders, shop.public.lines"),
+    ] {
+        let errors = misfits(&format!("from = '{from}'\ncolumns = '*'"));
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].contains("does not capture") && errors[0].contains(hint), "{errors:?}");
     }
 }

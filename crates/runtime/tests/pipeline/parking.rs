@@ -212,6 +212,51 @@ async fn a_full_parked_store_stops_confirming_until_there_is_room() {
     assert_eq!(world.count(), 1, "nothing was published twice");
 }
 
+/// A release is what makes room: it must not wait behind what waits for room.
+#[tokio::test(start_paused = true)]
+async fn a_release_makes_room_in_a_full_parked_store() {
+    let world = World::new(11);
+    world.bus.reject_larger_than(Some(2000));
+    let large = "x".repeat(5000);
+    world.source.commit([insert(1, 1, &large), insert(2, 2, "a")]);
+    let running = world.run(all_orders());
+    eventually("the first is parked", || world.parked.all().len() == 1).await;
+    world.parked.set_budget(Some(6000));
+    world.source.commit([insert(3, 1, "waits"), insert(4, 3, &large), insert(5, 2, "b")]);
+    let mut status = running.runtime.status().await;
+    while status.sources[0].error.is_none() {
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        status = running.runtime.status().await;
+    }
+    world.source.commit([insert(6, 1, "later"), insert(7, 2, "c")]);
+    // What cannot go on changes nothing.
+    let release = || {
+        let released = running.runtime.release("orders", Some(b"1"));
+        async { tokio::time::timeout(std::time::Duration::from_secs(60), released).await.expect("it waits") }
+    };
+    let error = release().await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Contract);
+    world.bus.reject_larger_than(Some(6000));
+    assert_eq!(release().await.unwrap(), 1);
+    eventually("all is confirmed", || {
+        world.source.confirmed().is_some_and(|at| at.position.numbers()[0] == 7)
+    })
+    .await;
+    assert_eq!(running.runtime.status().await.sources[0].error, None);
+    running.stop().await;
+    assert_eq!(world.parked.all(), []);
+    for (key, expected) in [("1", vec![1, 3, 6]), ("2", vec![2, 5, 7]), ("3", vec![4])] {
+        let mut places: Vec<u64> = Vec::new();
+        for event in world.bus.events().iter().filter(|event| event.key.as_deref() == Some(key.as_bytes())) {
+            let place = event.position.numbers()[0];
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        assert_eq!(places, expected, "key {key}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_batch_with_a_parked_change_moves_the_checkpoint_only_when_it_is_parked() {
     let (world, table) = (World::new(10), orders(Identity::Key));

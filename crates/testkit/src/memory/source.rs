@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use headwater_core::ports::{Connector, Durable, Finding, Source, SourceState, SourceStatus};
+use headwater_core::ports::{Check, Connector, Durable, Finding, Source, SourceState, SourceStatus};
 use headwater_core::{Batch, Change, Checkpoint, Position, Result};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -91,8 +91,8 @@ impl Connector for MemorySource {
         Ok(Box::new(Open { source: self.clone(), next }))
     }
 
-    async fn check(&self) -> Result<Vec<Finding>> {
-        Ok(vec![Finding::ok("in memory")])
+    async fn check(&self) -> Result<Check> {
+        Ok(Check { findings: vec![Finding::ok("in memory")], tables: None })
     }
 
     fn status(&self) -> SourceStatus {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use headwater_core::{Error, Kind, Result, ResultExt};
 use rustix::process::Signal;
 
+use super::acls::{self, Right};
 use super::process::{Process, free_port};
 use super::proxy::Proxy;
 
@@ -91,6 +92,13 @@ impl KafkaSettings {
             .set("controller.quorum.voters", format!("1@127.0.0.1:{}", cluster.ports.controller))
             .set("listeners", somewhere)
             .set("advertised.listeners", somewhere)
+    }
+
+    /// Lets users do only what [`Kafka::allow`] says; whoever comes without a name may do all.
+    #[must_use]
+    pub fn authorizes(self) -> Self {
+        self.set("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer")
+            .set("super.users", "User:ANONYMOUS;User:admin")
     }
 
     /// Starts a server that is like this; returns when clients are welcome.
@@ -217,6 +225,11 @@ impl Kafka {
     /// [`KafkaSettings::tls`] gave it a certificate.
     pub fn sasl_brokers(&self) -> String {
         format!("127.0.0.1:{}", self.ports.sasl)
+    }
+
+    /// Gives a user these rights on all topics, where [`KafkaSettings::authorizes`] asks for them.
+    pub async fn allow(&self, user: &str, rights: &[Right]) -> Result<()> {
+        acls::allow(&self.brokers(), user, rights).await
     }
 
     /// Where its data and configuration lie.

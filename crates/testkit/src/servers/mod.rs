@@ -3,11 +3,13 @@
 //! Whatever is started here ends with the process that started it, however that process ends: each
 //! server has a watchdog that waits for the end of a pipe only this process holds.
 
+mod acls;
 mod kafka;
 mod postgres;
 mod process;
 mod proxy;
 
+pub use acls::Right;
 pub use kafka::{Kafka, KafkaSettings};
 pub use postgres::{Database, Postgres, PostgresSettings};
 pub use process::free_port;

@@ -30,4 +30,5 @@ pub mod wanted;
 mod workers;
 
 pub use export::{Exported, Upcoming};
+pub use plan::{Published, describe};
 pub use taking::Settings;

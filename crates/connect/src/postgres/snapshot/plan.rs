@@ -48,7 +48,7 @@ pub struct Chunk {
 pub struct Published<'a> {
     /// `server_version_num`.
     pub version: u32,
-    /// The publications that are followed: they decide on columns and rows.
+    /// The publications that are followed: they decide on columns and rows. None: all are published.
     pub publications: &'a [String],
 }
 
@@ -132,6 +132,20 @@ pub async fn table(
     Ok(Some((planned, chunks)))
 }
 
+/// A table as the stream will describe it; `None` when it is gone.
+pub async fn describe(
+    catalog: &mut Catalog,
+    captured: &CapturedTable,
+    published: &Published<'_>,
+) -> Result<Option<Arc<Table>>> {
+    let rows = catalog.query(&size_sql(captured.oid)).await?;
+    let Some(size) = rows.first() else { return Ok(None) };
+    let columns = catalog.query(&columns_sql(captured, published)).await?;
+    let raw = columns.iter().map(raw).collect::<Result<Vec<_>>>()?;
+    let identity = identity(size.text(0)?)?;
+    catalog.table(captured.oid, &captured.schema, &captured.name, identity, &raw).await.map(Some)
+}
+
 /// Of a partitioned table, the same pages of every partition make one piece. The last piece has no end.
 fn ranges(pages: u64, leaves: u64) -> Vec<(u64, Option<u64>)> {
     let step = (CHUNK / leaves.max(1)).max(64);
@@ -188,6 +202,9 @@ fn columns_sql(captured: &CapturedTable, published: &Published<'_>) -> String {
 }
 
 fn listed(captured: &CapturedTable, published: &Published<'_>) -> String {
+    if published.publications.is_empty() {
+        return "true".to_owned();
+    }
     format!(
         "a.attname = ANY (SELECT unnest(attnames) FROM pg_publication_tables {})",
         of(captured, published)
