@@ -89,7 +89,7 @@ async fn an_outbox_of_ones_own_with_a_time() {
     );
     let event = &events(&shop, "order_events", 1)[0];
     assert_eq!((&event["type"], &event["key"]), (&"OrderPlaced".into(), &"o-1".into()));
-    assert_eq!(event["headers"], serde_json::json!({ "trace": "t1" }));
+    assert_eq!(event["headers"], serde_json::json!({ "contract-version": "1", "trace": "t1" }));
     let payload = &event["payload"];
     assert_eq!(payload["payload"], serde_json::json!({ "total": 19.90 }));
     assert_eq!(payload["occurred_at"], "2024-05-17T10:00:00.500000Z", "{payload}");

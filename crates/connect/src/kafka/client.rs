@@ -33,6 +33,9 @@ impl Client {
         // Nobody takes the words of this one from its queue: it says none. The other says the same.
         let mut silent = settings;
         silent.set_log_level(RDKafkaLogLevel::Emerg);
+        // Its questions go to the controller, which in KRaft is whichever broker the cluster named last.
+        // That one may be gone: so it asks often who it is.
+        silent.set("topic.metadata.refresh.interval.ms", "10000");
         let admin = AdminClient::from_config_and_context(&silent, Listener::default()).map_err(doing)?;
         let (admin, asker, stop) = (Arc::new(admin), Arc::new(asker), Arc::new(AtomicBool::new(false)));
         let held = (Arc::clone(&admin), Arc::clone(&asker), Arc::clone(&stop));

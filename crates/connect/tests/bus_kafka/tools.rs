@@ -1,5 +1,6 @@
 //! What these tests share.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,6 +113,19 @@ pub async fn read(bus: &KafkaBus, stream: &Arc<str>, count: usize) -> Vec<Record
     }
     assert_eq!(read.len(), count, "more than was published");
     read
+}
+
+/// Reads from the beginning until `count` different events were there: each where it came first.
+pub async fn first_deliveries(bus: &KafkaBus, stream: &Arc<str>, count: usize) -> Vec<Record> {
+    let subscribe = Subscribe { streams: vec![Arc::clone(stream)], group: None, start: Start::Beginning };
+    let mut subscription = within(bus.subscribe(subscribe)).await.unwrap();
+    let (mut seen, mut first) = (HashSet::new(), Vec::new());
+    while first.len() < count {
+        if let Delivery::Batch { records, .. } = within(subscription.next()).await.unwrap() {
+            first.extend(records.into_iter().filter(|record| seen.insert(record.event.id)));
+        }
+    }
+    first
 }
 
 /// A client that administers the cluster, as its owner would.
