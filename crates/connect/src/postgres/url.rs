@@ -60,8 +60,11 @@ impl ConnectOptions {
         if !matches!(url.scheme(), "postgres" | "postgresql") {
             return Err(Error::new(Kind::Config, wrong()));
         }
+        let host = url.host_str().unwrap_or_default();
+        // The brackets belong to the URL, not to the address.
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let mut options = Self {
-            host: decoded(url.host_str().unwrap_or_default())?,
+            host: decoded(host)?,
             port: url.port().unwrap_or(5432),
             user: decoded(url.username())?,
             password: url.password().map(decoded).transpose()?.or_else(|| std::env::var("PGPASSWORD").ok()),
@@ -142,7 +145,11 @@ impl ConnectOptions {
 /// `user@host:port/database`.
 impl fmt::Display for ConnectOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}:{}/{}", self.user, self.host, self.port, self.database)
+        let Self { user, host, port, database, .. } = self;
+        if host.contains(':') && !self.is_unix() {
+            return write!(f, "{user}@[{host}]:{port}/{database}");
+        }
+        write!(f, "{user}@{host}:{port}/{database}")
     }
 }
 
@@ -213,6 +220,12 @@ mod tests {
             assert!(options.is_unix(), "{url}");
             assert_eq!(options.to_string(), "u@/run/pg:5432/shop");
         }
+    }
+
+    #[test]
+    fn an_address_of_ip_6_stands_in_brackets() {
+        let options = ConnectOptions::parse("postgres://u@[::1]:6432/shop").unwrap();
+        assert_eq!((options.host.as_str(), options.to_string().as_str()), ("::1", "u@[::1]:6432/shop"));
     }
 
     #[test]

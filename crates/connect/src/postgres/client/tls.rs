@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use headwater_core::{Error, Kind, Result, ResultExt};
 use postgres_protocol::message::frontend;
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -20,7 +21,8 @@ use tokio_rustls::TlsConnector;
 use super::stream::Stream;
 use crate::postgres::url::{ConnectOptions, SslMode};
 
-/// Asks the server for TLS and makes the connection safe; `None` when the server has none to offer.
+/// Asks the server for TLS and makes the connection safe; `None` when the server has none to offer, or
+/// under `prefer` none that we can agree on.
 pub async fn negotiate(mut stream: TcpStream, options: &ConnectOptions) -> Result<Option<Stream>> {
     let doing = || format!("asking PostgreSQL at {options} for TLS");
     let mut request = bytes::BytesMut::new();
@@ -41,8 +43,11 @@ pub async fn negotiate(mut stream: TcpStream, options: &ConnectOptions) -> Resul
     }
     let config = config(options)?;
     let name = ServerName::try_from(options.host.clone()).doing(Kind::Config, doing)?;
-    let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-    connected.map(|stream| Some(Stream::Tls(Box::new(stream)))).map_err(|error| failed(error, options))
+    match TlsConnector::from(Arc::new(config)).connect(name, stream).await {
+        Ok(stream) => Ok(Some(Stream::Tls(Box::new(stream)))),
+        Err(_) if options.ssl_mode == SslMode::Prefer => Ok(None),
+        Err(error) => Err(failed(error, options)),
+    }
 }
 
 fn failed(error: std::io::Error, options: &ConnectOptions) -> Error {
@@ -53,7 +58,7 @@ fn failed(error: std::io::Error, options: &ConnectOptions) -> Error {
     if !refused {
         return failed;
     }
-    failed.hint("give the authority's certificate as sslrootcert=FILE; verify-full also needs the host name that the certificate names")
+    failed.hint("give the authority's certificate as sslrootcert=FILE; verify-full also needs the host name that the certificate gives as its subjectAltName")
 }
 
 fn config(options: &ConnectOptions) -> Result<ClientConfig> {
@@ -68,11 +73,15 @@ fn config(options: &ConnectOptions) -> Result<ClientConfig> {
         SslMode::Require if options.ssl_root_cert.is_some() => Some(false),
         _ => None,
     };
+    let given = match &options.ssl_root_cert {
+        Some(path) if verified.is_some() => certificates(path)?,
+        _ => Vec::new(),
+    };
     let webpki = match verified {
-        Some(_) => Some(verifier(options, provider.clone())?),
+        Some(_) => Some(webpki(options, &given, provider.clone())?),
         None => None,
     };
-    let verifier = Verifier { webpki, name: verified == Some(true), provider };
+    let verifier = Verifier { webpki, given, name: verified == Some(true), provider };
     let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
     let Some((certificate, key)) = &options.ssl_client else { return Ok(builder.with_no_client_auth()) };
     let chain = certificates(certificate)?;
@@ -83,14 +92,18 @@ fn config(options: &ConnectOptions) -> Result<ClientConfig> {
         .doing(Kind::Config, || "the client's certificate and key".to_owned())
 }
 
-fn verifier(options: &ConnectOptions, provider: Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>> {
+/// Trusts the authorities that were given, or the system's.
+fn webpki(
+    options: &ConnectOptions,
+    given: &[CertificateDer<'static>],
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<WebPkiServerVerifier>> {
     let mut roots = RootCertStore::empty();
     match &options.ssl_root_cert {
         Some(path) => {
-            for certificate in certificates(path)? {
-                roots
-                    .add(certificate)
-                    .doing(Kind::Config, || format!("a certificate in {}", path.display()))?;
+            for certificate in given {
+                let doing = || format!("a certificate in {}", path.display());
+                roots.add(certificate.clone()).doing(Kind::Config, doing)?;
             }
         }
         None => {
@@ -117,8 +130,20 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
 #[derive(Debug)]
 struct Verifier {
     webpki: Option<Arc<WebPkiServerVerifier>>,
+    /// What `sslrootcert` holds.
+    given: Vec<CertificateDer<'static>>,
     name: bool,
     provider: Arc<CryptoProvider>,
+}
+
+impl Verifier {
+    fn verify_name(
+        &self,
+        certificate: &CertificateDer<'_>,
+        name: &ServerName<'_>,
+    ) -> Result<(), rustls::Error> {
+        if self.name { verify_server_name(&ParsedCertificate::try_from(certificate)?, name) } else { Ok(()) }
+    }
 }
 
 impl ServerCertVerifier for Verifier {
@@ -135,6 +160,14 @@ impl ServerCertVerifier for Verifier {
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if !self.name => Ok(ServerCertVerified::assertion()),
+            // A self-signed certificate that may sign others too, as openssl makes them: webpki takes it for
+            // an authority and no server. Where it was given as trusted it is both, as to libpq. Its dates
+            // are what webpki looks at first.
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(_)))
+                if self.given.iter().any(|given| given == certificate) =>
+            {
+                self.verify_name(certificate, name).map(|()| ServerCertVerified::assertion())
+            }
             verdict => verdict,
         }
     }
