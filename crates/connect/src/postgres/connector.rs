@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -36,6 +37,8 @@ pub struct PostgresConnector {
     config: PostgresConfig,
     names: Names,
     spill: PathBuf,
+    /// Whether transactions have to come whole.
+    whole: Arc<AtomicBool>,
     requests: Requests,
     monitor: Arc<Monitor>,
     /// This run of Headwater, for `snapshot = "always"`.
@@ -50,6 +53,7 @@ impl PostgresConnector {
             names: config.names(name)?,
             config,
             spill: data_dir.join("spill").join(name),
+            whole: Arc::default(),
             requests: Requests::new(data_dir, name),
             monitor: Arc::default(),
             run: format!("{:016x}", rand::random::<u64>()),
@@ -118,6 +122,7 @@ impl PostgresConnector {
             feedback: feedback.clone(),
             decoder,
             spill,
+            whole: self.whole.clone(),
             state,
             position,
             upcoming,
@@ -152,9 +157,10 @@ impl PostgresConnector {
     fn start(&self, state: &State, publications: &[String]) -> String {
         let publications: Vec<String> = publications.iter().map(|name| quote_ident(name)).collect();
         format!(
-            "START_REPLICATION SLOT \"{}\" LOGICAL {} (proto_version '2', streaming 'on', messages 'true', publication_names {})",
+            "START_REPLICATION SLOT \"{}\" LOGICAL {} (proto_version '2', streaming '{}', messages 'true', publication_names {})",
             self.names.slot,
             lsn::text(state.confirmed),
+            if self.whole.load(Ordering::Relaxed) { "off" } else { "on" },
             quote_option(&publications.join(",")),
         )
     }

@@ -200,6 +200,16 @@ impl Decoder {
         self.open = None;
     }
 
+    /// Whether what came of a transaction that has not ended is a message for us.
+    pub fn is_event(&self, bytes: &Bytes) -> Result<bool> {
+        if bytes.first() != Some(&b'M') {
+            return Ok(false);
+        }
+        let message =
+            pgoutput::decode(bytes, true).doing(Kind::Decode, || "decoding a message".to_owned())?;
+        Ok(matches!(message, Message::Logical { prefix, .. } if self.messages.are(prefix)))
+    }
+
     /// A change of the open transaction, or what must be known for one. Only a table's description waits.
     pub async fn apply(&mut self, bytes: &Bytes, lsn: u64, streamed: bool) -> Result<()> {
         self.messages_bytes += bytes.len();

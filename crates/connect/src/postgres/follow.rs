@@ -5,10 +5,11 @@
 //! socket is not read, while [`Feedback`] goes on telling the server that we live.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use headwater_core::{Batch, Change, Kind, Position, Result, ResultExt};
+use headwater_core::{Batch, Change, Error, Kind, Position, Result, ResultExt};
 use headwater_wire::pgoutput::{self, Message};
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -58,6 +59,8 @@ pub struct Follow {
     pub decoder: Decoder,
     /// Transactions that have not ended.
     pub spill: Spill,
+    /// Whether the server is to send transactions once they have ended only, when it is asked the next time.
+    pub whole: Arc<AtomicBool>,
     /// What the next checkpoint says.
     pub state: State,
     /// Where the last change that was handed out stands.
@@ -154,7 +157,11 @@ impl Follow {
             (Some(b'B' | b'C' | b'S' | b'E' | b'c' | b'A'), _) => self.boundary(&body).await,
             (_, Some(xid)) => {
                 let subxid = pgoutput::subtransaction(&body).doing(Kind::Decode, piece)?.unwrap_or(xid);
-                self.spill.append(xid, subxid, lsn, &body).await
+                self.spill.append(xid, subxid, lsn, &body).await?;
+                if self.decoder.is_event(&body)? {
+                    self.spill.is_message(xid);
+                }
+                Ok(())
             }
             (_, None) => {
                 self.decoder.apply(&body, lsn, false).await?;
@@ -189,6 +196,11 @@ impl Follow {
     /// Decodes a transaction that came in pieces, a batch at a time.
     async fn replay(&mut self, xid: u32) -> Result<()> {
         let Some(mut reader) = self.spill.commit(xid).await? else { return Ok(()) };
+        if reader.doubtful {
+            self.whole.store(true, Ordering::Relaxed);
+            let doing = "rolled back a part of itself, perhaps with its messages: it is read again, whole";
+            return Err(Error::new(Kind::Unavailable, format!("transaction {xid} {doing}")));
+        }
         while let Some((lsn, message)) = reader.next().await? {
             self.decoder.apply(&message, lsn, true).await?;
             self.advance();

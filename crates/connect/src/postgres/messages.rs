@@ -38,10 +38,15 @@ impl Messages {
         Self { prefix: prefix.to_owned(), table: Arc::new(table) }
     }
 
+    /// Whether messages with this prefix are for us.
+    pub fn are(&self, prefix: &str) -> bool {
+        !self.prefix.is_empty() && prefix == self.prefix
+    }
+
     /// The row that a message is; `None` when it is not for us. What is not a JSON object becomes a row
     /// with nothing but its payload: the runtime parks it and says why, and nothing stops.
     pub fn row(&self, prefix: &str, content: &[u8]) -> Option<(Arc<Table>, Row)> {
-        if self.prefix.is_empty() || prefix != self.prefix {
+        if !self.are(prefix) {
             return None;
         }
         let members = serde_json::from_slice::<std::collections::BTreeMap<String, Box<RawValue>>>(content);

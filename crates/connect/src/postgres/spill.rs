@@ -3,8 +3,8 @@
 //! The server sends a large transaction in pieces before it has ended. Each goes into a file of its own
 //! in `data_dir/spill/SOURCE`: records of the subtransaction (4 bytes), the log place (8), the length (4)
 //! and the message, all little-endian. What a part that is rolled back said of a table goes with it: the
-//! server says it again (`pgoutput_stream_abort` forgets what it has said to the whole transaction). The files mean nothing after a reconnect: the server then sends
-//! all of it again. They are not fsynced.
+//! server says it again (`pgoutput_stream_abort` forgets what it has said to the whole transaction). The
+//! files mean nothing after a reconnect: the server then sends all of it again. They are not fsynced.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -36,6 +36,16 @@ struct Transaction {
     file: BufWriter<File>,
     /// Subtransactions that were rolled back: four bytes each is all that stays in memory.
     aborted: HashSet<u32>,
+    /// A message for us came, and then a part was rolled back: the server does not say which part a message
+    /// stood in (`pgoutput_message` names the whole transaction).
+    doubt: Option<Doubt>,
+}
+
+/// How far messages and parts that were rolled back have met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    Message,
+    MessageAndAbort,
 }
 
 impl Spill {
@@ -66,6 +76,13 @@ impl Spill {
         write.await.map_err(|error| failed(error, format!("writing {}", transaction.path.display())))
     }
 
+    /// What was added last is a message for us.
+    pub fn is_message(&mut self, xid: u32) {
+        if let Some(transaction) = self.open.get_mut(&xid) {
+            transaction.doubt.get_or_insert(Doubt::Message);
+        }
+    }
+
     /// A subtransaction was rolled back; the whole transaction when both are the same.
     pub async fn abort(&mut self, xid: u32, subxid: u32) -> Result<()> {
         if xid == subxid {
@@ -75,6 +92,7 @@ impl Spill {
         }
         if let Some(transaction) = self.open.get_mut(&xid) {
             transaction.aborted.insert(subxid);
+            transaction.doubt = transaction.doubt.and(Some(Doubt::MessageAndAbort));
         }
         Ok(())
     }
@@ -86,7 +104,8 @@ impl Spill {
         transaction.file.flush().await.map_err(|error| failed(error, doing()))?;
         let file = File::open(&transaction.path).await.map_err(|error| failed(error, doing()))?;
         let file = BufReader::with_capacity(READ, file);
-        Ok(Some(SpillReader { file, path: transaction.path, aborted: transaction.aborted }))
+        let Transaction { path, aborted, doubt, .. } = transaction;
+        Ok(Some(SpillReader { file, path, aborted, doubtful: doubt == Some(Doubt::MessageAndAbort) }))
     }
 
     async fn transaction(&mut self, xid: u32) -> Result<&mut Transaction> {
@@ -98,7 +117,7 @@ impl Spill {
                     .await
                     .map_err(|error| failed(error, format!("making {}", path.display())))?;
                 let file = BufWriter::with_capacity(WRITE, file);
-                Ok(entry.insert(Transaction { path, file, aborted: HashSet::new() }))
+                Ok(entry.insert(Transaction { path, file, aborted: HashSet::new(), doubt: None }))
             }
         }
     }
@@ -110,6 +129,8 @@ pub struct SpillReader {
     file: BufReader<File>,
     path: PathBuf,
     aborted: HashSet<u32>,
+    /// Whether a message among them may have been rolled back.
+    pub doubtful: bool,
 }
 
 impl SpillReader {
@@ -179,7 +200,8 @@ mod tests {
         let mut spill = Spill::open(dir.path()).await.unwrap();
         spill.append(1, 1, 10, b"a").await.unwrap();
         drop(spill);
-        let mut spill = Spill::open(dir.path()).await.unwrap();
-        assert!(spill.commit(1).await.unwrap().is_none());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        Spill::open(dir.path()).await.unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

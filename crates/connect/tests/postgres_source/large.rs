@@ -185,3 +185,70 @@ async fn places_are_the_same_in_pieces_and_whole() {
     assert_eq!(places(&mut capture).await, before);
     assert_eq!(pieces(&place).await, sent);
 }
+
+/// An outbox row by message, and how it arrives.
+fn message(id: u32) -> (String, String) {
+    let row =
+        format!(r#"{{"id": "m{id}", "aggregatetype": "a", "aggregateid": 7, "type": "T", "payload": {id}}}"#);
+    let sql = format!("SELECT pg_logical_emit_message(true, 'headwater', '{row}')");
+    (sql, format!("create messages (m{id}, a, 7, T, {id}, NULL, NULL)"))
+}
+
+#[tokio::test]
+async fn messages_come_in_their_places() {
+    let place = place().await;
+    let mut capture = place.capture().await;
+    let (sql, said) = message(1);
+    place
+        .session()
+        .await
+        .query(&format!("BEGIN; {}; {sql}; {}; COMMIT", rows(1, 1000), rows(1001, 2000)))
+        .await
+        .unwrap();
+    let changes = capture.take(2001).await;
+    assert_eq!(changes[1000], said);
+    place.wait_for("statistics", async |place| pieces(place).await > 0).await;
+}
+
+#[tokio::test]
+async fn messages_of_a_part_that_is_rolled_back_never_come() {
+    let place = place().await;
+    let mut capture = place.capture().await;
+    let mut session = place.session().await;
+    let ((gone, never), (kept, said)) = (message(1), message(2));
+    let sql = format!(
+        "BEGIN; {}; SAVEPOINT a; {gone}; {}; ROLLBACK TO a; {kept}; {}; COMMIT",
+        rows(1, 1000),
+        rows(1001, 2000),
+        rows(2001, 3000)
+    );
+    session.query(&sql).await.unwrap();
+    // The server does not say which part a message stood in; it is asked for the whole.
+    let error = capture.failure().await;
+    assert!(error.is_retryable() && error.to_string().contains("rolled back a part"), "{error}");
+    assert!(capture.changes.is_empty());
+    capture.open().await.unwrap();
+    for _ in 0..2 {
+        let changes = capture.take(2001).await;
+        assert_eq!(changes[1000], said);
+        assert!(!changes.contains(&never));
+        session.query("DELETE FROM t").await.unwrap();
+        capture.take(2000).await;
+        session.query(&sql).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn messages_before_no_rollback_or_for_others_cause_no_doubt() {
+    let place = place().await;
+    let mut capture = place.capture().await;
+    let (sql, said) = message(1);
+    let sql = format!(
+        "BEGIN; {}; SELECT pg_logical_emit_message(true, 'other', 'x'); SAVEPOINT a; {}; ROLLBACK TO a; {sql}; {}; COMMIT",
+        rows(1, 1000),
+        rows(1001, 2000),
+        rows(2001, 3000)
+    );
+    place.session().await.query(&sql).await.unwrap();
+    assert_eq!(capture.take(2001).await[1000], said);
+}
