@@ -1,5 +1,6 @@
 //! Kill -9 at random moments, servers that die, networks that hold and break: nothing is lost, nothing
-//! that rolled back arrives, keys keep their order, ids stay (invariants 1, 2, 3).
+//! that rolled back arrives, keys keep their order, ids stay (invariants 1, 2, 3). PostgreSQL's load meets a
+//! snapshot, transactions that are sent before they end, keys that change, truncations and an outbox.
 //!
 //! `HEADWATER_SOAK_TIMES` says how often things go wrong (10 by default; `cargo xtask soak kills` sets
 //! it), `HEADWATER_SOAK_SEED` repeats a run.
@@ -14,7 +15,7 @@ use headwater_connect::kafka::{KafkaBus, KafkaConfig};
 use headwater_core::ports::{Bus, Start, Subscribe};
 use headwater_testkit::kills::{Soak, Subscribing};
 use headwater_testkit::load;
-use headwater_testkit::servers::{Kafka, Postgres, Proxy, free_port};
+use headwater_testkit::servers::{Database, Kafka, Postgres, Proxy, free_port};
 use rand::RngExt;
 
 /// How often things go wrong.
@@ -33,8 +34,8 @@ fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_headwater"))
 }
 
-/// Writes a config that captures the load's table by `source` into the stream `accounts` on `bus`.
-fn config(dir: &Path, source: &str, bus: &str) -> (std::path::PathBuf, String) {
+/// Writes a config that captures the load's tables by `source` into `streams` on `bus`.
+fn config(dir: &Path, source: &str, streams: &str, bus: &str) -> (std::path::PathBuf, String) {
     let listen = format!("127.0.0.1:{}", free_port());
     let text = format!(
         r#"
@@ -45,10 +46,7 @@ listen = "{listen}"
 {source}
 [bus]
 {bus}
-[stream.accounts]
-from = "bank.account"
-columns = "*"
-partitions = 4
+{streams}
 "#,
         dir = dir.display()
     );
@@ -57,27 +55,65 @@ partitions = 4
     (path, listen)
 }
 
+const ACCOUNTS: &str = r#"
+[stream.accounts]
+from = "bank.account"
+columns = "*"
+partitions = 4
+"#;
+
+/// What is on PostgreSQL only.
+const OTHERS: &str = r#"
+[stream.ledgers]
+from = "bank.ledger"
+columns = "*"
+partitions = 4
+[stream.notes]
+partitions = 4
+"#;
+
 fn postgres(url: &str) -> String {
-    format!("kind = \"postgres\"\nurl = \"{url}\"\ntables = [\"public.account\"]")
+    format!(
+        "kind = \"postgres\"\nurl = \"{url}\"\ntables = [\"account\", \"ledger\"]\noutbox = \"public.outbox\""
+    )
 }
 
-fn subscribe_embedded(dir: &Path) -> Subscribing {
+/// What becomes of PostgreSQL's load.
+const STREAMS: [&str; 3] = ["accounts", "ledgers", "notes"];
+
+/// A server that sends large transactions before they have ended, with the load's tables.
+async fn loaded_postgres() -> (Postgres, Database) {
+    let server = Postgres::settings().set("logical_decoding_work_mem", "64kB").start().await.unwrap();
+    let database = server.create_database().await.unwrap();
+    database.execute(load::TABLES).await.unwrap();
+    (server, database)
+}
+
+/// Transactions have been sent in pieces.
+async fn were_in_pieces(database: &Database) {
+    let mut connection = database.connect().await.unwrap();
+    let sql = "select sum(stream_count)::int8 from pg_stat_replication_slots";
+    let pieces: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+    assert!(pieces > 0, "no transaction was sent before it had ended");
+}
+
+fn subscribe_embedded(dir: &Path, streams: &'static [&'static str]) -> Subscribing {
     let data = dir.join("data");
     Box::new(move || {
         let data = data.clone();
         Box::pin(async move {
             let bus = EmbeddedBus::open_reader(&data, EmbeddedConfig::default()).await?;
-            let streams = vec!["accounts".into()];
+            let streams = streams.iter().map(|stream| (*stream).into()).collect();
             bus.subscribe(Subscribe { streams, group: None, start: Start::Beginning }).await
         })
     })
 }
 
-fn subscribe(bus: Arc<dyn Bus>) -> Subscribing {
+fn subscribe(bus: Arc<dyn Bus>, streams: &'static [&'static str]) -> Subscribing {
     Box::new(move || {
         let bus = bus.clone();
         Box::pin(async move {
-            let streams = vec!["accounts".into()];
+            let streams = streams.iter().map(|stream| (*stream).into()).collect();
             bus.subscribe(Subscribe { streams, group: None, start: Start::Beginning }).await
         })
     })
@@ -86,13 +122,15 @@ fn subscribe(bus: Arc<dyn Bus>) -> Subscribing {
 #[tokio::test(flavor = "multi_thread")]
 async fn headwater_is_killed_between_postgres_and_the_embedded_bus() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Postgres::start().await.unwrap();
-    let database = server.create_database().await.unwrap();
-    database.execute(load::TABLES).await.unwrap();
-    let (config, listen) = config(dir.path(), &postgres(database.url()), "kind = \"embedded\"");
-    let subscribe = subscribe_embedded(dir.path());
-    let soak = Soak::start(program(), &config, &listen, database.url(), seed(), subscribe).await;
+    let (_server, database) = loaded_postgres().await;
+    let (config, listen) =
+        config(dir.path(), &postgres(database.url()), &(ACCOUNTS.to_owned() + OTHERS), "kind = \"embedded\"");
+    let subscribe = subscribe_embedded(dir.path(), &STREAMS);
+    let mut soak = Soak::start(program(), &config, &listen, database.url(), seed(), subscribe).await;
+    soak.read_on().await;
+    soak.kill().await;
     only_headwater_is_killed(soak).await;
+    were_in_pieces(&database).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,8 +140,8 @@ async fn headwater_is_killed_between_sqlite_and_the_embedded_bus() {
     rusqlite::Connection::open(&path).unwrap().execute_batch(load::SQLITE_TABLES).unwrap();
     let url = format!("sqlite://{}", path.display());
     let source = format!("kind = \"sqlite\"\nurl = \"{url}\"\ntables = [\"account\"]");
-    let (config, listen) = config(dir.path(), &source, "kind = \"embedded\"");
-    let subscribe = subscribe_embedded(dir.path());
+    let (config, listen) = config(dir.path(), &source, ACCOUNTS, "kind = \"embedded\"");
+    let subscribe = subscribe_embedded(dir.path(), &["accounts"]);
     let soak = Soak::start(program(), &config, &listen, &url, seed(), subscribe).await;
     only_headwater_is_killed(soak).await;
 }
@@ -120,19 +158,20 @@ async fn only_headwater_is_killed(mut soak: Soak) {
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_is_killed_held_and_cut_between_postgres_and_kafka() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Postgres::start().await.unwrap();
-    let database = server.create_database().await.unwrap();
-    database.execute(load::TABLES).await.unwrap();
+    let (server, database) = loaded_postgres().await;
     let kafka = Kafka::settings().proxied().start().await.unwrap();
     let to_postgres = Proxy::start(("127.0.0.1", server.port())).await.unwrap();
     let source = database.url().replace(&server.port().to_string(), &to_postgres.port().to_string());
     let proxied = kafka.proxied_brokers().unwrap();
     let to_kafka = kafka.proxy().unwrap();
     let bus = format!("kind = \"kafka\"\nbrokers = [\"{proxied}\"]");
-    let (config, listen) = config(dir.path(), &postgres(&source), &bus);
+    let (config, listen) = config(dir.path(), &postgres(&source), &(ACCOUNTS.to_owned() + OTHERS), &bus);
     let reader: KafkaConfig = toml::from_str(&format!("brokers = [\"{}\"]", kafka.brokers())).unwrap();
     let bus = Arc::new(KafkaBus::open(reader).await.unwrap());
-    let mut soak = Soak::start(program(), &config, &listen, database.url(), seed(), subscribe(bus)).await;
+    let mut soak =
+        Soak::start(program(), &config, &listen, database.url(), seed(), subscribe(bus, &STREAMS)).await;
+    soak.read_on().await;
+    soak.kill().await;
     for round in 0..times() {
         soak.go_on(true).await;
         match round % 7 {
@@ -161,4 +200,5 @@ async fn everything_is_killed_held_and_cut_between_postgres_and_kafka() {
         }
     }
     eprintln!("{}", soak.finish().await.unwrap());
+    were_in_pieces(&database).await;
 }

@@ -12,13 +12,13 @@ use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 
 use crate::binary::Headwater;
-use crate::checker::{Checker, Step};
+use crate::checker::{Checker, History, Seen, Step};
 use crate::load::{self, Load};
 
 /// How long anything may take to come back before the soak fails.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Opens a subscription to the stream, from its beginning and without a group.
+/// Opens a subscription to the streams, from their beginning and without a group.
 pub type Subscribing = Box<dyn Fn() -> BoxFuture<'static, Result<Box<dyn Subscription>>> + Send + Sync>;
 
 /// A soak that runs: `headwater` between a database under load and a checking consumer.
@@ -30,15 +30,18 @@ pub struct Soak {
     headwater: Option<Headwater>,
     checker: Arc<Mutex<Checker>>,
     consumer: tokio::task::JoinHandle<()>,
+    /// What was there before the load.
+    found: History,
     load: Option<Load>,
     /// Chooses when things go wrong; repeatable by its seed.
     pub random: StdRng,
 }
 
 impl Soak {
-    /// Starts `program run config` (which captures `account` of `database` into one stream, its
-    /// format `headwater`, and serves HTTP on `listen`), the consumer, and the load. `database` is
-    /// reached directly, whatever goes wrong between it and Headwater.
+    /// Starts `program run config` (which captures the load's tables of `database` into `accounts`,
+    /// `ledgers` and `notes`, their format `headwater`, and serves HTTP on `listen`), the consumer, and the
+    /// load; where rows are there already, once their snapshot has begun. `database` is reached directly,
+    /// whatever goes wrong between it and Headwater.
     pub async fn start(
         program: &Path,
         config: &Path,
@@ -47,11 +50,14 @@ impl Soak {
         seed: u64,
         subscribe: Subscribing,
     ) -> Self {
+        let found = load::history(database).await.expect("the load's tables are there");
         let mut headwater = run(program, config);
-        headwater.ready(listen, PATIENCE).await.expect("headwater starts");
+        if found.is_empty() {
+            headwater.ready(listen, PATIENCE).await.expect("headwater starts");
+        }
         let checker = Arc::new(Mutex::new(Checker::default()));
         let consumer = tokio::spawn(consume(subscribe, checker.clone()));
-        Self {
+        let mut soak = Self {
             program: program.to_owned(),
             config: config.to_owned(),
             listen: listen.to_owned(),
@@ -59,9 +65,15 @@ impl Soak {
             headwater: Some(headwater),
             checker,
             consumer,
-            load: Some(Load::start(database, 4, seed)),
+            found,
+            load: None,
             random: StdRng::seed_from_u64(seed),
+        };
+        if !soak.found.is_empty() {
+            soak.until("the snapshot begins", |soak| soak.checker().reads() > 0).await;
         }
+        soak.load = Some(Load::start(database, 4, seed));
+        soak
     }
 
     /// Kills `headwater` with -9 and starts it again.
@@ -70,6 +82,12 @@ impl Soak {
             headwater.kill().await;
         }
         self.headwater = Some(run(&self.program, &self.config));
+    }
+
+    /// Lets the snapshot of the rows that were found go on to a random place in its first quarter.
+    pub async fn read_on(&mut self) {
+        let rows = self.random.random_range(0..self.found.len() / 4);
+        self.until("rows are read", |soak| soak.checker().reads() >= rows).await;
     }
 
     /// Lets a random number of transactions commit; with `arrive`, events must arrive meanwhile.
@@ -88,21 +106,27 @@ impl Soak {
             load.stop().await;
         }
         let history = load::history(&self.database).await?;
-        let total: usize = history.values().map(Vec::len).sum();
+        let total = history.values().map(Vec::len).sum::<usize>() - self.found.len();
         let deadline = Instant::now() + PATIENCE;
-        while self.checker().distinct() < total && Instant::now() < deadline {
+        while !self.checker().has_all(&history) && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let mut headwater = self.headwater.take().ok_or("headwater does not run")?;
         headwater.ready(&self.listen, PATIENCE).await?;
-        let (verdict, arrived, repeated) = {
+        let (verdict, [arrived, repeated, reads]) = {
             let checker = self.checker();
-            (checker.compare(&history), checker.distinct(), checker.repeated())
+            (checker.compare(&history), [checker.distinct(), checker.repeated(), checker.reads()])
         };
         verdict.map_err(|text| format!("{text}\nheadwater said:\n{}", headwater.log_tail()))?;
+        if !self.found.is_empty() && reads <= self.found.len() {
+            return Err("no kill cut off the snapshot: it needs more rows".to_owned());
+        }
         headwater.stop(PATIENCE).await?;
         self.consumer.abort();
-        Ok(format!("{total} changes committed, {arrived} events arrived, {repeated} repeats, lost 0"))
+        let found = self.found.len();
+        Ok(format!(
+            "{found} rows found, {reads} read; {total} changes committed, {arrived} arrived, {repeated} repeats, lost 0"
+        ))
     }
 
     fn committed(&self) -> u64 {
@@ -146,14 +170,25 @@ async fn consume(subscribe: Subscribing, checker: Arc<Mutex<Checker>>) {
 }
 
 fn see(checker: &mut Checker, record: &Record) {
-    let payload = record.event.payload.as_deref().expect("the headwater format has a payload");
-    let event: Value = serde_json::from_slice(payload).expect("the payload is JSON");
-    let key = event["key"]["id"].as_i64().expect("the key is a number");
-    let op = event["op"].as_str().expect("there is an op").to_owned();
-    assert_eq!(
-        event["id"].as_str(),
-        Some(record.event.id.to_string().as_str()),
-        "one id, inside and outside"
-    );
-    checker.see(&record.event.id.to_string(), key, Step { op, version: event["after"]["version"].as_i64() });
+    let event = &record.event;
+    let payload = event.payload.as_deref().expect("the headwater format has a payload");
+    let said: Value = serde_json::from_slice(payload).expect("the payload is JSON");
+    let id = event.id.to_string();
+    assert_eq!(said["id"].as_str(), Some(id.as_str()), "one id, inside and outside");
+    let partition = event.partition.expect("a delivered event has a partition");
+    let seen = Seen { id: &id, stream: &event.stream, partition };
+    let number = |value: &Value| value.as_i64().or_else(|| value.as_str()?.parse().ok());
+    match said["op"].as_str() {
+        Some("truncate") => checker.truncate(seen),
+        Some(op) => {
+            let key = number(&said["key"]["id"]).expect("the key is a number");
+            checker.see(seen, key, Step { op: op.to_owned(), version: said["after"]["version"].as_i64() });
+        }
+        // Of an outbox.
+        None => {
+            let key = number(&said["key"]).expect("the key is a number");
+            let version = said["payload"]["version"].as_i64();
+            checker.see(seen, key, Step { op: "event".to_owned(), version });
+        }
+    }
 }

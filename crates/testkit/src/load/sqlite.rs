@@ -1,6 +1,6 @@
 //! The load on SQLite: as on PostgreSQL, and statements that displace rows.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rusqlite::Connection;
 
 use super::{KEYS, Shared};
-use crate::checker::Step;
+use crate::checker::{History, Step};
 
 /// The tables, as [`super::TABLES`]; of the rows that have a `handle`, only one has the same.
 pub const TABLES: &str = "
@@ -143,15 +143,15 @@ fn displaced(keys: &mut Keys, handle: i64, taker: i64) -> Option<Line> {
     holder.filter(|holder| *holder != taker).map(|holder| gone(keys, holder))
 }
 
-/// What was committed, per key, in order.
-pub fn history(path: &Path) -> rusqlite::Result<HashMap<i64, Vec<Step>>> {
+/// What was committed.
+pub fn history(path: &Path) -> rusqlite::Result<History> {
     let connection = Connection::open(path)?;
-    let mut history: HashMap<i64, Vec<Step>> = HashMap::new();
+    let mut history = History::new();
     let mut rows = connection.prepare("select id, version, op from history order by id, version")?;
     let mut rows = rows.query([])?;
     while let Some(row) = rows.next()? {
         let step = Step { version: Some(row.get(1)?), op: row.get(2)? };
-        history.entry(row.get(0)?).or_default().push(step);
+        history.entry(("accounts".to_owned(), row.get(0)?)).or_default().push(step);
     }
     Ok(history)
 }
