@@ -1,9 +1,12 @@
 //! Following changes as they are made.
 
+use std::time::Duration;
+
 use headwater_connect::postgres::lsn;
 use headwater_connect::settings::SnapshotMode;
 use headwater_core::ports::{Connector, Severity, SourceState};
 use headwater_core::{Kind, Position};
+use headwater_testkit::servers::Postgres;
 
 use crate::support::Place;
 
@@ -93,22 +96,54 @@ async fn an_idle_source_lets_the_log_go() {
     assert!(status.lag_bytes.is_some());
 }
 
+/// Where the heartbeats in the log of our database stand, as a slot of another sees them.
+async fn heartbeats(place: &Place) -> Vec<u64> {
+    let sql = "SELECT lsn::text FROM pg_logical_slot_peek_changes('watch', NULL, NULL)
+        WHERE data LIKE '%prefix: headwater-heartbeat%'";
+    place.query(sql).await.iter().map(|lsn| lsn::parse(lsn).unwrap()).collect()
+}
+
+/// A server of its own, whose log nothing else moves.
+async fn watched() -> (Postgres, Place) {
+    let server = Postgres::settings().set("autovacuum", "off").start().await.unwrap();
+    let mut place = Place::on(&server, TABLE, &["t"]).await;
+    place.config.snapshot = SnapshotMode::Never;
+    place.query("SELECT pg_create_logical_replication_slot('watch', 'test_decoding')::text").await;
+    (server, place)
+}
+
 #[tokio::test]
-async fn a_heartbeat_moves_a_database_that_is_idle() {
-    let mut place = place(TABLE, &["t"]).await;
-    place.config.heartbeat = Some(std::time::Duration::from_millis(50));
+async fn heartbeats_move_a_database_that_is_idle_beside_a_busy_one() {
+    let (server, mut place) = watched().await;
+    let neighbour = server.create_database().await.unwrap();
+    place.config.heartbeat = Some(Duration::from_millis(50));
     let mut capture = place.capture().await;
-    let before = place.confirmed().await;
-    for _ in 0..2 {
-        let confirmed = capture.checkpoint.as_ref().map_or(before, |_| capture.state().confirmed);
-        capture.until(|state| state.confirmed > confirmed).await;
+    for round in 1..=3 {
+        let sql = format!("CREATE TABLE t{round} AS SELECT generate_series(1, 10000)");
+        neighbour.execute(&sql).await.unwrap();
+        let end = place.end().await;
+        place.wait_for("a heartbeat", async |place| heartbeats(place).await.last() > Some(&end)).await;
+        let last = heartbeats(&place).await.pop().unwrap();
+        capture.until(|state| state.confirmed > last).await;
+        capture.confirm().await;
+        place.wait_for("the confirmation", async |place| place.confirmed().await > last).await;
     }
     assert!(capture.changes.is_empty());
 }
 
 #[tokio::test]
+async fn heartbeats_are_written_only_where_they_are_asked_for() {
+    let (_server, place) = watched().await;
+    let _capture = place.capture().await;
+    let asked = "SELECT count(*)::text FROM pg_stat_activity WHERE state = 'idle' \
+        AND query LIKE 'SELECT CASE WHEN pg_is_in_recovery()%' AND application_name = 'headwater'";
+    // What would write them has been through its round.
+    place.wait_for("the first round", async |place| place.query(asked).await == ["1"]).await;
+    assert!(heartbeats(&place).await.is_empty());
+}
+
+#[tokio::test]
 async fn the_server_hears_from_us_while_nothing_is_taken() {
-    use headwater_testkit::servers::Postgres;
     let server = Postgres::settings().set("wal_sender_timeout", "1s").start().await.unwrap();
     let mut place = Place::on(&server, TABLE, &["t"]).await;
     place.config.snapshot = SnapshotMode::Never;
