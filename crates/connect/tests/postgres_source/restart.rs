@@ -1,10 +1,12 @@
 //! Opening again: what comes a second time, and when there is nothing to go on from.
 
-use headwater_connect::postgres::State;
+use headwater_connect::postgres::{PostgresConnector, State};
 use headwater_connect::requests::{Requests, SnapshotRequest};
 use headwater_connect::settings::SnapshotMode;
 use headwater_core::{Kind, Position};
+use headwater_testkit::servers::Postgres;
 
+use crate::capture::Capture;
 use crate::support::Place;
 
 const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
@@ -24,7 +26,7 @@ async fn what_comes_again_comes_with_the_same_places() {
     while capture.changes.len() < 1101 {
         capture.batch().await.unwrap();
     }
-    let places = |capture: &crate::capture::Capture| {
+    let places = |capture: &Capture| {
         capture.changes.iter().map(|change| (change.position, change.transaction.clone())).collect::<Vec<_>>()
     };
     let first = places(&capture);
@@ -121,16 +123,89 @@ async fn a_slot_that_begins_after_the_checkpoint_is_a_hole_until_all_is_read_ane
     assert_eq!(requests.read().unwrap(), None);
 }
 
-#[tokio::test]
-async fn a_slot_that_is_gone_is_a_hole() {
-    let place = place().await;
+/// A capture that has gone some way and was closed; then a row changes that it does not see.
+async fn closed(place: &Place) -> Capture {
     let mut capture = place.capture().await;
     place.each("INSERT INTO t VALUES (1, 'a')").await;
     capture.take(1).await;
     capture.source = None;
     place.wait_for("the slot to be free", async |place| !place.is_active().await).await;
+    place.each("UPDATE t SET v = 'missed'; INSERT INTO t VALUES (2, 'missed')").await;
+    capture
+}
+
+/// Opening says that there is a hole; the command that it names has all rows read, and the stream goes on.
+async fn is_mended(place: &Place, capture: &mut Capture, part: &str) {
+    let stored = capture.checkpoint.clone().unwrap();
+    let error = capture.open().await.unwrap_err();
+    assert!(error.kind() == Kind::Hole && error.to_string().contains(part), "{error}");
+    let command = format!("headwater snapshot --source {}", place.names.source);
+    assert!(error.hint_text().unwrap().contains(&command), "{error}");
+    let requests = Requests::new(capture.data.path(), &place.names.source);
+    requests.write(&SnapshotRequest::new(Vec::new())).unwrap();
+    capture.open().await.unwrap();
+    let rows = place.query("SELECT format('read t (%s, %s)', id, v) FROM t ORDER BY id").await;
+    assert_eq!(rows.len(), 2);
+    assert_eq!(capture.take(rows.len()).await, rows);
+    place.each("UPDATE t SET v = 'after' WHERE id = 1").await;
+    assert_eq!(capture.take(1).await, ["update t (1, after)"]);
+    assert_eq!(capture.state().epoch, 2);
+    assert!(capture.checkpoint.as_ref().unwrap().position > stored.position);
+    capture.confirm().await;
+    // And once: it is no hole any more.
+    capture.open().await.unwrap();
+    place.each("DELETE FROM t WHERE id = 2").await;
+    assert_eq!(capture.take(1).await, ["delete t (2, absent)"]);
+}
+
+#[tokio::test]
+async fn a_slot_that_is_gone_is_mended() {
+    let place = place().await;
+    let mut capture = closed(&place).await;
     place.query(&format!("SELECT pg_drop_replication_slot('{}')::text", place.names.slot)).await;
-    assert_eq!(capture.open().await.unwrap_err().kind(), Kind::Hole);
+    is_mended(&place, &mut capture, "is gone, and with it the changes since").await;
+}
+
+#[tokio::test]
+async fn a_publication_that_is_gone_is_mended() {
+    let place = place().await;
+    let mut capture = closed(&place).await;
+    place.database.execute(&format!("DROP PUBLICATION {}", place.names.publication)).await.unwrap();
+    is_mended(&place, &mut capture, "is gone, and with it the changes since").await;
+}
+
+#[tokio::test]
+async fn a_slot_that_is_lost_is_mended() {
+    let limits = Postgres::settings().set("max_slot_wal_keep_size", "1MB").set("max_wal_size", "32MB");
+    let server = limits.start().await.unwrap();
+    let mut place = Place::on(&server, TABLE, &["t"]).await;
+    place.config.snapshot = SnapshotMode::Never;
+    let mut capture = closed(&place).await;
+    let status =
+        format!("SELECT wal_status FROM pg_replication_slots WHERE slot_name = '{}'", place.names.slot);
+    place.each("CREATE TABLE filler (a int)").await;
+    for _ in 0..50 {
+        if place.query(&status).await == ["lost"] {
+            break;
+        }
+        place.each("SELECT pg_switch_wal(); INSERT INTO filler VALUES (1); CHECKPOINT").await;
+    }
+    is_mended(&place, &mut capture, "is lost: the server removed log that it needed").await;
+}
+
+#[tokio::test]
+async fn another_server_that_replaces_it_is_mended() {
+    let mut place = place().await;
+    let mut capture = closed(&place).await;
+    let rows = place.query("SELECT format('INSERT INTO t VALUES (%s, %L)', id, v) FROM t").await;
+    let other = Postgres::start().await.unwrap();
+    let name = place.database.name().to_owned();
+    other.database("postgres").execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+    (place.database, place.config.url.port) = (other.database(&name), other.port());
+    place.each(&format!("{TABLE}; {}", rows.join(";"))).await;
+    let connector = PostgresConnector::new(&place.names.source, place.config.clone(), capture.data.path());
+    capture.connector = connector.unwrap();
+    is_mended(&place, &mut capture, "the checkpoint is of another server").await;
 }
 
 #[tokio::test]
