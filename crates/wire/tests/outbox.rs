@@ -90,6 +90,21 @@ fn a_row_says_when_it_happened() {
     assert_eq!(at(ColumnType::Int64, CellKind::Text, b"1715940000500").unwrap(), expected);
     assert_eq!(at(ColumnType::Dynamic, CellKind::Integer, b"1715940000500").unwrap(), expected);
     assert_eq!(at(ColumnType::Dynamic, CellKind::String, b"2024-05-17T10:00:00.5Z").unwrap(), expected);
+    for text in [
+        "2024-05-17 10:00:00.5",
+        "2024-05-17 10:00:00.500000+00:00",
+        "2024-05-17T12:00:00.5+02:00",
+        "2024-05-17 12:00:00.5+02",
+        "2024-05-17T06:30:00.5-0330",
+        "2024-05-17 12:00:00.5 +02:00",
+        "2024-05-18T00:00:00.5+14:00",
+    ] {
+        assert_eq!(at(ColumnType::Dynamic, CellKind::String, text.as_bytes()).unwrap(), expected, "{text}");
+        assert_eq!(at(ColumnType::Text, CellKind::Text, text.as_bytes()).unwrap(), expected, "{text}");
+    }
+    for text in ["2024-05-17T10:00:00+", "2024-05-17T10:00:00+2", "2024-05-17T10:00:00+02:60", "2024-05-17"] {
+        assert!(at(ColumnType::Dynamic, CellKind::String, text.as_bytes()).is_err(), "{text}");
+    }
     assert_eq!(at(ColumnType::TimestampTz(None), CellKind::Text, b"infinity").unwrap(), None);
     assert_eq!(at(ColumnType::Dynamic, CellKind::String, b"yesterday").unwrap_err().kind(), Kind::Decode);
 }

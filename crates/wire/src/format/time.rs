@@ -148,6 +148,34 @@ pub(super) fn parse_timestamp(text: &[u8], zoned: bool) -> Result<Moment> {
         .ok_or(not)
 }
 
+/// Reads what applications write as text: `2024-05-17T10:00:00.5Z`, or with a space, with another offset
+/// (`+02`, `+0200`, `+02:00`), or with none, which means UTC.
+pub(super) fn parse_iso(text: &[u8]) -> Result<Moment> {
+    let not = Malformed::Not("a timestamp of ISO 8601");
+    let text = text.strip_suffix(b"Z").unwrap_or(text);
+    let text: Vec<u8> = text.iter().map(|byte| if *byte == b'T' { b' ' } else { *byte }).collect();
+    let clock = memchr::memchr(b' ', &text).unwrap_or(text.len());
+    let sign = text.iter().rposition(|byte| matches!(byte, b'+' | b'-')).filter(|sign| *sign > clock);
+    let (local, offset) = text.split_at(sign.unwrap_or(text.len()));
+    let east = if sign.is_some() { offset_seconds(offset).ok_or(not)? } else { 0 };
+    match parse_timestamp(local.trim_ascii_end(), false)? {
+        Moment::At(micros) => micros.checked_sub(east * 1_000_000).map(Moment::At).ok_or(not),
+        infinity => Ok(infinity),
+    }
+}
+
+/// Seconds east of UTC.
+fn offset_seconds(text: &[u8]) -> Option<i64> {
+    let (sign, text) = text.split_first()?;
+    let (hours, minutes) = match text {
+        [a, b] => (two_digits(*a, *b)?, 0),
+        [a, b, c, d] | [a, b, b':', c, d] => (two_digits(*a, *b)?, two_digits(*c, *d)?),
+        _ => return None,
+    };
+    let seconds = i64::from(hours) * 3600 + i64::from(minutes) * 60;
+    (hours < 24 && minutes < 60).then_some(if *sign == b'-' { -seconds } else { seconds })
+}
+
 /// Reads `10:00:00.5`, up to and including `24:00:00`, as microseconds since midnight.
 pub(super) fn parse_time(text: &[u8]) -> Result<i64> {
     clock(text).ok_or(Malformed::Not("a time"))

@@ -177,18 +177,13 @@ fn micros(ty: &ColumnType, kind: CellKind, bytes: &[u8]) -> malformed::Result<Op
             let millis: i64 = json::utf8(bytes)?.parse().map_err(|_| not)?;
             time::Moment::At(millis.checked_mul(1000).ok_or(not)?)
         }
-        (CellKind::String, _) => iso(bytes).map_err(|_| not)?,
+        (CellKind::String, _) | (CellKind::Text, ColumnType::Text) => {
+            time::parse_iso(bytes).map_err(|_| not)?
+        }
         _ => return Err(not),
     };
     Ok(match moment {
         time::Moment::At(micros) => Some(micros),
         time::Moment::Infinity | time::Moment::MinusInfinity => None,
     })
-}
-
-/// What applications write into SQLite: `2024-05-17T10:00:00.5Z`, or with a space, or without the Z.
-fn iso(bytes: &[u8]) -> malformed::Result<time::Moment> {
-    let text = bytes.strip_suffix(b"Z").or(bytes.strip_suffix(b"+00:00")).unwrap_or(bytes);
-    let text: Vec<u8> = text.iter().map(|byte| if *byte == b'T' { b' ' } else { *byte }).collect();
-    time::parse_timestamp(&text, false)
 }
