@@ -156,6 +156,49 @@ async fn rows_outbox_and_messages_arrive() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_outbox_of_ones_own_with_a_time() {
+    let (shop, database) = (Shop::new(), database().await);
+    configure(&shop, &database);
+    let text = std::fs::read_to_string(shop.config()).unwrap().replace(
+        "outbox = \"public.outbox\"",
+        "outbox = { table = \"events\", id = \"number\", aggregatetype = \"topic\", aggregateid = \"subject\", \
+         type = \"name\", payload = \"body\", headers = \"meta\", timestamp = \"at\" }",
+    );
+    std::fs::write(shop.config(), text + "[stream.order_events]\n").unwrap();
+    database
+        .execute(
+            "CREATE TABLE orders (id int PRIMARY KEY, state text);
+             CREATE TABLE events (number uuid PRIMARY KEY, topic text NOT NULL, subject bigint, name text, \
+                 body jsonb, meta jsonb, at timestamptz NOT NULL)",
+        )
+        .await
+        .unwrap();
+    let headwater = shop.run().await;
+    let (row, message) = ("4d47e190-0402-4048-bc2c-89dd54343cdc", "5d47e190-0402-4048-bc2c-89dd54343cdc");
+    let sql = format!(
+        "INSERT INTO events VALUES ('{row}', 'order', 7, 'OrderPlaced', '{{\"total\": 19.90}}', \
+             '{{\"trace\": \"t1\"}}', '2024-05-17 12:00:00.5+02'); \
+         SELECT pg_logical_emit_message(true, 'headwater', '{{\"number\": \"{message}\", \"topic\": \"order\", \
+             \"subject\": 7, \"name\": \"OrderPlaced\", \"body\": {{\"total\": 19.90}}, \
+             \"meta\": {{\"trace\": \"t1\"}}, \"at\": \"2024-05-17T12:00:00.5+02:00\"}}')"
+    );
+    database.execute(&sql).await.unwrap();
+    let tail = ["tail", "order_events", "-c", "CONFIG", "--from", "beginning", "--limit", "2", "--json"];
+    let events: Vec<Value> = shop.headwater(&tail).out.lines().map(json).collect();
+    for (event, id) in events.iter().zip([row, message]) {
+        assert_eq!((&event["id"], &event["type"]), (&id.into(), &"OrderPlaced".into()), "{event}");
+        assert_eq!(event["key"], "7");
+        assert_eq!(event["headers"], serde_json::json!({ "contract-version": "1", "trace": "t1" }));
+        let payload = &event["payload"];
+        assert_eq!(payload["payload"].to_string(), r#"{"total":19.9}"#);
+        assert_eq!(payload["occurred_at"], "2024-05-17T10:00:00.500000Z", "{payload}");
+        assert_eq!(payload["source"]["table"], "events");
+    }
+    assert_eq!(events.len(), 2);
+    headwater.stop(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn check_says_what_to_mend() {
     let server = Postgres::settings().set("wal_level", "replica").start().await.unwrap();
     let (shop, database) = (Shop::new(), server.create_database().await.unwrap());
