@@ -81,6 +81,10 @@ async fn a_column_that_changes_its_type_is_logged_and_goes_on() {
     assert_eq!(shop.headwater(&["init", database.url()]).code, Some(0));
     database.execute("CREATE TABLE orders (id int PRIMARY KEY, state text)").await.unwrap();
     let headwater = shop.run().await;
+    // A table that is rewritten while it is read is read again.
+    until("the snapshot is over", || {
+        json(&shop.headwater(&["status", "CONFIG", "--json"]).out)["sources"][0]["phase"] == "streaming"
+    });
     database
         .execute(
             "INSERT INTO orders VALUES (1, '7'); ALTER TABLE orders ALTER state TYPE int USING state::int;
