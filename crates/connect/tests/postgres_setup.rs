@@ -202,6 +202,9 @@ async fn what_somebody_elses_publication_leaves_out_is_told_with_the_sql_that_me
     let sql = "CREATE TABLE a (id int PRIMARY KEY, v text, w text); CREATE TABLE b (id int PRIMARY KEY, v text); \
                CREATE TABLE o (id uuid PRIMARY KEY)";
     let mut place = Place::new(sql, &["a", "b"]).await;
+    if place.version().await < 15 {
+        return; // which publishes whole tables only
+    }
     place.config.publication = Some("theirs".into());
     place.names = place.config.names(place.database.name()).unwrap();
     let create = "CREATE PUBLICATION theirs FOR TABLE a (id, v) WHERE (id > 1), b WHERE (id > 2), o \
@@ -231,6 +234,9 @@ async fn what_somebody_elses_publication_leaves_out_is_told_with_the_sql_that_me
 #[tokio::test]
 async fn a_publication_of_ours_that_somebody_narrowed_is_made_whole() {
     let place = Place::new("CREATE TABLE a (id int PRIMARY KEY, v text)", &["a"]).await;
+    if place.version().await < 15 {
+        return; // which publishes whole tables only
+    }
     place.prepare(None).await.unwrap();
     let name = &place.names.publication;
     place

@@ -95,9 +95,8 @@ async fn reads_and_changes_have_the_same_shape() {
         assert_eq!(read.table, create.table);
     }
     let odd = creates.iter().find(|create| create.table.schema == "Odd one").unwrap();
-    let version: u32 = place.query("SHOW server_version_num").await[0].parse().unwrap();
     // Generated columns are published from version 18 on.
-    let twice = if version >= 180_000 { ", 3.00" } else { "" };
+    let twice = if place.version().await >= 18 { ", 3.00" } else { "" };
     let expected =
         format!("create T\"x (2, 1.50, {{sad,happy}}, (1,2.50), 2024-05-17 08:00:00.123+00{twice})");
     assert_eq!(say(odd), expected);
@@ -125,13 +124,13 @@ async fn partitions_are_read_through_their_table() {
 
 #[tokio::test]
 async fn columns_and_rows_that_are_not_published_are_not_read() {
-    let mut place = Place::new(
-        "CREATE TABLE t (id int PRIMARY KEY, secret text, v text);
-         INSERT INTO t VALUES (1, 's', 'a'), (2, 's', 'b');
-         CREATE PUBLICATION part FOR TABLE t (id, v) WHERE (id > 1)",
-        &["t"],
-    )
-    .await;
+    let table = "CREATE TABLE t (id int PRIMARY KEY, secret text, v text);
+                 INSERT INTO t VALUES (1, 's', 'a'), (2, 's', 'b')";
+    let mut place = Place::new(table, &["t"]).await;
+    if place.version().await < 15 {
+        return; // which publishes whole tables only
+    }
+    place.each("CREATE PUBLICATION part FOR TABLE t (id, v) WHERE (id > 1)").await;
     place.config.publication = Some("part".to_owned());
     let mut capture = place.capture().await;
     assert_eq!(capture.take(1).await, ["read t (2, b)"]);

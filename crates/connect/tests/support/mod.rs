@@ -41,6 +41,12 @@ impl Place {
         self
     }
 
+    /// The server's major version.
+    pub async fn version(&self) -> u32 {
+        let server = setup::Server::read(&mut self.connect().await).await.unwrap();
+        server.version / 10_000
+    }
+
     pub async fn connect(&self) -> Connection {
         setup::connect(&self.config.url).await.unwrap()
     }

@@ -53,11 +53,13 @@ impl Slot {
     /// Looks the slot up.
     pub async fn find(connection: &mut Connection, name: &str) -> Result<Option<Self>> {
         // As JSON, because the columns differ between versions: conflicting (16), invalidation_reason (17).
+        // Version 16 says `conflicting` of every lost slot, but only a standby has conflicts.
         let sql = format!(
             "SELECT plugin, database, CASE WHEN active_pid <> pg_backend_pid() THEN active_pid END, \
              restart_lsn, confirmed_flush_lsn, wal_status, \
              coalesce(to_jsonb(s)->>'invalidation_reason', \
-                      CASE WHEN to_jsonb(s)->>'conflicting' = 'true' THEN 'it conflicted with recovery' END), \
+                      CASE WHEN to_jsonb(s)->>'conflicting' = 'true' AND pg_is_in_recovery() \
+                           THEN 'it conflicted with recovery' END), \
              pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
                              ELSE pg_current_wal_lsn() END, restart_lsn), \
              safe_wal_size FROM pg_replication_slots s WHERE slot_name = {}",
