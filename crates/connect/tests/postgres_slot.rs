@@ -157,7 +157,13 @@ async fn slots_and_senders_that_are_used_up_are_told() {
     place.database.execute("SELECT pg_create_physical_replication_slot('full')").await.unwrap();
     let trouble = troubles(&place).await;
     assert!(trouble.contains("all 1 slots of the server are in use"), "{trouble}");
-    let mut connection = place.connect().await;
+    // The server takes a moment to see that the one before is closed.
+    let mut connection = loop {
+        match setup::connect(&place.config.url).await {
+            Err(busy) if busy.kind() == Kind::Unavailable => tokio::task::yield_now().await,
+            connected => break connected.unwrap(),
+        }
+    };
     let error = setup::create_slot(&mut connection, "one_more", false, false).await.unwrap_err();
     says(&error, Kind::Unavailable, "max_replication_slots");
     // The connection that is open is the one sender.

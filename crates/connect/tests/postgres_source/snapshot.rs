@@ -253,7 +253,7 @@ async fn a_restart_in_the_middle_reads_the_unfinished_tables_again_and_no_key_mo
     let read = again.iter().position(|change| change.op == Op::Read).unwrap();
     assert!(deletes < read, "what happened before the second snapshot comes before it");
     assert_eq!(again.iter().filter(|change| change.op == Op::Read).count(), 50_000 - 99 + 1);
-    assert_eq!(capture.state().snapshots.len(), 2);
+    capture.until(|state| state.snapshots.len() == 2).await;
     let slots = "SELECT count(*)::text FROM pg_replication_slots WHERE temporary";
     place.wait_for("the temporary slot to go", async |place| place.query(slots).await == ["0"]).await;
 }
