@@ -13,17 +13,18 @@ pub fn chinook_postgres() -> String {
 
 /// SQL that fills an empty SQLite database with Chinook.
 pub fn chinook_sqlite() -> String {
-    chinook("Chinook_Sqlite.sql").trim_start_matches('\u{feff}').to_owned()
+    chinook("Chinook_Sqlite.sql")
 }
 
 fn chinook(file: &str) -> String {
     let path = directory().join("chinook").join(file);
-    std::fs::read_to_string(&path).unwrap_or_else(|error| {
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| {
         panic!("{}: {error}; set HEADWATER_DATA to the directory that holds chinook/{file}", path.display())
-    })
+    });
+    text.trim_start_matches('\u{feff}').to_owned()
 }
 
-/// `HEADWATER_DATA`, or the first `shared/data` beside the workspace or above it.
+/// `HEADWATER_DATA`, or the first `shared/data` beside the workspace or above it; as scripts/test looks.
 fn directory() -> PathBuf {
     if let Some(directory) = std::env::var_os("HEADWATER_DATA") {
         return directory.into();

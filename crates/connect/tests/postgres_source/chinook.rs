@@ -1,34 +1,12 @@
 //! The Chinook sample database: what is captured is what the database says.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use headwater_core::Op;
+use headwater_testkit::data::chinook_postgres;
 
 use crate::capture::{Capture, value};
 use crate::support::Place;
-
-/// The sample's SQL, without the lines that make and enter a database of its own.
-fn sql() -> String {
-    let path = folder().join("chinook/Chinook_PostgreSql.sql");
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| {
-        panic!("{}: {error}\nthe sample data is missing: set HEADWATER_DATA to its folder", path.display())
-    });
-    let own = |line: &&str| {
-        !(line.starts_with("\\c") || line.starts_with("DROP DATABASE") || line.starts_with("CREATE DATABASE"))
-    };
-    text.trim_start_matches('\u{feff}').lines().filter(own).collect::<Vec<_>>().join("\n")
-}
-
-/// `HEADWATER_DATA`, or `shared/data` beside a folder that the checkout is in.
-fn folder() -> PathBuf {
-    if let Some(folder) = std::env::var_os("HEADWATER_DATA") {
-        return folder.into();
-    }
-    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let near = here.ancestors().map(|folder| folder.join("shared/data"));
-    near.into_iter().find(|folder| folder.join("chinook").exists()).unwrap_or_else(|| "../shared/data".into())
-}
 
 type Rows = BTreeMap<String, BTreeMap<String, String>>;
 
@@ -73,7 +51,7 @@ async fn stored(place: &Place, capture: &Capture) -> Rows {
 
 #[tokio::test]
 async fn snapshot_and_changes_are_what_the_database_says() {
-    let place = Place::new(&sql(), &["public.*"]).await;
+    let place = Place::new(&chinook_postgres(), &["public.*"]).await;
     let count: usize = place
         .query("SELECT sum((xpath('/row/c/text()', query_to_xml(format('SELECT count(*) c FROM %s', oid::regclass), false, true, '')))[1]::text::int)::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace")
         .await[0]
