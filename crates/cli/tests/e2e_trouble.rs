@@ -4,12 +4,12 @@
 
 mod common;
 
-use std::path::Path;
-use std::process::Command;
-
 use common::{PATIENCE, Place, Tables, rows_of, subscribe};
 use headwater_connect::kafka::{KafkaBus, KafkaConfig};
+use headwater_testkit::binary::Headwater;
+use headwater_testkit::disk::SmallDisk;
 use headwater_testkit::servers::{Kafka, Postgres, Right};
+use sqlx::{Executor, Row};
 
 const TABLE: &str = "create table note (id int primary key, body text)";
 
@@ -96,21 +96,12 @@ async fn text_that_is_not_utf8_is_parked_and_others_go_on() {
     assert!(headwater.stop(PATIENCE).await.unwrap().success());
 }
 
-/// A small file system of its own in memory; unmounted when dropped.
-struct Tmpfs<'a>(&'a Path);
-
-impl<'a> Tmpfs<'a> {
-    fn mount(path: &'a Path) -> Option<Self> {
-        std::fs::create_dir_all(path).unwrap();
-        let status =
-            Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"]).arg(path).status();
-        status.is_ok_and(|status| status.success()).then_some(Self(path))
-    }
-}
-
-impl Drop for Tmpfs<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+/// Waits until `/status` says that the disk is full.
+async fn full(place: &Place, headwater: &Headwater) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !place.status().await["sources"][0]["error"].to_string().contains("full") {
+        assert!(std::time::Instant::now() < deadline, "no word of a full disk:\n{}", headwater.log_tail());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }
 
@@ -121,24 +112,13 @@ async fn a_full_disk_stops_nothing_for_good_and_loses_nothing() {
     database.execute(TABLE).await.unwrap();
     let place = Place::new(&sections(database.url(), "kind = \"embedded\""));
     let data = place.data();
-    let Some(_tmpfs) = Tmpfs::mount(&data) else {
-        eprintln!("skipped: mounting a small file system needs root");
-        return;
-    };
+    let Some(_disk) = SmallDisk::mount(&data, 24) else { return };
     let filler = data.join("filler");
     std::fs::write(&filler, vec![1; 16 << 20]).unwrap();
     let headwater = place.run().await;
     let sql = "insert into note select n, repeat('x', 1000) from generate_series(1, 8000) n";
     database.execute(sql).await.unwrap();
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !place.status().await["sources"][0]["error"].to_string().contains("full") {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "the status says that the disk is full:\n{}",
-            headwater.log_tail()
-        );
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    full(&place, &headwater).await;
     std::fs::remove_file(&filler).unwrap();
     let rows = rows_of(&database, "note").await;
     let mut events = place.read(&["note"]).await;
@@ -146,5 +126,42 @@ async fn a_full_disk_stops_nothing_for_good_and_loses_nothing() {
     arrived
         .until("every row, once there is room", &mut *events, |arrived| arrived.rows("note") == rows)
         .await;
+    assert!(headwater.stop(PATIENCE).await.unwrap().success());
+}
+
+/// Only parked.db is on the disk that is full: what cannot be parked is not passed over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_under_the_parked_store_holds_the_source_until_there_is_room() {
+    let server =
+        Postgres::settings().initdb("--encoding=SQL_ASCII").initdb("--no-locale").start().await.unwrap();
+    let database = server.create_database().await.unwrap();
+    database.execute(TABLE).await.unwrap();
+    let kafka = Kafka::shared().await.unwrap();
+    let topics = "topic_prefix = \"full-\"\npositions_topic = \"full-positions\"";
+    let bus = format!("brokers = [\"{}\"]\n{topics}", kafka.brokers());
+    let place = Place::new(&sections(database.url(), &format!("kind = \"kafka\"\n{bus}")));
+    let Some(disk) = SmallDisk::mount(&place.data(), 24) else { return };
+    let headwater = place.run().await;
+    let filler = disk.fill();
+    let bad = r"insert into note values (1, E'caf\351' || repeat('x', 1000000))";
+    let mut connection = database.connect().await.unwrap();
+    connection.execute(bad).await.unwrap();
+    let committed = connection.fetch_one("select pg_current_wal_insert_lsn()::text").await.unwrap();
+    database.execute("insert into note values (2, 'two')").await.unwrap();
+    full(&place, &headwater).await;
+    assert_eq!(place.status().await["sources"][0]["parked"], 0);
+    let confirmed = format!(
+        "select confirmed_flush_lsn < '{}' from pg_replication_slots where not temporary",
+        committed.get::<&str, _>(0)
+    );
+    let before = connection.fetch_one(sqlx::AssertSqlSafe(confirmed)).await.unwrap().get::<bool, _>(0);
+    assert!(before, "what is not parked is not confirmed");
+    drop(filler);
+    parked(&place, 1).await;
+    let bus = KafkaBus::open(toml::from_str(&bus).unwrap()).await.unwrap();
+    let mut events = subscribe(&bus, &["note"]).await;
+    let mut arrived = Tables::default();
+    arrived.until("the other", &mut *events, |arrived| arrived.rows("note").len() == 1).await;
+    assert_eq!(arrived.rows("note"), [r#"{"body":"two","id":"2"}"#]);
     assert!(headwater.stop(PATIENCE).await.unwrap().success());
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use headwater_connect::embedded::{EmbeddedBus, EmbeddedConfig};
 use headwater_core::ports::{Bus, Published, Start};
 use headwater_core::{Event, Kind, Record, Retention, StreamSpec};
+use headwater_testkit::disk::SmallDisk;
 use headwater_testkit::suites::bus::tools::{
     Reader, accept, checkpoint, event, events, kind, publish, spec, within,
 };
@@ -161,30 +162,10 @@ async fn a_kill_loses_nothing_durable() {
     }
 }
 
-/// A small file system of its own, gone with it.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    /// `None` when this user may not mount one.
-    fn mount(at: &Path) -> Option<Self> {
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=6m", "tmpfs"]).arg(at).output();
-        mounted.is_ok_and(|output| output.status.success()).then(|| Self(at.to_owned()))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_fails_what_comes_until_there_is_room() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(disk) = SmallDisk::mount(dir.path()) else {
-        eprintln!("skipped: only root may mount a small disk to fill");
-        return;
-    };
+    let Some(disk) = SmallDisk::mount(dir.path(), 6) else { return };
     let filler = dir.path().join("filler");
     let mut filled = 3 << 20;
     std::fs::write(&filler, vec![0; filled]).unwrap();
@@ -252,10 +233,7 @@ async fn publish_until_full(bus: &Arc<dyn Bus>, stream: &Arc<str>, mut batch: u6
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retention_on_a_full_disk_harms_no_segment() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(disk) = SmallDisk::mount(dir.path()) else {
-        eprintln!("skipped: only root may mount a small disk to fill");
-        return;
-    };
+    let Some(disk) = SmallDisk::mount(dir.path(), 6) else { return };
     let bus = Arc::new(EmbeddedBus::open(dir.path(), EmbeddedConfig::default()).await.unwrap());
     let as_bus: Arc<dyn Bus> = bus.clone();
     let max_age = Some(Duration::from_hours(1));

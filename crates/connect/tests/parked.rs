@@ -7,6 +7,7 @@ use std::path::Path;
 use headwater_connect::parked::SqliteParkedStore;
 use headwater_core::ports::{Parked, ParkedStore};
 use headwater_core::{EventId, Kind};
+use headwater_testkit::disk::SmallDisk;
 
 async fn open(dir: &Path, budget: u64) -> SqliteParkedStore {
     SqliteParkedStore::open(dir, budget).await.unwrap()
@@ -96,4 +97,25 @@ async fn over_the_budget_nothing_is_added_until_there_is_room() {
     store.remove(&[EventId::from_bytes([1; 16]), EventId::from_bytes([77; 16])]).await.unwrap();
     store.park(vec![parked(3, Some("a"))]).await.unwrap();
     assert_eq!(store.list("shop", "orders", Some(b"a"), 1 << 20).await.unwrap(), [parked(3, Some("a"))]);
+}
+
+#[tokio::test]
+async fn on_a_full_disk_nothing_is_added_and_nothing_lost_until_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(dir.path(), 4) else { return };
+    let store = open(dir.path(), 1 << 30).await;
+    store.park(vec![parked(1, Some("a"))]).await.unwrap();
+    let before = store.usage().await.unwrap();
+    let filler = disk.fill();
+    let large = Parked { change: vec![2; 1 << 20].into(), ..parked(2, Some("a")) };
+    let error = store.park(vec![large.clone(), parked(3, Some("a"))]).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Full, "{error}");
+    assert!(error.hint_text().is_some() && error.is_retryable(), "{error}");
+    assert_eq!(store.usage().await.unwrap(), before);
+    drop(filler);
+    store.park(vec![large.clone(), parked(3, Some("a"))]).await.unwrap();
+    drop(store);
+    let store = open(dir.path(), 1 << 30).await;
+    let all = [parked(1, Some("a")), large, parked(3, Some("a"))];
+    assert!(store.list("shop", "orders", Some(b"a"), usize::MAX).await.unwrap() == all);
 }

@@ -5,6 +5,7 @@
 pub mod binary;
 pub mod checker;
 pub mod data;
+pub mod disk;
 pub mod faults;
 pub mod kills;
 pub mod load;

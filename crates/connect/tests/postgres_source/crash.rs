@@ -1,9 +1,8 @@
 //! Servers that die, and disks that are full.
 
-use std::process::Command;
-
 use headwater_connect::postgres::PostgresConnector;
 use headwater_core::{Kind, Op};
+use headwater_testkit::disk::SmallDisk;
 use headwater_testkit::servers::Postgres;
 
 use crate::support::Place;
@@ -70,7 +69,7 @@ async fn a_full_disk_under_an_unfinished_transaction_is_told_and_nothing_is_lost
     place.each(&format!("ALTER DATABASE {name} SET logical_decoding_work_mem = '64kB'")).await;
     let mut capture = place.closed();
     let disk = capture.data.path().join("small");
-    let Some(_mounted) = Mounted::new(&disk) else { return };
+    let Some(small) = SmallDisk::mount(&disk, 2) else { return };
     capture.connector = PostgresConnector::new(&place.names.source, place.config.clone(), &disk).unwrap();
     capture.open().await.unwrap();
     place.each(&rows(1, 20_000)).await;
@@ -79,30 +78,7 @@ async fn a_full_disk_under_an_unfinished_transaction_is_told_and_nothing_is_lost
     assert!(error.hint_text().is_some() && error.is_retryable());
     assert!(capture.changes.is_empty());
     // Room is made.
-    let remount = ["-o", "remount,size=64m"];
-    assert!(Command::new("mount").args(remount).arg(&disk).status().unwrap().success());
+    small.resize(64);
     capture.open().await.unwrap();
     assert_eq!(capture.take(20_000).await.len(), 20_000);
-}
-
-/// A small disk of its own.
-struct Mounted(std::path::PathBuf);
-
-impl Mounted {
-    /// `None`, and a word about it, where mounting is not allowed.
-    fn new(at: &std::path::Path) -> Option<Self> {
-        std::fs::create_dir(at).unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(at).output();
-        if !mounted.is_ok_and(|output| output.status.success()) {
-            eprintln!("not tested: this user may not mount a small disk");
-            return None;
-        }
-        Some(Self(at.to_owned()))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").args(["-l"]).arg(&self.0).status();
-    }
 }
