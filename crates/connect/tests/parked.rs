@@ -91,7 +91,7 @@ async fn over_the_budget_nothing_is_added_until_there_is_room() {
     let before = store.usage().await.unwrap();
     let error = store.park(vec![parked(3, Some("a")), parked(4, Some("a"))]).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Full);
-    assert!(error.hint_text().is_some());
+    assert!(error.hint_text().unwrap().contains("`budget` of [parked]"), "{error}");
     assert_eq!(store.usage().await.unwrap(), before);
     store.park(vec![parked(1, Some("a"))]).await.unwrap(); // is there already: needs no room
     store.remove(&[EventId::from_bytes([1; 16]), EventId::from_bytes([77; 16])]).await.unwrap();

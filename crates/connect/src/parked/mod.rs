@@ -179,7 +179,7 @@ impl ParkedStore for SqliteParkedStore {
             let doing =
                 format!("{count} changes cannot be parked: with them {total} bytes are, {budget} may be");
             Error::new(Kind::Full, doing)
-                .hint("see `headwater parked`; mend and retry what is there, or raise parked_bytes")
+                .hint("see `headwater parked`; mend what holds them and restart, or raise `budget` of [parked]")
         })
     }
 
