@@ -212,6 +212,7 @@ fn a_right_one_has_its_values_and_defaults() {
     let config = read(text).unwrap();
     assert_eq!(config.data_dir, Path::new("/etc/headwater/data"));
     assert_eq!(config.http, None);
+    assert_eq!(read(SHOP).unwrap().http, Some("127.0.0.1:7070".parse().unwrap()));
     let path = |name: &str| match &config.sources[name] {
         SourceConfig::Sqlite(source) => source.path.clone(),
         SourceConfig::Postgres(_) => panic!("not the one"),
