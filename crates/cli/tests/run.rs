@@ -3,8 +3,11 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::ops::Range;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use headwater_testkit::binary::Headwater;
 use rustix::process::{Pid, Signal, kill_process};
@@ -233,6 +236,76 @@ async fn a_group_remembers_and_a_key_is_found() {
     seen.extend(tail(&["--group", "g", "--limit", "2"]));
     seen.sort();
     assert_eq!(seen, ["1", "2", "3"], "the second began where the first ended");
+    headwater.stop(PATIENCE).await.unwrap();
+}
+
+/// A `headwater tail` of a group, and what it has shown: partition and id.
+struct Member {
+    tail: Child,
+    seen: Arc<Mutex<Vec<(u64, u32)>>>,
+}
+
+impl Member {
+    fn join(shop: &Shop) -> Self {
+        let mut tail = Command::new(PROGRAM)
+            .args(["tail", "orders", "--group", "g", "--from", "beginning", "--json", "--config"])
+            .arg(shop.config())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (out, shown) = (BufReader::new(tail.stdout.take().unwrap()), Arc::clone(&seen));
+        std::thread::spawn(move || {
+            for event in out.lines().map(|line| json(&line.unwrap())) {
+                let id = event["key"].as_str().unwrap().parse().unwrap();
+                shown.lock().unwrap().push((event["partition"].as_u64().unwrap(), id));
+            }
+        });
+        Self { tail, seen }
+    }
+
+    /// What it has shown of these ids, and from which partitions.
+    fn seen(&self, ids: &Range<u32>) -> (BTreeSet<u32>, BTreeSet<u64>) {
+        self.seen.lock().unwrap().iter().filter(|(_, id)| ids.contains(id)).map(|(at, id)| (id, at)).unzip()
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let _ = self.tail.kill().and_then(|()| self.tail.wait());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_of_a_group_share_its_partitions_and_the_one_that_stays_takes_over() {
+    let shop = Shop::new();
+    shop.write_config("[bus]\nkind = \"embedded\"\nlease = \"2s\"\n");
+    let headwater = shop.run().await;
+    let (first, second) = (Member::join(&shop), Member::join(&shop));
+    // Twenty rows at a time: some in each of the two partitions.
+    let mut next = 0;
+    let mut insert = || {
+        let ids = next..next + 20;
+        next = ids.end;
+        let rows: Vec<String> = ids.clone().map(|id| format!("({id}, 'new')")).collect();
+        shop.sql(&format!("INSERT INTO orders VALUES {}", rows.join(", ")));
+        ids
+    };
+    let all = |ids: &Range<u32>| ids.clone().collect::<BTreeSet<u32>>();
+    until("each reads a partition of its own", || {
+        let ids = insert();
+        until("all are read by one or the other", || &first.seen(&ids).0 | &second.seen(&ids).0 == all(&ids));
+        let (of_first, of_second) = (first.seen(&ids).1, second.seen(&ids).1);
+        of_first.len() == 1 && of_second.len() == 1 && of_first != of_second
+    });
+    let seen = Arc::clone(&first.seen);
+    drop(first); // with SIGKILL: it gives nothing back
+    let ids = insert();
+    until("the other reads both", || second.seen(&ids).0 == all(&ids));
+    until("none was missed", || {
+        let seen: BTreeSet<u32> = seen.lock().unwrap().iter().map(|(_, id)| *id).collect();
+        &seen | &second.seen(&(0..ids.end)).0 == all(&(0..ids.end))
+    });
     headwater.stop(PATIENCE).await.unwrap();
 }
 

@@ -178,8 +178,9 @@ impl ParkedStore for SqliteParkedStore {
         done.await?.map_err(|total| {
             let doing =
                 format!("{count} changes cannot be parked: with them {total} bytes are, {budget} may be");
-            Error::new(Kind::Full, doing)
-                .hint("see `headwater parked`; mend what holds them and restart, or raise `budget` of [parked]")
+            Error::new(Kind::Full, doing).hint(
+                "see `headwater parked`; mend what holds them and restart, or raise `budget` of [parked]",
+            )
         })
     }
 
