@@ -86,16 +86,6 @@ async fn a_second_run_on_the_data_dir_is_refused() {
     headwater.stop(PATIENCE).await.unwrap();
 }
 
-/// Lets nothing be written to the bus any more: what is read cannot become durable.
-fn lock_bus(shop: &Shop) -> Vec<rusqlite::Connection> {
-    let files = std::fs::read_dir(shop.path().join("data/bus")).unwrap().map(|entry| entry.unwrap().path());
-    let segments = files.filter(|path| path.extension().is_some_and(|extension| extension == "db"));
-    let locks: Vec<_> = segments.map(|path| rusqlite::Connection::open(path).unwrap()).collect();
-    assert!(!locks.is_empty());
-    locks.iter().for_each(|lock| lock.execute_batch("BEGIN IMMEDIATE").unwrap());
-    locks
-}
-
 /// Sends a signal, once a change is on its way that cannot arrive.
 fn signal_while_in_flight(shop: &Shop, headwater: &Headwater, signal: Signal) {
     until("the change is on its way", || {
@@ -119,7 +109,7 @@ fn ended(headwater: &mut Headwater) -> Option<i32> {
 async fn a_signal_lets_what_is_in_flight_arrive_and_be_confirmed() {
     let shop = Shop::new();
     let mut headwater = shop.run().await;
-    let locks = lock_bus(&shop);
+    let locks = shop.lock_bus();
     shop.sql("INSERT INTO orders VALUES (1, 'a'), (2, 'b')");
     signal_while_in_flight(&shop, &headwater, Signal::TERM);
     assert!(headwater.ended().is_none(), "it waits for what is in flight");
@@ -145,7 +135,7 @@ async fn a_second_signal_ends_it_at_once() {
     let shop = Shop::new();
     shop.write_config("[runtime]\ndrain_timeout = \"1h\"\n");
     let mut headwater = shop.run().await;
-    let locks = lock_bus(&shop);
+    let locks = shop.lock_bus();
     shop.sql("INSERT INTO orders VALUES (1, 'a')");
     signal_while_in_flight(&shop, &headwater, Signal::TERM);
     kill_process(Pid::from_raw(headwater.pid().unwrap() as i32).unwrap(), Signal::INT).unwrap();

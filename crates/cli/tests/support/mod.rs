@@ -74,6 +74,17 @@ impl Shop {
         Headwater::start(Path::new(PROGRAM), &["run", &config], &self.path().join("run.log"))
     }
 
+    /// Lets nothing be written to the bus any more: what is read cannot become durable until these are dropped.
+    pub fn lock_bus(&self) -> Vec<Connection> {
+        let files = std::fs::read_dir(self.path().join("data/bus")).unwrap();
+        let files = files.map(|entry| entry.unwrap().path());
+        let segments = files.filter(|path| path.extension().is_some_and(|extension| extension == "db"));
+        let locks: Vec<_> = segments.map(|path| Connection::open(path).unwrap()).collect();
+        assert!(!locks.is_empty());
+        locks.iter().for_each(|lock| lock.execute_batch("BEGIN IMMEDIATE").unwrap());
+        locks
+    }
+
     /// Runs a command to its end; the config's path stands for `CONFIG`.
     pub fn headwater(&self, arguments: &[&str]) -> Ended {
         let config = self.config_text();
