@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+
 use common::{PATIENCE, Place, Tables, rows_of, subscribe};
 use headwater_connect::kafka::{KafkaBus, KafkaConfig};
 use headwater_testkit::binary::Headwater;
@@ -32,6 +34,26 @@ async fn parked(place: &Place, count: u64) {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }
+
+/// What `/metrics` says, each metric with its labels and its value, once it says what it should.
+async fn metrics(place: &Place, should: impl Fn(&BTreeMap<String, f64>) -> bool) -> BTreeMap<String, f64> {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let (_, body) = headwater_testkit::binary::get(&place.listen, "/metrics").await.unwrap();
+        let lines = body.lines().filter(|line| !line.starts_with('#'));
+        let values = lines.filter_map(|line| line.rsplit_once(' '));
+        let metrics = values.map(|(name, value)| (name.to_owned(), value.parse().unwrap())).collect();
+        if should(&metrics) {
+            return metrics;
+        }
+        assert!(std::time::Instant::now() < deadline, "{metrics:#?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+/// The labels of the metrics of this file's one source, and of its one stream.
+const OF_SOURCE: &str = "{source=\"notes\"}";
+const OF_STREAM: &str = "{source=\"notes\",stream=\"note\"}";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payload_over_kafkas_limit_is_parked_and_others_go_on() {
@@ -93,6 +115,16 @@ async fn text_that_is_not_utf8_is_parked_and_others_go_on() {
     let mut arrived = Tables::default();
     arrived.until("the others", &mut *events, |arrived| arrived.rows("note").len() == 2).await;
     parked(&place, 1).await;
+    let [events, held] = ["events", "parked"].map(|name| format!("headwater_{name}_total{OF_STREAM}"));
+    let metrics = metrics(&place, |now| now[&events] == 2.0 && now[&held] == 1.0).await;
+    let of = |name: &str, labels: &str| metrics[&format!("{name}{labels}")];
+    assert_eq!((of("headwater_parked", OF_SOURCE), of("headwater_source_up", OF_SOURCE)), (1.0, 1.0));
+    assert_eq!(of("headwater_retries_total", OF_SOURCE), 0.0);
+    assert!((100.0..10_000.0).contains(&of("headwater_bytes_total", OF_SOURCE)), "{metrics:#?}");
+    assert_eq!(of("headwater_batch_events_sum", OF_SOURCE), 2.0);
+    assert!(of("headwater_batch_events_count", OF_SOURCE) >= 1.0);
+    assert!(of("headwater_batch_bytes_sum", OF_SOURCE) >= of("headwater_bytes_total", OF_SOURCE));
+    assert!((1e6..1e9).contains(&of("headwater_memory_bytes", "")), "{metrics:#?}");
     assert!(headwater.stop(PATIENCE).await.unwrap().success());
 }
 
@@ -119,6 +151,10 @@ async fn a_full_disk_stops_nothing_for_good_and_loses_nothing() {
     let sql = "insert into note select n, repeat('x', 1000) from generate_series(1, 8000) n";
     database.execute(sql).await.unwrap();
     full(&place, &headwater).await;
+    let of_source = |name: &str| format!("headwater_{name}{OF_SOURCE}");
+    let (up, behind, retries) =
+        (of_source("source_up"), of_source("lag_seconds"), of_source("retries_total"));
+    metrics(&place, |now| now[&up] == 0.0 && now[&behind] > 0.0 && now[&retries] >= 1.0).await;
     std::fs::remove_file(&filler).unwrap();
     let rows = rows_of(&database, "note").await;
     let mut events = place.read(&["note"]).await;
@@ -126,6 +162,9 @@ async fn a_full_disk_stops_nothing_for_good_and_loses_nothing() {
     arrived
         .until("every row, once there is room", &mut *events, |arrived| arrived.rows("note") == rows)
         .await;
+    let (events, unread) = (format!("headwater_events_total{OF_STREAM}"), of_source("lag_bytes"));
+    metrics(&place, |now| now[&up] == 1.0 && now[&behind] == 0.0 && now[&unread] < 1e6).await;
+    metrics(&place, |now| now[&events] >= 8000.0 && now[&retries] >= 1.0).await;
     assert!(headwater.stop(PATIENCE).await.unwrap().success());
 }
 
