@@ -1,9 +1,10 @@
 //! What a topic takes, and topics that change while they are published to.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_connect::kafka::{KafkaBus, KafkaConfig};
+use headwater_connect::kafka::{Compression, KafkaBus, KafkaConfig};
 use headwater_core::ports::{Bus, Delivery, Published, Start, Subscribe};
 use headwater_core::{Event, Header, Kind, Retention, StreamSpec, partition_of};
 use headwater_testkit::servers::Kafka;
@@ -45,9 +46,7 @@ async fn keys_land_where_java_producers_put_them() {
 async fn the_limit_of_a_topic_is_exact_enough() {
     let config = shared().await;
     let stream = unique("stream");
-    let bus =
-        open(&KafkaConfig { compression: headwater_connect::kafka::Compression::None, ..config.clone() })
-            .await;
+    let bus = open(&KafkaConfig { compression: Compression::None, ..config.clone() }).await;
     bus.ensure(&spec(&stream, 1)).await.unwrap();
     publish(&bus, vec![event(&stream, Some(0), 0, 1)], None).await.unwrap();
     limit(&config.brokers[0], &stream, "20000").await;
@@ -64,6 +63,64 @@ async fn the_limit_of_a_topic_is_exact_enough() {
     publish(&bus, small, None).await.unwrap();
     let numbers: Vec<u64> = read(&bus, &stream, 5_000).await.iter().map(number).collect();
     assert_eq!(numbers, (0..5_000).collect::<Vec<_>>());
+}
+
+/// The client's own limit holds where the topic would take more.
+#[tokio::test]
+async fn what_is_larger_than_the_config_allows_is_rejected() {
+    let config = KafkaConfig { max_message_bytes: 50_000, ..shared().await };
+    let bus = open(&config).await;
+    let stream = unique("stream");
+    bus.ensure(&spec(&stream, 1)).await.unwrap();
+    publish(&bus, vec![event(&stream, Some(0), 0, 49_000)], None).await.unwrap();
+    let events = (1..4).map(|n| event(&stream, Some(0), n, if n == 2 { 50_000 } else { 10 })).collect();
+    let Published::Rejected { mut rejections, .. } = within(bus.publish(events, None)).await.unwrap() else {
+        panic!("accepted")
+    };
+    assert_eq!((rejections.len(), rejections[0].index), (1, 1));
+    let why = rejections.remove(0).reason;
+    assert!(why.contains("`max_message_bytes` allows 50000"), "{why}");
+    publish(&bus, vec![event(&stream, Some(0), 4, 10)], None).await.unwrap();
+    let numbers: Vec<u64> = read(&bus, &stream, 2).await.iter().map(number).collect();
+    assert_eq!(numbers, [0, 4], "nothing of a batch is published that has one that cannot be");
+}
+
+/// How the brokers keep the record batches of a topic's first partition: what their attributes say.
+fn codecs(kafka: &Kafka, topic: &str) -> BTreeSet<u8> {
+    let log = kafka.dir().join(format!("data/{topic}-0/00000000000000000000.log"));
+    let log = std::fs::read(log).unwrap();
+    let mut codecs = BTreeSet::new();
+    let mut rest = &log[..];
+    // Offset and length, and within the length the leader's epoch, the version, the checksum, the attributes.
+    while let Some((head, after)) = rest.split_at_checked(12) {
+        let length = u32::from_be_bytes(head[8..].try_into().unwrap()) as usize;
+        codecs.insert(after[10] & 7);
+        rest = &after[length..];
+    }
+    codecs
+}
+
+#[tokio::test]
+async fn every_compression_is_used_and_read_back() {
+    let (kafka, config) = (Kafka::shared().await.unwrap(), shared().await);
+    let codes = [
+        (Compression::None, 0),
+        (Compression::Gzip, 1),
+        (Compression::Snappy, 2),
+        (Compression::Lz4, 3),
+        (Compression::Zstd, 4),
+    ];
+    for (compression, code) in codes {
+        let bus = open(&KafkaConfig { compression, ..config.clone() }).await;
+        let stream = unique("stream");
+        bus.ensure(&spec(&stream, 1)).await.unwrap();
+        let events: Vec<Event> = (0..500).map(|n| event(&stream, Some(0), n, 500)).collect();
+        publish(&bus, events.clone(), None).await.unwrap();
+        let records = read(&bus, &stream, 500).await;
+        let payloads = records.iter().map(|record| &record.event.payload);
+        assert!(payloads.eq(events.iter().map(|event| &event.payload)), "{compression:?}");
+        assert_eq!(codecs(kafka, &stream), [code].into(), "{compression:?}");
+    }
 }
 
 /// A limit that is lowered while events are on their way: nothing passes the one that no longer fits;
