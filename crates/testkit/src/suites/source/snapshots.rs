@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use headwater_core::ports::SourceState;
 use headwater_core::{Checkpoint, Op};
+use tokio::sync::watch;
 
 use super::tools::{BUDGET, PATIENCE, Reading, Replica, with_tables};
 use super::{Database, Factory, Session};
@@ -23,7 +24,8 @@ async fn populate(session: &mut dyn Session, rows: u64) {
 /// only rises.
 struct Disturbance {
     stop: Arc<AtomicBool>,
-    steps: Option<tokio::task::JoinHandle<u64>>,
+    made: watch::Receiver<u64>,
+    writer: Option<tokio::task::JoinHandle<()>>,
 }
 
 /// A test that fails must not leave a writer behind that nobody can stop.
@@ -36,11 +38,17 @@ impl Drop for Disturbance {
 impl Disturbance {
     async fn start(database: &dyn Database, rows: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let steps = tokio::spawn(Self::write(database.session().await, rows, stop.clone()));
-        Self { stop, steps: Some(steps) }
+        let (tell, made) = watch::channel(0);
+        let writer = tokio::spawn(Self::write(database.session().await, rows, stop.clone(), tell));
+        Self { stop, made, writer: Some(writer) }
     }
 
-    async fn write(mut session: Box<dyn Session>, rows: u64, stop: Arc<AtomicBool>) -> u64 {
+    async fn write(
+        mut session: Box<dyn Session>,
+        rows: u64,
+        stop: Arc<AtomicBool>,
+        tell: watch::Sender<u64>,
+    ) {
         let mut step = 2;
         while !stop.load(Ordering::Relaxed) {
             let id = step * 7919 % rows + 1;
@@ -56,15 +64,20 @@ impl Disturbance {
                 ))
                 .await;
             step += 1;
+            tell.send_modify(|made| *made += 1);
         }
-        step
     }
 
-    /// Stops, and says how many steps there were.
-    async fn stop(mut self) -> u64 {
+    /// Waits until something was written since the last time.
+    async fn step(&mut self) {
+        self.made.changed().await.expect("the writer writes");
+    }
+
+    /// Stops.
+    async fn stop(mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        let steps = self.steps.take().expect("stopped once");
-        steps.await.expect("the writer writes")
+        let writer = self.writer.take().expect("stopped once");
+        writer.await.expect("the writer writes");
     }
 }
 
@@ -115,13 +128,13 @@ pub async fn a_snapshot_and_its_stream_have_no_hole(factory: &dyn Factory) {
     let mut session = with_tables(&*database, true).await;
     populate(&mut *session, ROWS).await;
     let connector = database.connector(&["item", "marker"], true).await;
-    let disturbance = Disturbance::start(&*database, ROWS).await;
+    let mut disturbance = Disturbance::start(&*database, ROWS).await;
     let mut reading = Reading::open(&connector, None).await;
     while connector.status().state != SourceState::Streaming {
+        disturbance.step().await;
         reading.next(4000).await;
     }
-    let steps = disturbance.stop().await;
-    assert!(steps > 3, "nobody wrote during the snapshot");
+    disturbance.stop().await;
     session.execute("insert into marker values (1)").await;
     reading.until(1).await;
     assert!(reading.changes.iter().filter(|change| change.op == Op::Read).count() as u64 > ROWS / 2);
