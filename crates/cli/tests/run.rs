@@ -159,13 +159,13 @@ async fn status_with_and_without_a_run() {
     let headwater = shop.run().await;
     shop.sql("INSERT INTO orders VALUES (1, 'a'), (2, 'b')");
     let ask = || json(&shop.headwater(&["status", "CONFIG", "--json"]).out);
-    until("two events are counted", || ask()["streams"][0]["events"] == 2);
+    until("two events are counted", || {
+        let status = ask();
+        status["streams"][0]["events"] == 2 && status["bus"]["streams"][0]["events"] == 2
+    });
     let status = ask();
     assert_eq!((&status["running"], &status["sources"][0]["phase"]), (&true.into(), &"streaming".into()));
-    assert_eq!(
-        (&status["bus"]["kind"], &status["bus"]["streams"][0]["events"]),
-        (&"embedded".into(), &2.into())
-    );
+    assert_eq!(status["bus"]["kind"], "embedded");
     let text = shop.headwater(&["status", "CONFIG"]).out;
     let row = text.lines().find(|line| line.starts_with("shop ")).unwrap();
     assert!(row.contains("streaming"), "{text}");
