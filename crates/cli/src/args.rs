@@ -192,7 +192,7 @@ pub struct ParkedArgs {
 #[command(
     after_help = "Examples:\n  headwater demo\n  headwater demo --events 50\n  headwater demo --rate 100 --events 5000 --json\n\n\
     A second terminal may change the shop; it arrives too:\n  \
-    sqlite3 headwater-demo/shop.db \"update orders set status = 'shipped' where id = 1\"\n\n\
+    sqlite3 -cmd '.timeout 5000' headwater-demo/shop.db \\\n      \"update customers set email = 'me@example.com' where id = 1\"\n\n\
     With --events it ends with a summary; exit code 1 when what arrived differs from the database."
 )]
 pub struct DemoArgs {

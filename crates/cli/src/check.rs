@@ -9,7 +9,6 @@ use headwater_core::{Error, Kind, Result};
 use serde::Serialize;
 
 use crate::args::CheckArgs;
-use crate::output::event::one_line;
 use crate::output::table::{Cell, Table};
 use crate::output::{self, Colour, human};
 use crate::run::{DataDir, free_bytes};
@@ -28,6 +27,19 @@ struct Found {
     r#where: String,
     #[serde(flatten)]
     finding: Finding,
+    /// Whether an error is one of the config, so that trying again cannot help.
+    #[serde(skip)]
+    of_config: bool,
+}
+
+impl Found {
+    fn new(place: &str, finding: Finding) -> Self {
+        Self { r#where: place.to_owned(), finding, of_config: false }
+    }
+
+    fn failed(place: &str, error: &Error) -> Self {
+        Self { of_config: error.kind() == Kind::Config, ..Self::new(place, of_error(error)) }
+    }
 }
 
 #[derive(Serialize)]
@@ -42,21 +54,17 @@ pub async fn check(args: &CheckArgs) -> Result<u8> {
     let config = match config::load(&args.config.config) {
         Ok(config) => config,
         Err(error) if args.json => {
-            let finding = of_error(&error);
-            output::json(&Report { ok: false, findings: vec![Found { r#where: "config".into(), finding }] })?;
+            output::json(&Report { ok: false, findings: vec![Found::failed("config", &error)] })?;
             return Ok(2);
         }
         Err(error) => return Err(error),
     };
     let findings = findings(&config, &args.config.config).await;
     let ok = findings.iter().all(|found| found.finding.severity != Severity::Error);
-    let of_config = |found: &Found| found.r#where == "streams" && found.finding.severity == Severity::Error;
-    let code = if ok {
-        0
-    } else if findings.iter().any(of_config) {
-        2
-    } else {
-        3
+    let code = match findings.iter().any(|found| found.of_config) {
+        _ if ok => 0,
+        true => 2,
+        false => 3,
     };
     let report = Report { ok, findings };
     if args.json {
@@ -68,34 +76,33 @@ pub async fn check(args: &CheckArgs) -> Result<u8> {
 }
 
 async fn findings(config: &Config, path: &Path) -> Vec<Found> {
-    let mut found = Vec::new();
-    let mut add = |place: &str, findings: Vec<Finding>| {
-        found.extend(findings.into_iter().map(|finding| Found { r#where: place.to_owned(), finding }));
-    };
-    add("config", vec![Finding::ok(format!("{} reads well", path.display()))]);
-    let warning = |problem: &config::Problem| {
+    let mut found = vec![Found::new("config", Finding::ok(format!("{} reads well", path.display())))];
+    found.extend(config.warnings.iter().map(|problem| {
         let message = format!("{}: {}", problem.path, problem.message);
-        Finding::warning(message, problem.hint.clone().unwrap_or_default())
-    };
-    add("config", config.warnings.iter().map(warning).collect());
-    add("data_dir", data_dir(&config.data_dir));
-    add("http", http(config).await);
-    add("bus", vec![bus(config).await]);
+        Found::new("config", Finding::warning(message, problem.hint.clone().unwrap_or_default()))
+    }));
+    found.extend(data_dir(&config.data_dir).into_iter().map(|finding| Found::new("data_dir", finding)));
+    found.extend(http(config).await);
+    found.push(bus(config).await);
     match wiring::connectors(config) {
         Ok(connectors) => {
             let checks = connectors.iter().map(async |(name, connector)| {
                 let answer = tokio::time::timeout(PATIENCE, connector.check()).await;
-                let check = answer.unwrap_or_else(|_| Err(late()));
-                let failed = |error| Check { findings: vec![of_error(&error)], tables: None };
-                (name.as_str(), check.unwrap_or_else(failed))
+                (name.as_str(), answer.unwrap_or_else(|_| Err(late())))
             });
             let checks = futures::future::join_all(checks).await;
-            add("streams", streams(config, &connectors, &checks));
+            found.extend(streams(config, &connectors, &checks));
             for (name, check) in checks {
-                add(&format!("source.{name}"), check.findings);
+                let place = format!("source.{name}");
+                match check {
+                    Ok(check) => {
+                        found.extend(check.findings.into_iter().map(|finding| Found::new(&place, finding)));
+                    }
+                    Err(error) => found.push(Found::failed(&place, &error)),
+                }
             }
         }
-        Err(error) => add("config", vec![of_error(&error)]),
+        Err(error) => found.push(Found::failed("config", &error)),
     }
     found
 }
@@ -139,78 +146,77 @@ fn data_dir(path: &Path) -> Vec<Finding> {
     findings
 }
 
-async fn http(config: &Config) -> Vec<Finding> {
-    let Some(address) = config.http else { return Vec::new() };
+async fn http(config: &Config) -> Option<Found> {
+    let address = config.http?;
     if DataDir::owner(&config.data_dir).is_some() {
-        return vec![match status::running(address, config).await {
-            Ok(status) => Finding::ok(format!("headwater {} answers on {address}", status.version)),
-            Err(error) => of_error(&error),
-        }];
+        return Some(match status::running(address, config).await {
+            Ok(status) => {
+                Found::new("http", Finding::ok(format!("headwater {} answers on {address}", status.version)))
+            }
+            Err(error) => Found::failed("http", &error),
+        });
     }
-    vec![match tokio::net::TcpListener::bind(address).await {
-        Ok(_) => Finding::ok(format!("{address} is free")),
-        Err(error) => Finding::error(
-            format!("{address} cannot be listened on: {error}"),
-            "set `listen` under [http] to another address, or to \"off\"",
-        ),
-    }]
+    Some(match headwater_server::listen(address).await {
+        Ok(_) => Found::new("http", Finding::ok(format!("{address} is free"))),
+        Err(error) => Found::failed("http", &error),
+    })
 }
 
-async fn bus(config: &Config) -> Finding {
+async fn bus(config: &Config) -> Found {
     if wiring::never_ran(config) {
-        return Finding::ok("the embedded bus is made by the first `headwater run`");
+        return Found::new("bus", Finding::ok("the embedded bus is made by the first `headwater run`"));
     }
     match tokio::time::timeout(PATIENCE, wiring::bus_status(config)).await.unwrap_or_else(|_| Err(late())) {
         Ok(status) => {
             let streams = human::plural(status.streams.len() as u64, "stream");
-            Finding::ok(format!("the {} bus answers, it holds {streams}", status.kind))
+            let text = format!("the {} bus answers, it holds {streams}", status.kind);
+            Found::new("bus", Finding::ok(text))
         }
-        Err(error) => of_error(&error),
+        Err(error) => Found::failed("bus", &error),
     }
 }
 
 /// Whether every stream's declaration makes sense: its names, its condition, and its columns where the
 /// tables could be looked at.
-fn streams(config: &Config, connectors: &Connectors, checks: &[(&str, Check)]) -> Vec<Finding> {
+fn streams(config: &Config, connectors: &Connectors, checks: &[(&str, Result<Check>)]) -> Vec<Found> {
     let verify = || {
         let builder = wiring::builder(config, connectors)?;
         builder.verify()?;
-        let known = checks.iter().filter_map(|(name, check)| Some((name, check.tables.as_deref()?)));
+        let known = checks.iter().filter_map(|(name, check)| Some((name, check.as_ref().ok()?)));
+        let known = known.filter_map(|(name, check)| Some((name, check.tables.as_deref()?)));
         let misfits = known.map(|(name, tables)| builder.verify_tables(name, tables));
         let misfits = misfits.collect::<Result<Vec<_>>>()?;
-        Ok::<_, Error>(misfits.iter().flatten().map(of_error).collect::<Vec<_>>())
+        Ok::<_, Error>(misfits.into_iter().flatten().collect::<Vec<_>>())
     };
+    // Whatever is wrong with a declaration stays wrong.
+    let wrong = |error: &Error| Found { of_config: true, ..Found::failed("streams", error) };
     match verify() {
         Ok(misfits) if misfits.is_empty() => {
             let declared = human::plural(config.streams.len() as u64, "stream");
-            vec![Finding::ok(format!("{declared} declared"))]
+            vec![Found::new("streams", Finding::ok(format!("{declared} declared")))]
         }
-        Ok(misfits) => misfits,
-        Err(error) => vec![of_error(&error)],
+        Ok(misfits) => misfits.iter().map(wrong).collect(),
+        Err(error) => vec![wrong(&error)],
     }
 }
 
 fn print(report: &Report) -> Result<()> {
     let colour = output::coloured();
     let mut table = Table::new(&["", "where", "finding"]);
-    for Found { r#where, finding } in &report.findings {
+    for Found { r#where, finding, .. } in &report.findings {
         let mark = match finding.severity {
             Severity::Ok => Cell::coloured("ok", Colour::Green),
             Severity::Warning => Cell::coloured("warning", Colour::Yellow),
             Severity::Error => Cell::coloured("error", Colour::Red),
         };
         let mut lines = finding.message.lines();
-        table.row([mark, r#where.as_str().into(), one_line(lines.next().unwrap_or_default()).into()]);
+        table.row([mark, r#where.as_str().into(), lines.next().unwrap_or_default().into()]);
         for line in lines {
-            table.row(["".into(), "".into(), one_line(line).into()]);
+            table.row(["".into(), "".into(), line.into()]);
         }
         for (at, line) in finding.hint.iter().flat_map(|hint| hint.lines()).enumerate() {
             let arrow = if at == 0 { "→ " } else { "  " };
-            table.row([
-                "".into(),
-                "".into(),
-                Cell::coloured(format!("{arrow}{}", one_line(line)), Colour::Cyan),
-            ]);
+            table.row(["".into(), "".into(), Cell::coloured(format!("{arrow}{line}"), Colour::Cyan)]);
         }
     }
     output::line(table.render(colour))?;

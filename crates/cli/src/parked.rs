@@ -6,7 +6,6 @@ use headwater_core::ports::ParkedUsage;
 use serde::Serialize;
 
 use crate::args::ParkedArgs;
-use crate::output::event::one_line;
 use crate::output::table::Table;
 use crate::output::{self, human};
 use crate::wiring;
@@ -45,10 +44,10 @@ pub async fn parked(args: &ParkedArgs) -> Result<u8> {
         table.row([
             line.source.into(),
             line.stream.into(),
-            one_line(line.order_key.as_deref().unwrap_or("(whole stream)")).into(),
+            line.order_key.as_deref().unwrap_or("(whole stream)").into(),
             human::count(line.count).into(),
             human::bytes(line.bytes).into(),
-            one_line(line.reason).into(),
+            line.reason.into(),
         ]);
     }
     output::line(table.render(output::coloured()))?;

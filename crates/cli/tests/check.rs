@@ -92,12 +92,22 @@ async fn ready_before_and_while_it_runs() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_found() {
+fn a_port_that_is_taken_is_2_as_with_run() {
     let shop = Shop::new();
     let _taken = std::net::TcpListener::bind(&shop.listen).unwrap();
     let ended = shop.headwater(&["check", "CONFIG"]);
-    assert_eq!(ended.code, Some(3), "{ended:?}");
-    assert!(ended.out.contains("cannot be listened on"), "{}", ended.out);
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.out.contains("another process has this port"), "{}", ended.out);
+    assert_eq!(shop.headwater(&["run", "CONFIG"]).code, Some(2));
+}
+
+/// What only the connectors know of a config is found by asking them.
+#[test]
+fn a_setting_that_its_connector_refuses_is_2_as_with_run() {
+    let shop = Shop::new();
+    shop.write_config("[bus]\nkind = \"kafka\"\nbootstrap = \"127.0.0.1:1\"\noptions = { acks = \"1\" }\n");
+    let ended = shop.headwater(&["check", "CONFIG"]);
+    assert_eq!(ended.code, Some(2), "{ended:?}");
     assert_eq!(shop.headwater(&["run", "CONFIG"]).code, Some(2));
 }
 

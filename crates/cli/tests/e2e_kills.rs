@@ -161,7 +161,7 @@ async fn everything_is_killed_held_and_cut_between_postgres_and_kafka() {
     let (server, database) = loaded_postgres().await;
     let kafka = Kafka::settings().proxied().start().await.unwrap();
     let to_postgres = Proxy::start(("127.0.0.1", server.port())).await.unwrap();
-    let source = database.url().replace(&server.port().to_string(), &to_postgres.port().to_string());
+    let source = database.url_through(&to_postgres);
     let proxied = kafka.proxied_brokers().unwrap();
     let to_kafka = kafka.proxy().unwrap();
     let bus = format!("kind = \"kafka\"\nbrokers = [\"{proxied}\"]");

@@ -32,7 +32,7 @@ impl Server {
     /// Takes the address (port 0: any free one) and installs the process's metrics recorder. An error
     /// of kind `Config` when the address cannot be had.
     pub async fn bind(addr: SocketAddr, runtime: Arc<Runtime>) -> Result<Self> {
-        let listener = TcpListener::bind(addr).await.map_err(|error| unavailable(addr, error))?;
+        let listener = listen(addr).await?;
         let addr = listener.local_addr().doing(Kind::Internal, || "asking for the port".to_owned())?;
         let admin = Admin { runtime, metrics: recorder()? };
         let routes = Router::new()
@@ -60,6 +60,11 @@ impl Server {
             () = ends => Ok(()),
         }
     }
+}
+
+/// Takes the address; an error of kind `Config` when it cannot be had.
+pub async fn listen(addr: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(addr).await.map_err(|error| unavailable(addr, error))
 }
 
 fn unavailable(addr: SocketAddr, error: std::io::Error) -> Error {

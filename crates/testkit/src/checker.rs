@@ -45,7 +45,7 @@ pub struct Checker {
 
 #[derive(Debug, Default)]
 struct Key {
-    partition: u32,
+    partition: Option<u32>,
     /// The version that a snapshot read before the first step came.
     found: Option<i64>,
     steps: Vec<Step>,
@@ -71,7 +71,11 @@ impl Checker {
         self.seen += 1;
         let stream = self.streams.entry(seen.stream.to_owned()).or_default();
         let state = stream.entry(key).or_default();
-        state.partition = seen.partition;
+        let last = state.partition.replace(seen.partition);
+        if let Some(last) = last.filter(|last| *last != seen.partition) {
+            let moved = format!("came in partition {}, and before in {last}", seen.partition);
+            self.problems.push(format!("{} {key}: {moved}", seen.stream));
+        }
         if step.op == "read" {
             self.reads += 1;
             if state.steps.is_empty() && state.found.is_none() {
@@ -111,7 +115,7 @@ impl Checker {
         let id = (seen.id.to_owned(), seen.partition);
         let keys = self.truncated.get(&id).cloned().unwrap_or_else(|| {
             let keys = self.streams.get(seen.stream).into_iter().flatten();
-            let there = keys.filter(|(_, key)| key.partition == seen.partition && key.stands());
+            let there = keys.filter(|(_, key)| key.partition == Some(seen.partition) && key.stands());
             there.map(|(key, _)| *key).collect()
         });
         self.truncated.insert(id, keys.clone());
@@ -124,6 +128,11 @@ impl Checker {
     /// How many different events arrived; a truncation counts for each key.
     pub fn distinct(&self) -> usize {
         self.ids.len()
+    }
+
+    /// How many deliveries there were, repeats and rows of snapshots among them.
+    pub fn seen(&self) -> usize {
+        self.seen
     }
 
     /// How many rows of snapshots arrived.
@@ -189,7 +198,8 @@ fn difference(committed: &[Step], arrived: &Key) -> Option<String> {
     if unread || arrived.found.is_some_and(|version| found != Some(version)) {
         return Some(format!("stood there as {found:?}, arrived as {:?}", arrived.found));
     }
-    let same = |(a, b): (&Step, &Step)| a.op == b.op && (b.version.is_none() || a.version == b.version);
+    let gone = |step: &Step| step.version.is_none() && matches!(&*step.op, "delete" | "truncate");
+    let same = |(a, b): (&Step, &Step)| a.op == b.op && (gone(b) || a.version == b.version);
     let at = committed.iter().zip(steps).position(|pair| !same(pair));
     if at.is_none() && committed.len() == steps.len() {
         return None;
@@ -262,6 +272,17 @@ mod tests {
         for (name, steps) in cases {
             assert!(seeing(&steps).compare(&history()).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_change_without_its_version_or_a_key_that_moves_fails() {
+        let mut checker = seeing(&ALL[..1]);
+        checker.see(seen("b"), 7, Step { op: "update".into(), version: None });
+        ALL[2..].iter().for_each(|(id, op, version)| checker.see(seen(id), 7, step(op, *version)));
+        assert!(checker.compare(&history()).is_err(), "an update without its row");
+        let mut checker = seeing(&ALL[..3]);
+        checker.see(Seen { partition: 1, ..seen("d") }, 7, step("create", 4));
+        assert!(checker.compare(&history()).is_err(), "another partition");
     }
 
     #[test]

@@ -18,6 +18,9 @@ use crate::load::{self, Load};
 /// How long anything may take to come back before the soak fails.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Once nothing is published any more, nothing comes for this long when all was read.
+const QUIET: Duration = Duration::from_secs(1);
+
 /// Opens a subscription to the streams, from their beginning and without a group.
 pub type Subscribing = Box<dyn Fn() -> BoxFuture<'static, Result<Box<dyn Subscription>>> + Send + Sync>;
 
@@ -113,20 +116,34 @@ impl Soak {
         }
         let mut headwater = self.headwater.take().ok_or("headwater does not run")?;
         headwater.ready(&self.listen, PATIENCE).await?;
+        let log = headwater.log_tail();
+        headwater.stop(PATIENCE).await?;
+        self.read_to_the_end().await;
         let (verdict, [arrived, repeated, reads]) = {
             let checker = self.checker();
             (checker.compare(&history), [checker.distinct(), checker.repeated(), checker.reads()])
         };
-        verdict.map_err(|text| format!("{text}\nheadwater said:\n{}", headwater.log_tail()))?;
+        verdict.map_err(|text| format!("{text}\nheadwater said:\n{log}"))?;
         if !self.found.is_empty() && reads <= self.found.len() {
             return Err("no kill cut off the snapshot: it needs more rows".to_owned());
         }
-        headwater.stop(PATIENCE).await?;
         self.consumer.abort();
         let found = self.found.len();
         Ok(format!(
             "{found} rows found, {reads} read; {total} changes committed, {arrived} arrived, {repeated} repeats, lost 0"
         ))
+    }
+
+    /// What arrives after the last change that was waited for counts too.
+    async fn read_to_the_end(&self) {
+        let mut before = None;
+        loop {
+            let seen = self.checker().seen();
+            if before.replace(seen) == Some(seen) {
+                return;
+            }
+            tokio::time::sleep(QUIET).await;
+        }
     }
 
     fn committed(&self) -> u64 {

@@ -42,11 +42,12 @@ pub async fn demo(args: &DemoArgs) -> Result<u8> {
     let mut consumer = consumer(&engine, &config, args.json).await?;
     let end = CancellationToken::new();
     let mut running = tokio::spawn(engine.run(end.clone()));
-    let trade = trade(shop, args);
+    let mut trade = trade(shop, args);
     tokio::select! {
         done = watch(&mut consumer, args.events) => done?,
         () = stop.cancelled() => {}
-        ended = &mut running => return Err(stopped_by_itself(ended)),
+        ended = &mut running => return Err(stopped_by_itself("the demo's pipeline", ended)),
+        ended = &mut trade.done => return Err(stopped_by_itself("the demo's shop", ended)),
     }
     trade.end().await?;
     let differences = settle(&mut consumer, &place).await?;
@@ -65,11 +66,11 @@ async fn blocking<T: Send + 'static>(
     done.map_err(|error| Error::new(Kind::Internal, doing).because(error))?
 }
 
-fn stopped_by_itself(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Error {
+fn stopped_by_itself(what: &str, ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Error {
     match ended {
         Ok(Err(error)) => error,
-        Ok(Ok(())) => Error::new(Kind::Internal, "the demo's pipeline ended by itself"),
-        Err(error) => Error::new(Kind::Internal, "running the demo").because(error),
+        Ok(Ok(())) => Error::new(Kind::Internal, format!("{what} ended by itself")),
+        Err(error) => Error::new(Kind::Internal, format!("running {what}")).because(error),
     }
 }
 

@@ -67,7 +67,8 @@ impl Place {
         }
         output::line("")?;
         output::line(bold("Try from a second terminal"))?;
-        output::line(format!("  sqlite3 {shop} \"update orders set status = 'shipped' where id = 1\""))?;
+        let change = "update customers set email = 'me@example.com' where id = 1";
+        output::line(format!("  sqlite3 -cmd '.timeout 5000' {shop} \"{change}\""))?;
         output::line(format!("  {program} tail orders --config {config} --from beginning"))?;
         output::line(format!("  {program} status {config}"))?;
         output::line("")?;

@@ -121,6 +121,11 @@ pub fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
+/// The same of what may have several lines.
+pub fn lines(text: &str) -> String {
+    text.lines().map(one_line).collect::<Vec<_>>().join("\n")
+}
+
 fn difference(before: &Object<'_>, after: &Object<'_>) -> String {
     let changed = |(name, new): &(String, &RawValue)| {
         let old = before.get(name)?;

@@ -1,8 +1,9 @@
 //! Aligned tables.
 
+use super::event::one_line;
 use super::{Colour, paint};
 
-/// A cell: what it says, and in which colour.
+/// A cell: what it says, on one line, and in which colour.
 #[derive(Debug, Clone)]
 pub struct Cell {
     text: String,
@@ -11,14 +12,14 @@ pub struct Cell {
 
 impl Cell {
     /// A cell in a colour.
-    pub fn coloured(text: impl Into<String>, colour: Colour) -> Self {
-        Self { text: text.into(), colour: Some(colour) }
+    pub fn coloured(text: impl AsRef<str>, colour: Colour) -> Self {
+        Self { text: one_line(text.as_ref()), colour: Some(colour) }
     }
 }
 
-impl<T: Into<String>> From<T> for Cell {
+impl<T: AsRef<str>> From<T> for Cell {
     fn from(text: T) -> Self {
-        Self { text: text.into(), colour: None }
+        Self { text: one_line(text.as_ref()), colour: None }
     }
 }
 

@@ -5,6 +5,7 @@ use headwater_core::ports::{BusStatus, StreamStatus};
 use headwater_runtime::{Phase, RuntimeStatus, SourceReport, StreamReport};
 
 use super::Answer;
+use crate::output::event::lines;
 use crate::output::table::{Cell, Table};
 use crate::output::{self, Colour, human, paint};
 
@@ -35,7 +36,7 @@ fn running(status: &RuntimeStatus, colour: bool) -> Result<()> {
     let title = format!("headwater {}, running for {since}{memory}{bus}", status.version);
     output::line(paint(&title, Colour::Bold, colour))?;
     if let Some(error) = &status.bus_error {
-        output::line(paint(&format!("bus: {error}"), Colour::Red, colour))?;
+        output::line(paint(&lines(&format!("bus: {error}")), Colour::Red, colour))?;
     }
     if let Some(since) = status.bus.as_ref().and_then(|bus| bus.waiting_since) {
         let text = format!("bus: it has taken nothing for {}; nothing is lost", human::micros(now - since));
@@ -51,7 +52,7 @@ fn running(status: &RuntimeStatus, colour: bool) -> Result<()> {
     for stream in &status.streams {
         if let Some(reason) = &stream.stopped {
             let text = format!("  {} is stopped: {reason}", stream.name);
-            output::line(paint(&text, Colour::Red, colour))?;
+            output::line(paint(&lines(&text), Colour::Red, colour))?;
         }
     }
     section(&groups(held), colour)
@@ -121,7 +122,7 @@ fn troubles(source: &SourceReport, now: i64, colour: bool) -> Result<()> {
     });
     let paint_as = if source.phase == Phase::Failed { Colour::Red } else { Colour::Yellow };
     let text = format!("  {}{}: {error}", source.name, since.unwrap_or_default());
-    output::line(paint(&text, paint_as, colour))
+    output::line(paint(&lines(&text), paint_as, colour))
 }
 
 fn snapshot(source: &SourceReport, colour: bool) -> Result<()> {

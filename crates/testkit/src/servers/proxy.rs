@@ -1,7 +1,6 @@
 //! A TCP proxy that breaks connections on demand.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use headwater_core::{Kind, Result, ResultExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -29,8 +28,6 @@ struct Mode {
     refused: bool,
     /// Rises with each cut; a connection of an earlier one is reset.
     cuts: u64,
-    /// How long each piece waits before it is forwarded.
-    delay: Duration,
 }
 
 impl Proxy {
@@ -71,11 +68,6 @@ impl Proxy {
     /// Resets all connections, and new ones too, until [`Proxy::release`].
     pub fn refuse(&self) {
         self.mode.send_modify(|mode| (mode.refused, mode.cuts) = (true, mode.cuts + 1));
-    }
-
-    /// Forwards each piece only after this long; zero takes it back.
-    pub fn delay(&self, delay: Duration) {
-        self.mode.send_modify(|mode| mode.delay = delay);
     }
 }
 
@@ -118,10 +110,6 @@ async fn serve(mut client: TcpStream, target: SocketAddr, mut mode: watch::Recei
 async fn forward(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut mode: watch::Receiver<Mode>) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
-        let delay = mode.borrow().delay;
-        if !delay.is_zero() {
-            tokio::time::sleep(delay).await;
-        }
         if mode.wait_for(|mode| !mode.held).await.is_err() || to.write_all(&buffer[..length]).await.is_err() {
             break;
         }
