@@ -126,6 +126,18 @@ fn every_command_and_flag_is_in_the_documents() {
     }
 }
 
+#[test]
+fn every_metric_is_in_the_documents() {
+    let (code, text) = (read("crates/runtime/src/metrics.rs"), read("docs/operations.md"));
+    let (described, _) = code.split_once("\n}\n").unwrap();
+    let said: BTreeSet<&str> =
+        described.split("!(\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    let (_, table) = text.split_once("\n## Metrics\n").unwrap();
+    let (table, _) = table.split_once("\nWorth an alert").unwrap();
+    let names = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    assert_eq!(names.collect::<BTreeSet<_>>(), said);
+}
+
 /// The names of all functions in the Rust files under a folder.
 fn functions(folder: &Path, names: &mut BTreeSet<String>) {
     for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
