@@ -77,6 +77,18 @@ fn a_database_that_is_not_there_is_3() {
     assert!(!shop.path().join("data").exists(), "check changes nothing");
 }
 
+#[test]
+fn a_server_that_is_not_there_is_3_and_says_what_to_look_at() {
+    let shop = Shop::new();
+    let port = headwater_testkit::servers::free_port();
+    let source =
+        format!("kind = \"postgres\"\nurl = \"postgres://u@127.0.0.1:{port}/d\"\ntables = [\"t\"]\n");
+    std::fs::write(shop.config(), format!("[source.away]\n{source}[http]\nlisten = \"off\"\n")).unwrap();
+    let ended = shop.headwater(&["check", "CONFIG"]);
+    assert_eq!(ended.code, Some(3), "{ended:?}");
+    assert!(ended.out.contains("does PostgreSQL run there?"), "{}", ended.out);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ready_before_and_while_it_runs() {
     let shop = Shop::new();

@@ -36,10 +36,11 @@ impl Stream {
             keep_alive(&stream)?;
             Ok(Self::Tcp(stream))
         };
-        match tokio::time::timeout(options.connect_timeout, connecting).await {
+        let connected = match tokio::time::timeout(options.connect_timeout, connecting).await {
             Ok(connected) => connected.doing(Kind::Unavailable, doing),
             Err(elapsed) => Err(elapsed).doing(Kind::Unavailable, doing),
-        }
+        };
+        connected.map_err(|error| error.hint("does PostgreSQL run there? Look at the host and port of `url`"))
     }
 
     /// How long a reader may pause before the server has to wait for it: a Unix socket holds some hundred
