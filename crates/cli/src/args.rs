@@ -48,13 +48,16 @@ pub struct ConfigArg {
 
 /// `headwater run`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  headwater run\n  headwater run /etc/headwater.toml\n\n\
+#[command(after_help = "Examples:\n  headwater run\n  headwater run /etc/headwater.toml --json\n\n\
     SIGTERM or Ctrl-C: what was read is published and confirmed, then it ends with 0. A second signal \
     ends it at once (130).\nNothing is lost either way: it goes on where it was.")]
 pub struct RunArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub config: ConfigArg,
+    /// Log JSON, one object a line, whatever `format` under [log] says
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `headwater check`.

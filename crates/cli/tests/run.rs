@@ -14,6 +14,19 @@ use rustix::process::{Pid, Signal, kill_process};
 use support::{PATIENCE, PROGRAM, Shop, json, until};
 
 #[tokio::test(flavor = "multi_thread")]
+async fn with_json_each_line_of_the_log_is_an_object() {
+    let shop = Shop::new();
+    let log = shop.path().join("headwater.log");
+    let arguments = ["run", &shop.config_text(), "--json"];
+    let mut headwater = Headwater::start(std::path::Path::new(PROGRAM), &arguments, &log);
+    headwater.ready(&shop.listen, PATIENCE).await.unwrap();
+    headwater.stop(PATIENCE).await.unwrap();
+    let log = std::fs::read_to_string(log).unwrap();
+    let messages: Vec<String> = log.lines().map(|line| json(line)["message"].to_string()).collect();
+    assert!(messages.iter().any(|message| message == "\"stopped\""), "{messages:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_committed_is_tailed_while_it_runs() {
     let shop = Shop::new();
     shop.sql("INSERT INTO orders VALUES (1, 'old')");

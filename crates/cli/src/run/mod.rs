@@ -6,7 +6,7 @@ pub mod logging;
 mod progress;
 pub mod signals;
 
-use headwater_cli::config;
+use headwater_cli::config::{self, LogFormat};
 use headwater_core::Result;
 
 use crate::args::RunArgs;
@@ -15,7 +15,10 @@ pub use engine::Engine;
 
 /// Runs until a signal; 0 when everything that was read is published and confirmed, and no source failed.
 pub async fn run(args: &RunArgs) -> Result<u8> {
-    let config = config::load(&args.config.config)?;
+    let mut config = config::load(&args.config.config)?;
+    if args.json {
+        config.log.format = LogFormat::Json;
+    }
     logging::init(&config.log);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
