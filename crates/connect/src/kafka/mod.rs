@@ -10,6 +10,7 @@ mod client;
 mod config;
 mod context;
 mod errors;
+mod lag;
 mod learned;
 mod ledger;
 mod line;

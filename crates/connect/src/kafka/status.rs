@@ -1,17 +1,15 @@
 //! What the cluster holds of our streams, and how far groups have come.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use headwater_core::ports::{BusStatus, GroupStatus, StreamStatus, Subscribe};
-use headwater_core::{Error, Result};
-use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use headwater_core::Result;
+use headwater_core::ports::{BusStatus, StreamStatus, Subscribe};
+use rdkafka::consumer::Consumer;
 use rdkafka::groups::{GroupInfo, GroupMemberInfo};
-use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::Asker;
-use super::context::Listener;
+use super::lag::{self, Ends};
 use super::topics::{Topic, Topics, blocking};
 use super::{KafkaConfig, errors, positions};
 
@@ -33,9 +31,6 @@ impl Groups {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
-
-/// The first and the end offset of each partition of a topic.
-type Ends = Vec<(i64, i64)>;
 
 /// Asks the cluster.
 pub async fn read(config: &KafkaConfig, topics: &Topics, groups: &Groups) -> Result<BusStatus> {
@@ -60,12 +55,9 @@ pub async fn read(config: &KafkaConfig, topics: &Topics, groups: &Groups) -> Res
             });
         }
         for group in names.into_iter().take(MAX_GROUPS) {
-            let cursors = cursors(&config, &group, &streams)?;
-            for (at, (_, topic)) in streams.iter().enumerate() {
-                let lag = lag(&ends[at], topic, &cursors);
-                let group =
-                    lag.map(|lag_events| GroupStatus { group: group.clone(), lag_events, lag_seconds: None });
-                status.streams[at].groups.extend(group);
+            let lags = lag::of_group(&config, &group, &streams, &ends)?;
+            for (stream, lag) in status.streams.iter_mut().zip(lags) {
+                stream.groups.extend(lag);
             }
         }
         status.streams.sort_by(|a, b| a.stream.cmp(&b.stream));
@@ -104,34 +96,4 @@ fn watermarks(asker: &Asker, config: &KafkaConfig, topic: &Topic) -> Result<Ends
     };
     let doing = |error| errors::error(error, format!("reading the offsets of topic {}", topic.name));
     (0..topic.partitions).map(ask).collect::<std::result::Result<_, _>>().map_err(doing)
-}
-
-/// A group's committed offsets, by topic and partition.
-type Cursors = BTreeMap<(String, u32), i64>;
-
-fn cursors(config: &KafkaConfig, group: &str, streams: &[(Arc<str>, Topic)]) -> Result<Cursors> {
-    let doing = |error| -> Error { errors::error(error, format!("reading the cursors of group {group}")) };
-    let consumer: BaseConsumer<Listener> =
-        BaseConsumer::from_config_and_context(&config.consumer(group), Listener::default()).map_err(doing)?;
-    let mut list = TopicPartitionList::new();
-    for (_, topic) in streams {
-        list.add_partition_range(&topic.name, 0, i32::try_from(topic.partitions).unwrap_or(i32::MAX) - 1);
-    }
-    let committed = consumer.committed_offsets(list, config.timeout).map_err(doing)?;
-    let committed = committed.elements().into_iter().filter_map(|element| {
-        let Offset::Offset(offset) = element.offset() else { return None };
-        Some(((element.topic().to_owned(), u32::try_from(element.partition()).ok()?), offset))
-    });
-    Ok(committed.collect())
-}
-
-/// How many events a group has yet to read of a topic; `None` if it never read any of it.
-fn lag(ends: &Ends, topic: &Topic, cursors: &Cursors) -> Option<u64> {
-    let cursor = |partition: u32| cursors.get(&(topic.name.clone(), partition)).copied();
-    (0..topic.partitions).find_map(cursor)?;
-    let lags = (0..topic.partitions).zip(ends).map(|(partition, (first, end))| {
-        let at = cursor(partition).unwrap_or(*first).max(*first);
-        u64::try_from(end - at).unwrap_or(0)
-    });
-    Some(lags.sum())
 }
