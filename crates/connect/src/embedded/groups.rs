@@ -177,8 +177,11 @@ impl Member {
         let mut statement = on.prepare_cached(sql)?;
         let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
         let rows = statement.query_map(params![self.group, &**stream], row)?;
-        let rows: Vec<(u32, u64, u64, Option<i64>)> = rows.collect::<rusqlite::Result<_>>()?;
-        for (partition, _, epoch, owner) in &rows {
+        let mut rows: Vec<(u32, u64, u64, Option<i64>)> = rows.collect::<rusqlite::Result<_>>()?;
+        let set =
+            "UPDATE cursor SET owner = ?, epoch = ? WHERE group_name = ? AND stream = ? AND partition = ?";
+        let mut set = on.prepare_cached(set)?;
+        for (partition, _, epoch, owner) in &mut rows {
             let seat = (index, *partition);
             if let Some(known) = held.get(&seat).copied()
                 && (known != *epoch || *owner != Some(self.id))
@@ -194,13 +197,16 @@ impl Member {
             .collect();
         let share = share_of(&readers, self.id, stream, *partitions);
         let mine: Vec<Seat> = held.range((index, 0)..(index + 1, 0)).map(|(seat, _)| *seat).collect();
-        let set =
-            "UPDATE cursor SET owner = ?, epoch = ? WHERE group_name = ? AND stream = ? AND partition = ?";
-        let mut set = on.prepare_cached(set)?;
         for seat in mine.iter().skip(share) {
             if let Some(epoch) = held.remove(seat) {
                 set.execute(params![None::<i64>, epoch, self.group, &**stream, seat.1])?;
                 changes.push(Change::Lost { seat: *seat, epoch });
+            }
+            // Its own by the file, but it does not know: it forgot what it held when its lease ran out, or
+            // never heard that a heartbeat was written. Nobody else could take it.
+            if *owner == Some(self.id) && !held.contains_key(&seat) {
+                set.execute(params![None::<i64>, *epoch, self.group, &**stream, *partition])?;
+                *owner = None;
             }
         }
         let free = rows.iter().filter(|(.., owner)| owner.is_none());
@@ -327,6 +333,23 @@ mod tests {
         let lost = first.beat(1_002).unwrap();
         assert_eq!(lost.len(), 4);
         assert_eq!(lost[0], Change::Lost { seat: (0, 0), epoch: 1 });
+    }
+
+    #[test]
+    fn what_was_forgotten_in_an_outage_is_shared_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = member(dir.path(), 7);
+        first.beat(0).unwrap();
+        assert_eq!(first.forget().len(), 4);
+        let gained = first.beat(5_000).unwrap();
+        assert_eq!(gained.len(), 4);
+        assert_eq!(gained[0], Change::Gained { seat: (0, 0), epoch: 2, offset: 7 });
+        first.forget();
+        let mut second = member(dir.path(), 7);
+        second.beat(5_000).unwrap();
+        first.beat(5_000).unwrap();
+        second.beat(5_000).unwrap();
+        assert_eq!((held(&first), held(&second)), (vec![0, 1], vec![2, 3]), "nobody's are left");
     }
 
     #[test]
