@@ -12,6 +12,7 @@ use headwater_core::ports::Cursor;
 use headwater_core::{Error, Kind, Micros, Result, murmur2};
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
+use super::segment;
 use crate::store::{self, Access, SqlExt};
 
 const SCHEMA: &str = "
@@ -71,12 +72,26 @@ fn open(dir: &Path) -> Result<Connection> {
     let connection = store::open(&dir.join("groups.db"), Access::Create)?;
     let make = || -> rusqlite::Result<()> {
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        // What a crash of the machine takes from the end is read again: at least once, as promised.
+        // What a crash of the machine takes from the end of a cursor's way is read again: at least once, as
+        // promised.
         connection.pragma_update(None, "synchronous", "NORMAL")?;
         connection.execute_batch(SCHEMA)
     };
     make().sql("opening groups.db")?;
     Ok(connection)
+}
+
+/// Writes where a group begins, durably: one that began at the end and forgot it in a crash of the machine
+/// would begin at a later end.
+fn begin(connection: &Connection, group: &str, fresh: &[(&str, u32, u64)]) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    let on = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    for (stream, partition, offset) in fresh {
+        let sql = "INSERT OR IGNORE INTO cursor VALUES (?, ?, ?, ?, 0, NULL)";
+        on.prepare_cached(sql)?.execute(params![group, stream, partition, offset])?;
+    }
+    on.commit()?;
+    connection.pragma_update(None, "synchronous", "NORMAL")
 }
 
 /// The cursors of all groups.
@@ -109,19 +124,20 @@ impl Member {
         mut start: impl FnMut(Seat) -> Result<u64>,
     ) -> Result<Self> {
         let connection = open(dir)?;
+        let mut fresh = Vec::new();
         for (index, (stream, partitions)) in streams.iter().enumerate() {
             for partition in 0..*partitions {
                 let sql = "SELECT 1 FROM cursor WHERE group_name = ? AND stream = ? AND partition = ?";
                 let known = connection.prepare_cached(sql);
                 let known = known.and_then(|mut known| known.exists(params![group, &**stream, partition]));
-                if known.sql(DOING)? {
-                    continue;
+                if !known.sql(DOING)? {
+                    fresh.push((&**stream, partition, start((index, partition))?));
                 }
-                let offset = start((index, partition))?;
-                let sql = "INSERT OR IGNORE INTO cursor VALUES (?, ?, ?, ?, 0, NULL)";
-                let values = params![group, &**stream, partition, offset];
-                connection.prepare_cached(sql).and_then(|mut insert| insert.execute(values)).sql(DOING)?;
             }
+        }
+        if !fresh.is_empty() {
+            begin(&connection, group, &fresh).sql(DOING)?;
+            segment::sync_dir(dir)?;
         }
         let id = i64::from(rand::random::<u32>()) << 16 | i64::from(std::process::id() & 0xffff);
         let (group, held, members) = (group.to_owned(), BTreeMap::new(), Vec::new());
@@ -189,6 +205,12 @@ impl Member {
                 held.remove(&seat);
                 changes.push(Change::Lost { seat, epoch: known });
             }
+            // Its own by the file, but it does not know: it forgot what it held when its lease ran out, or
+            // never heard that a heartbeat was written. Nobody else could take it.
+            if *owner == Some(self.id) && !held.contains_key(&seat) {
+                set.execute(params![None::<i64>, *epoch, self.group, &**stream, *partition])?;
+                *owner = None;
+            }
         }
         let readers: Vec<i64> = members
             .iter()
@@ -201,12 +223,6 @@ impl Member {
             if let Some(epoch) = held.remove(seat) {
                 set.execute(params![None::<i64>, epoch, self.group, &**stream, seat.1])?;
                 changes.push(Change::Lost { seat: *seat, epoch });
-            }
-            // Its own by the file, but it does not know: it forgot what it held when its lease ran out, or
-            // never heard that a heartbeat was written. Nobody else could take it.
-            if *owner == Some(self.id) && !held.contains_key(&seat) {
-                set.execute(params![None::<i64>, *epoch, self.group, &**stream, *partition])?;
-                *owner = None;
             }
         }
         let free = rows.iter().filter(|(.., owner)| owner.is_none());
