@@ -72,8 +72,7 @@ impl ProducerContext<NoCustomPartitioner> for Reports {
                 if too_large(error) {
                     self.0.learned.refused(message.topic(), record::sent_size(message), self.0.batch_bytes);
                 }
-                let doing = format!("publishing to topic {}", message.topic());
-                self.0.fail(&batch, errors::error(error.clone(), doing));
+                self.0.fail(&batch, errors::undelivered(error.clone(), message.topic()));
             }
         }
     }
