@@ -8,7 +8,7 @@ use headwater_core::ports::Accepted;
 use headwater_core::{Checkpoint, Error, Event, Kind, Result};
 use rdkafka::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{
     BaseProducer, BaseRecord, NoCustomPartitioner, Producer, ProducerContext, PurgeConfig,
@@ -71,6 +71,9 @@ impl ProducerContext<NoCustomPartitioner> for Reports {
             Err((error, message)) => {
                 if too_large(error) {
                     self.0.learned.refused(message.topic(), record::sent_size(message), self.0.batch_bytes);
+                }
+                if error.rdkafka_error_code() == Some(Code::InvalidRecord) && message.key().is_none() {
+                    self.0.learned.refused_keyless(message.topic());
                 }
                 self.0.fail(&batch, errors::undelivered(error.clone(), message.topic()));
             }

@@ -38,8 +38,18 @@ pub struct Topic {
     pub compacted: bool,
     /// The brokers refuse records of this size as too large, whatever the limit says.
     pub refused: Option<usize>,
+    /// The brokers refuse records without a key, whether or not it is known to be compacted.
+    pub needs_key: bool,
     /// What is wrong with it since.
     pub wrong: Option<String>,
+}
+
+impl Topic {
+    /// One of which nothing else is known.
+    fn new(name: String, partitions: u32) -> Self {
+        let (limit, compacted, refused, needs_key, wrong) = (None, false, None, false, None);
+        Self { name, partitions, limit, compacted, refused, needs_key, wrong }
+    }
 }
 
 /// What the cluster says of a topic.
@@ -61,7 +71,8 @@ impl Topics {
     /// What is known of a stream's topic.
     pub fn get(&self, stream: &str) -> Option<Topic> {
         let topic = self.read().get(stream).cloned()?;
-        Some(Topic { refused: self.learned.limit(&topic.name), ..topic })
+        let (refused, needs_key) = (self.learned.limit(&topic.name), self.learned.needs_key(&topic.name));
+        Some(Topic { refused, needs_key, ..topic })
     }
 
     /// How many partitions a stream's topic has; 0 where that is not known.
@@ -104,7 +115,7 @@ impl Topics {
         if self.get(&spec.name).is_none() {
             self.compare(&name, &settings, &described);
         }
-        let topic = Topic { name, partitions, limit, compacted, refused: None, wrong: None };
+        let topic = Topic { limit, compacted, ..Topic::new(name, partitions) };
         let mut known = self.write();
         if known.get(&spec.name).is_some_and(|before| before.limit != limit) {
             self.learned.forget(&topic.name);
@@ -146,8 +157,7 @@ impl Topics {
             return Err(Error::new(Kind::Refused, format!("there is no stream {stream} (topic {name})"))
                 .hint("streams are made by `headwater run`; is its name right, and `topic_prefix`?"));
         };
-        let topic = Topic { name, partitions, limit: None, compacted: false, refused: None, wrong: None };
-        self.write().entry(Arc::clone(stream)).or_insert(topic);
+        self.write().entry(Arc::clone(stream)).or_insert(Topic::new(name, partitions));
         Ok(())
     }
 

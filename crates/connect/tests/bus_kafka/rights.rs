@@ -7,10 +7,11 @@ use headwater_connect::kafka::{KafkaBus, KafkaConfig};
 use headwater_core::ports::{Bus, Published, Rejection};
 use headwater_core::{Event, Kind, Record, Result};
 use headwater_testkit::servers::{Kafka, Right};
+use rdkafka::admin::{NewTopic, TopicReplication};
 
 use super::tools::{
-    checkpoint, event, first_deliveries, large, limit, number, open, publish, read, spec, unique, until,
-    within,
+    admin, checkpoint, event, first_deliveries, large, limit, number, open, publish, read, spec, unique,
+    until, within,
 };
 
 /// A key and a certificate of its own for 127.0.0.1, in PEM; the certificate alone in a file.
@@ -229,4 +230,24 @@ async fn a_right_that_is_taken_away_is_named_and_nothing_is_lost() {
     }
     let numbers: Vec<u64> = first_deliveries(&bus, &stream, next as usize).await.iter().map(number).collect();
     assert_eq!(numbers, (1..=next).collect::<Vec<_>>());
+}
+
+/// Nor does such a user know that a topic is compacted: what has no key is rejected once it was refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_no_key_is_rejected_though_nobody_may_know_that_the_topic_is_compacted() {
+    let (kafka, config) = limited().await;
+    let (bus, stream) = (open(&config).await, unique("stream"));
+    let (admin, options) = admin(&kafka.brokers());
+    let topic = NewTopic::new(&stream, 1, TopicReplication::Fixed(1)).set("cleanup.policy", "compact");
+    admin.create_topics([&topic], &options).await.unwrap().remove(0).unwrap();
+    let one = |n| match n {
+        50 | 150 => Event { key: None, ..event(&stream, Some(0), n, 1) },
+        n => event(&stream, Some(0), n, 1),
+    };
+    let (aside, again) = insist(&bus, &stream, (0..200).map(one).collect()).await;
+    let numbers: Vec<u64> = aside.iter().map(|(event, _)| event.position.numbers()[0]).collect();
+    assert_eq!((numbers, again), (vec![50, 150], 1));
+    assert!(aside[0].1.contains("no key"), "{}", aside[0].1);
+    let arrived = keys(&first_deliveries(&bus, &stream, 198).await);
+    assert_eq!(arrived, (0..200).filter(|n| ![50, 150].contains(n)).collect::<Vec<_>>());
 }
