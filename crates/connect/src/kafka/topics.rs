@@ -1,6 +1,6 @@
 //! The topics of streams: making them, their limits, and whether they stay as they are.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -103,7 +103,7 @@ impl Topics {
     pub async fn ensure(&self, spec: &StreamSpec) -> Result<u32> {
         headwater_core::check_stream_name(&spec.name)?;
         let name = self.config.topic(&spec.name);
-        let settings = settings(&spec.retention, spec.partitions);
+        let settings = settings(&spec.retention);
         let partitions = self.make(&name, spec.partitions, &settings).await?;
         if partitions != spec.partitions {
             return Err(contract(&name, partitions, spec.partitions));
@@ -141,10 +141,7 @@ impl Topics {
 
     /// The command that changes a topic's settings.
     fn alter_command(&self, name: &str, settings: &[&(&str, String)]) -> String {
-        let pair = |(key, value): &&(&str, String)| match value.contains(',') {
-            true => format!("{key}=[{value}]"),
-            false => format!("{key}={value}"),
-        };
+        let pair = |(key, value): &&(&str, String)| format!("{key}={value}");
         let pairs: Vec<String> = settings.iter().map(pair).collect();
         let (brokers, pairs) = (self.config.brokers.join(","), pairs.join(","));
         format!("kafka-configs.sh --bootstrap-server {brokers} --alter --topic {name} --add-config {pairs}")
@@ -343,21 +340,20 @@ impl Topics {
     }
 }
 
-/// What to set on a new topic, so that events stay as long as the stream says.
-fn settings(retention: &Retention, partitions: u32) -> Vec<(&'static str, String)> {
-    let policy = match (retention.compact, retention.max_age.is_some() || retention.max_bytes.is_some()) {
-        (true, false) => "compact",
-        (true, true) => "compact,delete",
-        (false, _) => "delete",
-    };
-    let age = retention.max_age.map_or(-1, |age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
-    let per_partition =
-        |bytes: u64| i64::try_from(bytes.div_ceil(u64::from(partitions.max(1)))).unwrap_or(i64::MAX);
-    let bytes = retention.max_bytes.map_or(-1, per_partition);
+/// What to set on a new topic, so that events stay at least as long as the stream says. What is compacted
+/// keeps the newest of each key whatever its age: so nothing is deleted there, only compacted later.
+fn settings(retention: &Retention) -> Vec<(&'static str, String)> {
+    let age = retention.max_age.map(|age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
+    if retention.compact {
+        let lag = age.map(|age| ("min.compaction.lag.ms", age.to_string()));
+        return [("cleanup.policy", "compact".to_owned())].into_iter().chain(lag).collect();
+    }
+    let bytes = retention.max_bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
     vec![
-        ("cleanup.policy", policy.to_owned()),
-        ("retention.ms", age.to_string()),
-        ("retention.bytes", bytes.to_string()),
+        ("cleanup.policy", "delete".to_owned()),
+        ("retention.ms", age.unwrap_or(-1).to_string()),
+        // Of each partition: if one of them gets it all, it is what the stream is to keep.
+        ("retention.bytes", bytes.unwrap_or(-1).to_string()),
     ]
 }
 
@@ -366,12 +362,11 @@ fn differing<'a>(
     wanted: &'a [(&'a str, String)],
     described: &HashMap<String, String>,
 ) -> Vec<&'a (&'a str, String)> {
-    let parts = |value: &str| value.split(',').map(|part| part.trim().to_owned()).collect::<BTreeSet<_>>();
-    let deletes = described.get("cleanup.policy").is_none_or(|policy| policy.contains("delete"));
+    let policy = described.get("cleanup.policy").map(String::as_str);
     let differs = |(key, value): &&(&str, String)| {
         // How long things are kept says nothing where nothing is deleted.
-        let counts = *key == "cleanup.policy" || deletes;
-        counts && described.get(*key).is_some_and(|has| parts(has) != parts(value))
+        let counts = !key.starts_with("retention.") || policy != Some("compact");
+        counts && described.get(*key).is_some_and(|has| has != value)
     };
     wanted.iter().filter(differs).collect()
 }
@@ -398,7 +393,7 @@ mod tests {
     fn what_a_topic_has_otherwise_is_found() {
         let differing = |retention: &Retention, has: &[(&str, &str)]| {
             let has = has.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-            differing(&settings(retention, 1), &has).iter().map(|(key, _)| *key).collect::<Vec<_>>().join(" ")
+            differing(&settings(retention), &has).iter().map(|(key, _)| *key).collect::<Vec<_>>().join(" ")
         };
         let week = ("retention.ms", "604800000");
         let forever = Retention::default();
@@ -407,25 +402,29 @@ mod tests {
         assert_eq!(differing(&forever, &[]), "");
         let compact = Retention { compact: true, ..forever };
         assert_eq!(differing(&compact, &[("cleanup.policy", "compact"), week]), "");
-        assert_eq!(
-            differing(&compact, &[("cleanup.policy", "delete,compact"), week]),
-            "cleanup.policy retention.ms"
-        );
+        assert_eq!(differing(&compact, &[("cleanup.policy", "delete,compact"), week]), "cleanup.policy");
         let both = Retention { compact: true, max_age: Some(Duration::from_hours(168)), max_bytes: None };
-        assert_eq!(differing(&both, &[("cleanup.policy", "delete, compact"), week]), "");
+        let lag = ("min.compaction.lag.ms", "604800000");
+        assert_eq!(differing(&both, &[("cleanup.policy", "compact"), lag, week]), "");
+        assert_eq!(
+            differing(&both, &[("cleanup.policy", "compact"), ("min.compaction.lag.ms", "0")]),
+            "min.compaction.lag.ms"
+        );
     }
 
     #[test]
     fn retention_becomes_settings_of_a_topic() {
         let show = |retention| {
-            let pairs = settings(&retention, 4).into_iter();
+            let pairs = settings(&retention).into_iter();
             pairs.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
         };
         let forever = Retention::default();
         assert_eq!(show(forever), "cleanup.policy=delete retention.ms=-1 retention.bytes=-1");
-        let some = Retention { max_age: Some(Duration::from_secs(60)), max_bytes: Some(1001), compact: true };
-        assert_eq!(show(some), "cleanup.policy=compact,delete retention.ms=60000 retention.bytes=251");
-        let compact = Retention { compact: true, ..forever };
-        assert_eq!(show(compact), "cleanup.policy=compact retention.ms=-1 retention.bytes=-1");
+        let some =
+            Retention { max_age: Some(Duration::from_secs(60)), max_bytes: Some(1001), compact: false };
+        assert_eq!(show(some), "cleanup.policy=delete retention.ms=60000 retention.bytes=1001");
+        let newest = Retention { compact: true, ..some };
+        assert_eq!(show(newest), "cleanup.policy=compact min.compaction.lag.ms=60000");
+        assert_eq!(show(Retention { compact: true, ..forever }), "cleanup.policy=compact");
     }
 }

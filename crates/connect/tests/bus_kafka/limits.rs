@@ -328,15 +328,22 @@ async fn a_group_of_another_process_is_seen() {
 async fn a_topic_is_made_as_it_was_asked_for() {
     let config = KafkaConfig { replication: Some(1), ..shared().await };
     let (bus, stream) = (open(&config).await, unique("stream"));
+    let compacted = unique("stream");
     let retention =
-        Retention { max_age: Some(Duration::from_secs(3600)), max_bytes: Some(1 << 20), compact: true };
+        Retention { max_age: Some(Duration::from_secs(3600)), max_bytes: Some(1 << 20), compact: false };
     bus.ensure(&StreamSpec { retention, ..spec(&stream, 2) }).await.unwrap();
+    let retention = Retention { compact: true, ..retention };
+    bus.ensure(&StreamSpec { retention, ..spec(&compacted, 1) }).await.unwrap();
     let (admin, options) = admin(&config.brokers[0]);
-    let described = admin.describe_configs([&ResourceSpecifier::Topic(&stream)], &options).await.unwrap();
-    let described = described.into_iter().next().unwrap().unwrap();
-    let value = |name: &str| described.get(name).and_then(|entry| entry.value.clone()).unwrap();
-    let values = ["cleanup.policy", "retention.ms", "retention.bytes"].map(value);
-    assert_eq!(values, ["compact,delete", "3600000", "524288"]);
+    let described = async |topic: &str| {
+        let described = admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options).await.unwrap();
+        let described = described.into_iter().next().unwrap().unwrap();
+        let value = |name: &str| described.get(name).and_then(|entry| entry.value.clone()).unwrap();
+        ["cleanup.policy", "retention.ms", "retention.bytes", "min.compaction.lag.ms"].map(value)
+    };
+    assert_eq!(described(&stream).await, ["delete", "3600000", "1048576", "0"]);
+    let [policy, .., lag] = described(&compacted).await;
+    assert_eq!([policy, lag], ["compact", "3600000"], "nothing of it is ever deleted for its age");
     let metadata = admin.inner().fetch_metadata(Some(&stream), Duration::from_secs(30)).unwrap();
     let partitions = metadata.topics()[0].partitions();
     let copies: Vec<usize> = partitions.iter().map(|partition| partition.replicas().len()).collect();
