@@ -103,6 +103,12 @@ impl Topics {
     pub async fn ensure(&self, spec: &StreamSpec) -> Result<u32> {
         headwater_core::check_stream_name(&spec.name)?;
         let name = self.config.topic(&spec.name);
+        if name == self.config.positions_topic {
+            let what =
+                format!("stream {} cannot be topic {name}: it keeps how far sources have come", spec.name);
+            return Err(Error::new(Kind::Config, what)
+                .hint("give the stream another name, or name another topic with `positions_topic`"));
+        }
         let settings = settings(&spec.retention);
         let partitions = self.make(&name, spec.partitions, &settings).await?;
         if partitions != spec.partitions {

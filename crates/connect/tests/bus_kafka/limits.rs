@@ -246,6 +246,27 @@ async fn positions_must_be_kept() {
     assert!(error.hint_text().unwrap().contains("cleanup.policy=compact"), "{error}");
 }
 
+/// Events in the topic of positions would be taken for checkpoints; what others write there is no source's.
+#[tokio::test]
+async fn a_stream_cannot_be_the_topic_of_positions() {
+    let name = unique("positions");
+    let config = KafkaConfig { positions_topic: name.to_string(), ..shared().await };
+    let (bus, source) = (open(&config).await, unique("source"));
+    assert_eq!(bus.checkpoint(&source).await.unwrap(), None);
+    let error = bus.ensure(&spec(&name, 1)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Config);
+    assert!(error.hint_text().unwrap().contains("positions_topic"), "{error}");
+    publish(&bus, Vec::new(), Some(checkpoint(&source, 1))).await.unwrap();
+    let foreign: FutureProducer =
+        rdkafka::ClientConfig::new().set("bootstrap.servers", &config.brokers[0]).create().unwrap();
+    let record = FutureRecord::to(&name).key("other").payload("not a checkpoint");
+    foreign.send(record, Duration::from_secs(30)).await.unwrap();
+    assert_eq!(bus.checkpoint(&source).await.unwrap(), Some(checkpoint(&source, 1)));
+    let status = until(async || bus.status().await.ok()).await;
+    assert_eq!(status.checkpoints, [checkpoint(&source, 1)]);
+    assert_eq!(bus.checkpoint("other").await.unwrap_err().kind(), Kind::Decode);
+}
+
 /// Records that others wrote: without our headers, with strange ones.
 #[tokio::test]
 async fn foreign_records_are_read() {
