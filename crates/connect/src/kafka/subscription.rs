@@ -202,8 +202,8 @@ impl Shared {
             Start::End => ends().map(|(_, end)| end),
             Start::Time(time) => {
                 let mut times = TopicPartitionList::new();
-                let millis = time.div_euclid(1000) + i64::from(time.rem_euclid(1000) != 0);
-                times.add_partition_offset(topic, partition, Offset::Offset(millis))?;
+                // Of times Kafka keeps the milliseconds: what may be later within this one counts.
+                times.add_partition_offset(topic, partition, Offset::Offset(time.div_euclid(1000)))?;
                 let found = consumer.offsets_for_times(times, timeout)?;
                 match found.elements().first().map(|element| element.offset()) {
                     Some(Offset::Offset(offset)) => Ok(offset),

@@ -40,6 +40,26 @@ async fn keys_land_where_java_producers_put_them() {
     }
 }
 
+/// Of an event's time Kafka keeps the milliseconds: asked for a time within one, all of it is read.
+#[tokio::test]
+async fn a_start_within_a_millisecond_skips_nothing_of_it() {
+    let bus = open(&shared().await).await;
+    let stream = unique("stream");
+    bus.ensure(&spec(&stream, 1)).await.unwrap();
+    let at = |n, micros| {
+        let event = event(&stream, Some(0), n, 1);
+        Event { time: event.time + micros, ..event }
+    };
+    let start = Start::Time(at(0, 1_500).time);
+    publish(&bus, vec![at(0, 900), at(1, 1_900), at(2, 2_000)], None).await.unwrap();
+    let subscribe = Subscribe { streams: vec![stream], group: None, start };
+    let mut subscription = within(bus.subscribe(subscribe)).await.unwrap();
+    let Delivery::Assigned(cursor) = within(subscription.next()).await.unwrap() else {
+        panic!("not assigned")
+    };
+    assert_eq!(cursor.offset, 1);
+}
+
 /// The size that is let through just fits; one byte more would not; whatever the limit, many small
 /// events share batches that fit.
 #[tokio::test]
