@@ -42,7 +42,7 @@ async fn fill(dir: &Path) {
     }
 }
 
-async fn read(dir: &Path, stream: &str, last: u64) -> Vec<Record> {
+pub(super) async fn read(dir: &Path, stream: &str, last: u64) -> Vec<Record> {
     let bus: Arc<dyn Bus> = Arc::new(EmbeddedBus::open_reader(dir, EmbeddedConfig::default()).await.unwrap());
     let mut reader = Reader::open(&bus, &stream.into(), None, Start::Beginning).await;
     let mut records: Vec<Record> = Vec::new();
@@ -106,7 +106,7 @@ async fn a_kill_at_any_step_of_retention_loses_nothing() {
         if run.is_ok() {
             break;
         }
-        reached.extend(steps.last().copied());
+        reached.extend(steps.get(stop_at).copied());
     }
     for step in
         ["move a chunk", "drop a segment", "drop a segment's log", "rewrite a segment", "forget deletions"]

@@ -27,12 +27,12 @@ pub(super) enum Command {
         cursor: Cursor,
         reply: oneshot::Sender<Result<()>>,
     },
-    /// Replies with the number of seeks in this partition: batches sent before it carry fewer.
+    /// Replies with the partition's epoch and the number of seeks in it: batches sent before carry less.
     Seek {
         stream: Arc<str>,
         partition: u32,
         to: SeekTo,
-        reply: oneshot::Sender<Result<u64>>,
+        reply: oneshot::Sender<Result<(u64, u64)>>,
     },
     Stop,
 }
@@ -237,7 +237,7 @@ impl Follower {
         Ok(None)
     }
 
-    fn seek(&mut self, name: &str, partition: u32, to: SeekTo) -> Result<u64> {
+    fn seek(&mut self, name: &str, partition: u32, to: SeekTo) -> Result<(u64, u64)> {
         self.catalog.refresh()?;
         let stream = self.streams.iter().position(|stream| &*stream.name == name);
         let held = self.held.iter_mut().find(|held| Some(held.seat) == stream.map(|at| (at, partition)));
@@ -251,7 +251,7 @@ impl Follower {
             SeekTo::Time(time) => self.catalog.at_time(held.number, time)?,
         };
         held.seeks += 1;
-        Ok(held.seeks)
+        Ok((held.epoch, held.seeks))
     }
 
     /// Beats when it is time, or when others came or went.

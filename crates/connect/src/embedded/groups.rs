@@ -12,6 +12,7 @@ use headwater_core::ports::Cursor;
 use headwater_core::{Error, Kind, Micros, Result, murmur2};
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
+use super::segment;
 use crate::store::{self, Access, SqlExt};
 
 const SCHEMA: &str = "
@@ -71,12 +72,26 @@ fn open(dir: &Path) -> Result<Connection> {
     let connection = store::open(&dir.join("groups.db"), Access::Create)?;
     let make = || -> rusqlite::Result<()> {
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        // What a crash of the machine takes from the end is read again: at least once, as promised.
+        // What a crash of the machine takes from the end of a cursor's way is read again: at least once, as
+        // promised.
         connection.pragma_update(None, "synchronous", "NORMAL")?;
         connection.execute_batch(SCHEMA)
     };
     make().sql("opening groups.db")?;
     Ok(connection)
+}
+
+/// Writes where a group begins, durably: one that began at the end and forgot it in a crash of the machine
+/// would begin at a later end.
+fn begin(connection: &Connection, group: &str, fresh: &[(&str, u32, u64)]) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    let on = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    for (stream, partition, offset) in fresh {
+        let sql = "INSERT OR IGNORE INTO cursor VALUES (?, ?, ?, ?, 0, NULL)";
+        on.prepare_cached(sql)?.execute(params![group, stream, partition, offset])?;
+    }
+    on.commit()?;
+    connection.pragma_update(None, "synchronous", "NORMAL")
 }
 
 /// The cursors of all groups.
@@ -109,19 +124,20 @@ impl Member {
         mut start: impl FnMut(Seat) -> Result<u64>,
     ) -> Result<Self> {
         let connection = open(dir)?;
+        let mut fresh = Vec::new();
         for (index, (stream, partitions)) in streams.iter().enumerate() {
             for partition in 0..*partitions {
                 let sql = "SELECT 1 FROM cursor WHERE group_name = ? AND stream = ? AND partition = ?";
                 let known = connection.prepare_cached(sql);
                 let known = known.and_then(|mut known| known.exists(params![group, &**stream, partition]));
-                if known.sql(DOING)? {
-                    continue;
+                if !known.sql(DOING)? {
+                    fresh.push((&**stream, partition, start((index, partition))?));
                 }
-                let offset = start((index, partition))?;
-                let sql = "INSERT OR IGNORE INTO cursor VALUES (?, ?, ?, ?, 0, NULL)";
-                let values = params![group, &**stream, partition, offset];
-                connection.prepare_cached(sql).and_then(|mut insert| insert.execute(values)).sql(DOING)?;
             }
+        }
+        if !fresh.is_empty() {
+            begin(&connection, group, &fresh).sql(DOING)?;
+            segment::sync_dir(dir)?;
         }
         let id = i64::from(rand::random::<u32>()) << 16 | i64::from(std::process::id() & 0xffff);
         let (group, held, members) = (group.to_owned(), BTreeMap::new(), Vec::new());
@@ -177,14 +193,23 @@ impl Member {
         let mut statement = on.prepare_cached(sql)?;
         let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
         let rows = statement.query_map(params![self.group, &**stream], row)?;
-        let rows: Vec<(u32, u64, u64, Option<i64>)> = rows.collect::<rusqlite::Result<_>>()?;
-        for (partition, _, epoch, owner) in &rows {
+        let mut rows: Vec<(u32, u64, u64, Option<i64>)> = rows.collect::<rusqlite::Result<_>>()?;
+        let set =
+            "UPDATE cursor SET owner = ?, epoch = ? WHERE group_name = ? AND stream = ? AND partition = ?";
+        let mut set = on.prepare_cached(set)?;
+        for (partition, _, epoch, owner) in &mut rows {
             let seat = (index, *partition);
             if let Some(known) = held.get(&seat).copied()
                 && (known != *epoch || *owner != Some(self.id))
             {
                 held.remove(&seat);
                 changes.push(Change::Lost { seat, epoch: known });
+            }
+            // Its own by the file, but it does not know: it forgot what it held when its lease ran out, or
+            // never heard that a heartbeat was written. Nobody else could take it.
+            if *owner == Some(self.id) && !held.contains_key(&seat) {
+                set.execute(params![None::<i64>, *epoch, self.group, &**stream, *partition])?;
+                *owner = None;
             }
         }
         let readers: Vec<i64> = members
@@ -194,9 +219,6 @@ impl Member {
             .collect();
         let share = share_of(&readers, self.id, stream, *partitions);
         let mine: Vec<Seat> = held.range((index, 0)..(index + 1, 0)).map(|(seat, _)| *seat).collect();
-        let set =
-            "UPDATE cursor SET owner = ?, epoch = ? WHERE group_name = ? AND stream = ? AND partition = ?";
-        let mut set = on.prepare_cached(set)?;
         for seat in mine.iter().skip(share) {
             if let Some(epoch) = held.remove(seat) {
                 set.execute(params![None::<i64>, epoch, self.group, &**stream, seat.1])?;
@@ -327,6 +349,23 @@ mod tests {
         let lost = first.beat(1_002).unwrap();
         assert_eq!(lost.len(), 4);
         assert_eq!(lost[0], Change::Lost { seat: (0, 0), epoch: 1 });
+    }
+
+    #[test]
+    fn what_was_forgotten_in_an_outage_is_shared_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = member(dir.path(), 7);
+        first.beat(0).unwrap();
+        assert_eq!(first.forget().len(), 4);
+        let gained = first.beat(5_000).unwrap();
+        assert_eq!(gained.len(), 4);
+        assert_eq!(gained[0], Change::Gained { seat: (0, 0), epoch: 2, offset: 7 });
+        first.forget();
+        let mut second = member(dir.path(), 7);
+        second.beat(5_000).unwrap();
+        first.beat(5_000).unwrap();
+        second.beat(5_000).unwrap();
+        assert_eq!((held(&first), held(&second)), (vec![0, 1], vec![2, 3]), "nobody's are left");
     }
 
     #[test]

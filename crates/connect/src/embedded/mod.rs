@@ -23,6 +23,8 @@ mod follower;
 mod groups;
 mod lock;
 mod retention;
+#[cfg(test)]
+mod retention_tests;
 mod rows;
 mod segment;
 mod status;

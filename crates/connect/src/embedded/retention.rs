@@ -3,9 +3,13 @@
 //! Only closed segments are touched. One in which every stream is past its retention is dropped whole;
 //! one that a longer-lived stream keeps is made anew without the others' rows. Time is counted from when
 //! a segment was closed, so late news is kept as long as any; size counts what came after the segment. Of
-//! a stream with both, the limit that is reached first counts.
+//! a stream with both, the limit that is reached first counts. Older events of a stream go before newer
+//! ones, whatever the clock did.
+//!
+//! What cannot be done just now is left for the next time, and the rest is done: on a full disk it is the
+//! segments that are dropped that make room.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 
@@ -82,39 +86,61 @@ impl Retainer {
         }
     }
 
-    fn once(&mut self, writer: &Sender<Command>, now: Micros) -> Result<()> {
+    pub(super) fn once(&mut self, writer: &Sender<Command>, now: Micros) -> Result<()> {
         let (reply, rolled) = oneshot::channel();
         let stopped = || Error::new(Kind::Internal, "the embedded bus has stopped");
         writer.send(Command::Roll { now, reply }).map_err(|_| stopped())?;
-        rolled.blocking_recv().map_err(|_| stopped())??;
-        self.retain(now, &mut |_| Ok(()))
+        let rolled = rolled.blocking_recv().map_err(|_| stopped())?;
+        rolled.and(self.retain(now, &mut |_| Ok(())))
     }
 
-    /// Lets go of what is past its retention at `now`.
+    /// Lets go of what is past its retention at `now`, as far as that can be done; the first error of what
+    /// cannot.
     pub(super) fn retain(&mut self, now: Micros, step: &mut Step<'_>) -> Result<()> {
-        let Some((streams, newest)) = self.look()? else { return Ok(()) };
-        remove_orphans(&self.dir, step)?;
+        let Some((streams, last, newest)) = self.look()? else { return Ok(()) };
+        let mut outcome = remove_orphans(&self.dir, last, step);
+        // By their base, the streams of which older events stay.
+        let mut stay = HashSet::new();
         // From the oldest on, so that of two events of a key the newer is moved last.
         let numbers: Vec<u64> = self.closed.keys().copied().collect();
         for number in numbers {
-            let expired = self.expired(&streams, &newest, number, now);
-            self.let_go(&streams, number, &expired, now, step)?;
+            let mut expired = self.expired(&streams, &newest, number, now);
+            expired.retain(|stream| !stay.contains(&stream.base));
+            let done = self.let_go(&streams, number, &expired, now, step);
+            if let Some(closed) = self.closed.get(&number) {
+                // What is compacted must be moved in order; what only goes may go in any.
+                let goes = |stream| expired.contains(&stream) && (done.is_ok() || !stream.retention.compact);
+                let stays = streams.iter().filter(|stream| closed.has(stream) && !goes(*stream));
+                stay.extend(stays.map(|stream| stream.base));
+            }
+            outcome = outcome.and(done);
         }
-        let mut compactor = match self.compactor.take() {
+        outcome.and(self.forget(&streams, &newest, now, step))
+    }
+
+    /// Lets `compacted.db` forget what it need not know any longer.
+    fn forget(
+        &mut self,
+        streams: &[StreamRow],
+        newest: &Closed,
+        now: Micros,
+        step: &mut Step<'_>,
+    ) -> Result<()> {
+        let compactor = match self.compactor.take() {
             None => Compactor::open_existing(&self.dir)?,
             open => open,
         };
-        if let Some(compactor) = &mut compactor {
-            step("forget deletions")?;
-            let held = |stream: &StreamRow| self.bytes_from(stream, &newest, 0);
-            compactor.forget(&streams, micros(self.config.tombstone_retention), now, held)?;
-        }
-        self.compactor = compactor;
-        Ok(())
+        let Some(mut compactor) = compactor else { return Ok(()) };
+        let held = |stream: &StreamRow| self.bytes_from(stream, newest, 0);
+        let after = micros(self.config.tombstone_retention);
+        let done = step("forget deletions").and_then(|()| compactor.forget(streams, after, now, held));
+        self.compactor = Some(compactor);
+        done
     }
 
-    /// Sees which segments there are; the streams, and what the one being written holds.
-    fn look(&mut self) -> Result<Option<(Vec<StreamRow>, Closed)>> {
+    /// Sees which segments there are; the streams, and the number of the one being written and what it
+    /// holds.
+    fn look(&mut self) -> Result<Option<(Vec<StreamRow>, u64, Closed)>> {
         let mut numbers = segment::list(&self.dir)?;
         let Some(last) = numbers.pop() else { return Ok(None) };
         self.closed.retain(|number, _| numbers.binary_search(number).is_ok());
@@ -125,7 +151,7 @@ impl Retainer {
             }
         }
         let (newest, streams) = look_at(&self.dir, last, Access::Read)?;
-        Ok(Some((streams, newest)))
+        Ok(Some((streams, last, newest)))
     }
 
     /// Bytes that segments from `number` on hold of a stream.
@@ -142,11 +168,14 @@ impl Retainer {
         number: u64,
         now: Micros,
     ) -> Vec<&'a StreamRow> {
-        let next = self.closed.range(number + 1..).next().map_or(newest, |(_, next)| next);
-        let age = now.saturating_sub(next.begun_at);
+        // It was closed when the next was begun. One that was begun in the future tells nothing: the clock
+        // was wrong.
+        let later = self.closed.range(number + 1..).map(|(_, later)| later.begun_at);
+        let closed_at = later.chain([newest.begun_at]).find(|begun_at| *begun_at <= now);
+        let age = closed_at.map(|closed_at| now.saturating_sub(closed_at));
         let is_expired = |stream: &&StreamRow| {
             let retention = stream.retention;
-            let old = retention.max_age.is_some_and(|max_age| age >= micros(max_age));
+            let old = retention.max_age.zip(age).is_some_and(|(max_age, age)| age >= micros(max_age));
             let large = retention.max_bytes;
             let large = large.is_some_and(|max| self.bytes_from(stream, newest, number + 1) >= max);
             let compacted = retention.compact && retention.max_age.is_none() && retention.max_bytes.is_none();
@@ -202,16 +231,21 @@ fn look_at(dir: &Path, number: u64, access: Access) -> Result<(Closed, Vec<Strea
     look().sql(DOING)
 }
 
-/// Removes the logs of segments that were dropped when a kill came.
-fn remove_orphans(dir: &Path, step: &mut Step<'_>) -> Result<()> {
-    let doing = "looking for files of dropped segments";
+/// Removes what a kill left behind: logs of segments that were dropped, and drafts of segments up to `last`.
+/// (A draft of a later one is the writer's, which may be at it; here nothing is begun yet.)
+fn remove_orphans(dir: &Path, last: u64, step: &mut Step<'_>) -> Result<()> {
+    let doing = "looking for files that were left behind";
     for entry in io(std::fs::read_dir(dir), doing)? {
         let name = io(entry, doing)?.file_name();
-        let segment = name.to_str().and_then(|name| name.strip_suffix("-wal").or(name.strip_suffix("-shm")));
-        let segment = segment.filter(|name| name.starts_with("segment-") && name.ends_with(".db"));
-        if let Some(path) = segment.map(|name| dir.join(name)).filter(|path| !path.exists()) {
+        let Some(name) = name.to_str() else { continue };
+        let parts = name.strip_prefix("segment-").and_then(|name| name.split_once(".db"));
+        let is_orphan = parts.is_some_and(|(number, rest)| match rest {
+            "-wal" | "-shm" => !dir.join(format!("segment-{number}.db")).exists(),
+            draft => draft.starts_with(".new") && number.parse().is_ok_and(|number: u64| number <= last),
+        });
+        if is_orphan {
             step("remove an orphan")?;
-            segment::remove_log(&path)?;
+            segment::remove(&dir.join(name))?;
         }
     }
     Ok(())

@@ -191,7 +191,27 @@ pub(super) fn remove_log(path: &Path) -> Result<()> {
 /// Makes names in a directory durable.
 pub(super) fn sync_dir(dir: &Path) -> Result<()> {
     let synced = std::fs::File::open(dir).and_then(|dir| dir.sync_all());
+    #[cfg(test)]
+    let synced = synced.and_then(|()| FAILING_SYNCS.with(fail_one));
     io(synced, &format!("syncing {}", dir.display()))
+}
+
+#[cfg(test)]
+thread_local! {
+    static FAILING_SYNCS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
+/// Lets the next syncs of directories by this thread fail.
+#[cfg(test)]
+pub(super) fn fail_syncs(count: u32) {
+    FAILING_SYNCS.set(count);
+}
+
+#[cfg(test)]
+fn fail_one(left: &std::cell::Cell<u32>) -> std::io::Result<()> {
+    let failing = left.get();
+    left.set(failing.saturating_sub(1));
+    if failing > 0 { Err(std::io::Error::other("a sync that fails")) } else { Ok(()) }
 }
 
 fn fill(on: &Connection, number: u64, now: Micros, carried: &Carried) -> rusqlite::Result<()> {

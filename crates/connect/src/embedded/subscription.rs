@@ -22,8 +22,8 @@ const AHEAD: usize = 2;
 pub(super) struct EmbeddedSubscription {
     commands: Sender<Command>,
     items: mpsc::UnboundedReceiver<Result<Item>>,
-    /// Seeks made since a partition was assigned: batches of fewer were read before.
-    seeks: HashMap<(Arc<str>, u32), u64>,
+    /// The epoch and the number of the last seek in each partition: batches of less were read before.
+    seeks: HashMap<(Arc<str>, u32), (u64, u64)>,
     /// Of a group's member, the thread that gives its partitions back.
     leaves: Option<JoinHandle<()>>,
 }
@@ -70,18 +70,10 @@ impl EmbeddedSubscription {
     }
 
     /// Whether a batch was read before the last seek.
-    fn is_outdated(&mut self, item: &Item) -> bool {
-        match &item.delivery {
-            Delivery::Assigned(cursor) => {
-                self.seeks.remove(&(Arc::clone(&cursor.stream), cursor.partition));
-                false
-            }
-            Delivery::Batch { stream, partition, .. } => {
-                let seeks = self.seeks.get(&(Arc::clone(stream), *partition));
-                seeks.is_some_and(|seeks| *seeks > item.seeks)
-            }
-            Delivery::Revoked { .. } => false,
-        }
+    fn is_outdated(&self, item: &Item) -> bool {
+        let Delivery::Batch { stream, partition, epoch, .. } = &item.delivery else { return false };
+        let last = self.seeks.get(&(Arc::clone(stream), *partition));
+        last.is_some_and(|last| *last > (*epoch, item.seeks))
     }
 }
 
@@ -122,5 +114,38 @@ impl Drop for EmbeddedSubscription {
         if let Some(leaves) = self.leaves.take() {
             let _ = leaves.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use headwater_core::ports::Delivery::{Assigned, Batch};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_seek_holds_though_its_assignment_was_not_yet_seen() {
+        let (commands, _receiver) = channel();
+        let (sender, items) = mpsc::unbounded_channel();
+        let mut subscription = EmbeddedSubscription { commands, items, seeks: HashMap::new(), leaves: None };
+        let stream: Arc<str> = "s".into();
+        let cursor = |epoch| Cursor { stream: "s".into(), partition: 0, epoch, offset: 0 };
+        let batch = |epoch| Batch { stream: "s".into(), partition: 0, epoch, records: Vec::new() };
+        // What was read ahead when the seek was made, under the epoch that it was made in.
+        subscription.seeks.insert((stream, 0), (2, 1));
+        let deliveries =
+            [(batch(1), 1), (Assigned(cursor(2)), 0), (batch(2), 0), (batch(2), 1), (batch(3), 0)];
+        for (delivery, seeks) in deliveries {
+            sender.send(Ok(Item { delivery, seeks })).unwrap_or_default();
+        }
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            seen.push(match subscription.next().await.unwrap() {
+                Assigned(cursor) => ("assigned", cursor.epoch),
+                Batch { epoch, .. } => ("batch", epoch),
+                Delivery::Revoked { epoch, .. } => ("revoked", epoch),
+            });
+        }
+        assert_eq!(seen, [("assigned", 2), ("batch", 2), ("batch", 3)]);
     }
 }

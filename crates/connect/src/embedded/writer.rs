@@ -195,7 +195,11 @@ impl Writer {
 
     fn reopen(&self) -> Result<Current> {
         let number = match segment::list(&self.dir)?.last() {
-            Some(number) => *number,
+            Some(number) => {
+                // Whoever made it may have failed before its name was durable.
+                segment::sync_dir(&self.dir)?;
+                *number
+            }
             None => {
                 segment::create(&self.dir, 1, now(), &Carried::default())?;
                 1
@@ -252,8 +256,13 @@ impl Writer {
                 .collect(),
             checkpoints,
         };
-        segment::create(&self.dir, number, now, &carried)?;
-        self.current = None;
+        let created = segment::create(&self.dir, number, now, &carried);
+        // Once the new file has its name, even if no more than that succeeded, readers take the one before
+        // it for closed: nothing may be written there.
+        if created.is_ok() || segment::path(&self.dir, number).try_exists().unwrap_or(true) {
+            self.current = None;
+        }
+        created?;
         self.current = Some(Current::open(&self.dir, number)?);
         Ok(())
     }
@@ -406,4 +415,40 @@ fn wrong_partitions(spec: &StreamSpec, partitions: u32) -> Error {
     );
     let hint = format!("set partitions = {partitions}, or give the stream a new name");
     Error::new(Kind::Contract, doing).hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use headwater_testkit::suites::bus::tools::{checkpoint, events, spec};
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    fn batch(n: u64) -> Pending {
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let (done, _) = oneshot::channel();
+        let (events, checkpoint) = (events(&"s".into(), 0, n..n + 1), Some(checkpoint("a", n)));
+        Pending { events, checkpoint, bytes: 1, generation: 0, _room: permit, done }
+    }
+
+    #[test]
+    fn a_segment_whose_successor_is_there_is_not_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = EmbeddedConfig { segment_bytes: 1, ..EmbeddedConfig::default() };
+        let mut writer = Writer::open(dir.path().to_owned(), config).unwrap();
+        writer.ensure(&spec("s", 1)).unwrap();
+        segment::fail_syncs(2);
+        writer.write(&[batch(1)]).unwrap();
+        assert_eq!(segment::list(dir.path()).unwrap(), [1, 2], "made, and not known to be durable");
+        assert!(writer.write(&[batch(2)]).is_err(), "its name must be durable before anything in it is");
+        writer.write(&[batch(2)]).unwrap();
+        let count = |number| {
+            let file = segment::open(&segment::path(dir.path(), number), Access::Read).unwrap();
+            file.query_row("SELECT count(*) FROM event", [], |row| row.get::<_, u64>(0)).unwrap()
+        };
+        assert_eq!((count(1), count(2)), (1, 1));
+        drop(writer);
+        let mut writer = Writer::open(dir.path().to_owned(), EmbeddedConfig::default()).unwrap();
+        assert_eq!(writer.checkpoint("a").unwrap(), Some(checkpoint("a", 2)));
+    }
 }

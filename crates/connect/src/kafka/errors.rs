@@ -50,6 +50,16 @@ pub fn unanswered(error: KafkaError, failure: Option<String>, doing: String) -> 
     }
 }
 
+/// Why a record did not get into its topic.
+pub fn undelivered(error: KafkaError, topic: &str) -> Error {
+    let may_not = error.rdkafka_error_code() == Some(Code::TopicAuthorizationFailed);
+    let error = self::error(error, format!("publishing to topic {topic}"));
+    if !may_not {
+        return error;
+    }
+    error.hint(format!("grant this user the right Write on topic {topic}, and start Headwater again"))
+}
+
 fn kind_of(error: &KafkaError) -> Kind {
     match (error, error.rdkafka_error_code()) {
         (KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_), _) => Kind::Config,

@@ -4,6 +4,9 @@
 //! or may have been lowered since. A record batch that is refused as too large says no more than
 //! that: so the next line makes smaller batches, until a record that is refused stood alone in its
 //! batch. That one, and any as large, is then rejected before it is produced.
+//!
+//! Whether a topic is compacted may be unknown for the same reason: a record without a key that is refused
+//! as invalid says so.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,6 +23,8 @@ struct Limits {
     refused: Option<usize>,
     /// The most bytes of a record batch that is worth trying.
     batch: Option<u32>,
+    /// Whether a record without a key was refused.
+    keyed: bool,
 }
 
 /// Whether the brokers say that a record batch is too large.
@@ -39,6 +44,16 @@ impl Learned {
             // Each record of the batch is reported: what is halved is what the producer had.
             limits.batch = Some(limits.batch.map_or(batch / 2, |known| known.min(batch / 2)));
         }
+    }
+
+    /// A record without a key was refused as invalid.
+    pub fn refused_keyless(&self, topic: &str) {
+        self.lock().entry(topic.to_owned()).or_default().keyed = true;
+    }
+
+    /// Whether records of a topic need a key, as far as is known.
+    pub fn needs_key(&self, topic: &str) -> bool {
+        self.lock().get(topic).is_some_and(|limits| limits.keyed)
     }
 
     /// The size from which on records of a topic are refused, as far as is known.

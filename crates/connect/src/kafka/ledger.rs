@@ -107,7 +107,8 @@ impl Ledger {
     }
 
     /// A record of the batch can never be delivered: breaks every promise. Batches after the failed
-    /// one must not pass it, and whether those beside it arrived is not worth knowing.
+    /// one must not pass it, and whether those beside it arrived is not worth knowing. Whoever published
+    /// the failed one hears why; of checkpoints, the first of those that wait for them.
     pub fn fail(&self, batch: &Batch, error: Error) {
         let mut state = self.lock();
         if state.broken.is_some() {
@@ -118,7 +119,8 @@ impl Ledger {
         let mut error = Some(error);
         let State { queue, writing, .. } = &mut *state;
         for entry in writing.drain(..).chain(queue.drain(..)) {
-            let its_own = std::ptr::eq(&*entry.batch, batch).then(|| error.take()).flatten();
+            let is_own = batch.positions || std::ptr::eq(&*entry.batch, batch);
+            let its_own = is_own.then(|| error.take()).flatten();
             drop(entry.promise.send(Err(its_own.unwrap_or_else(|| broken(&why)))));
         }
         state.broken = Some(why);
@@ -209,6 +211,17 @@ mod tests {
         assert_eq!(b.try_recv().unwrap().unwrap_err().kind(), Kind::Refused);
         let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         assert!(ledger.begin(1, None, permit).is_err());
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_written_is_told_to_the_first_that_waits_for_it() {
+        let ledger = Ledger::default();
+        let (first, mut a) = begin(&ledger, 1, Some(1));
+        let write = ledger.count(&first).unwrap();
+        let (_, mut b) = begin(&ledger, 1, Some(2));
+        ledger.fail(&write.batch, Error::new(Kind::Refused, "no"));
+        assert_eq!(a.try_recv().unwrap().unwrap_err().kind(), Kind::Refused);
+        assert_eq!(b.try_recv().unwrap().unwrap_err().kind(), Kind::Unavailable);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use headwater_core::ports::Accepted;
 use headwater_core::{Checkpoint, Error, Event, Kind, Result};
 use rdkafka::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{
     BaseProducer, BaseRecord, NoCustomPartitioner, Producer, ProducerContext, PurgeConfig,
@@ -72,8 +72,10 @@ impl ProducerContext<NoCustomPartitioner> for Reports {
                 if too_large(error) {
                     self.0.learned.refused(message.topic(), record::sent_size(message), self.0.batch_bytes);
                 }
-                let doing = format!("publishing to topic {}", message.topic());
-                self.0.fail(&batch, errors::error(error.clone(), doing));
+                if error.rdkafka_error_code() == Some(Code::InvalidRecord) && message.key().is_none() {
+                    self.0.learned.refused_keyless(message.topic());
+                }
+                self.0.fail(&batch, errors::undelivered(error.clone(), message.topic()));
             }
         }
     }

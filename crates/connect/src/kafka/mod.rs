@@ -197,7 +197,8 @@ impl Bus for KafkaBus {
         // Whoever asks will publish soon; the producer's first words with the brokers take a while.
         self.line().await?;
         let (config, asker) = (self.shared.config.clone(), self.shared.topics.asker());
-        Ok(blocking(move || positions::read(&config, &asker)).await?.remove(source))
+        let source = source.to_owned();
+        blocking(move || positions::read(&config, &asker, &source)).await
     }
 
     async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>> {

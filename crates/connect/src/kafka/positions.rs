@@ -14,8 +14,25 @@ use super::client::Asker;
 use super::context::Listener;
 use super::{KafkaConfig, errors};
 
-/// The newest checkpoint of each source. Reads the topic to its end; blocks.
-pub fn read(config: &KafkaConfig, asker: &Asker) -> Result<BTreeMap<String, Checkpoint>> {
+/// The newest checkpoint of a source. Reads the topic to its end; blocks.
+pub fn read(config: &KafkaConfig, asker: &Asker, source: &str) -> Result<Option<Checkpoint>> {
+    let value = newest(config, asker)?.remove(source);
+    let what = || {
+        format!("the checkpoint of {source} in topic {} is not one of Headwater's", config.positions_topic)
+    };
+    let parse = |value: Vec<u8>| serde_json::from_slice(&value).doing(Kind::Decode, what);
+    let hint = "does another program write there? Name a topic of Headwater's own with `positions_topic`";
+    value.map(parse).transpose().map_err(|error| error.hint(hint))
+}
+
+/// The newest checkpoints of all sources; blocks. What else somebody wrote into the topic is no source's.
+pub fn read_all(config: &KafkaConfig, asker: &Asker) -> Result<Vec<Checkpoint>> {
+    let values = newest(config, asker)?.into_values();
+    Ok(values.filter_map(|value| serde_json::from_slice(&value).ok()).collect())
+}
+
+/// The newest value of each key.
+fn newest(config: &KafkaConfig, asker: &Asker) -> Result<BTreeMap<String, Vec<u8>>> {
     let topic = &config.positions_topic;
     let doing = || format!("reading checkpoints from topic {topic}");
     // A consumer that is told to begin at the beginning looks for it only after half a second.
@@ -46,7 +63,7 @@ pub fn read(config: &KafkaConfig, asker: &Asker) -> Result<BTreeMap<String, Chec
                     None => drop(newest.remove(&source)),
                 }
             }
-            Some(Err(KafkaError::PartitionEOF(_))) => break,
+            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(newest),
             // librdkafka goes on by itself; what lasts ends at the deadline.
             Some(Err(error)) if Instant::now() > deadline => return Err(errors::error(error, doing())),
             Some(Err(_)) => {}
@@ -56,10 +73,4 @@ pub fn read(config: &KafkaConfig, asker: &Asker) -> Result<BTreeMap<String, Chec
             None => {}
         }
     }
-    let parse = |(source, value): (String, Vec<u8>)| {
-        let what = || format!("the checkpoint of {source} in topic {topic} is not one of Headwater's");
-        let checkpoint: Checkpoint = serde_json::from_slice(&value).doing(Kind::Decode, what)?;
-        Ok((source, checkpoint))
-    };
-    newest.into_iter().map(parse).collect()
 }

@@ -79,6 +79,13 @@ pub fn impossible(event: &Event, topic: &Topic) -> Option<String> {
             event.kind
         ));
     }
+    if event.key.is_none() && topic.needs_key {
+        return Some(format!(
+            "the event ({}) has no key, and the brokers refused one without a key in topic {name}: if it is no longer \
+             compacted, start Headwater again",
+            event.kind
+        ));
+    }
     let name = event.headers.iter().find(|header| header.name.contains('\0')).map(|header| &header.name)?;
     Some(format!("the name of the header {name:?} holds a zero character, which Kafka's client cannot send"))
 }

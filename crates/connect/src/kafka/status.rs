@@ -62,7 +62,7 @@ pub async fn read(config: &KafkaConfig, topics: &Topics, groups: &Groups) -> Res
         }
         status.streams.sort_by(|a, b| a.stream.cmp(&b.stream));
         if kept {
-            status.checkpoints = positions::read(&config, &asker)?.into_values().collect();
+            status.checkpoints = positions::read_all(&config, &asker)?;
         }
         Ok(status)
     };

@@ -32,6 +32,10 @@ const POLL: Duration = Duration::from_millis(50);
 /// not poll is thrown out of its group. (Not at once: librdkafka forgets what it has fetched of them.)
 const FULL: Duration = Duration::from_secs(1);
 
+/// How long it is tried to find out where to begin to read, and the pause between two tries.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// A stream's partition.
 type Seat = (Arc<str>, u32);
 
@@ -59,6 +63,9 @@ struct Queue {
     /// The epochs of the partitions that are ours.
     held: BTreeMap<Seat, u64>,
     failed: Option<Error>,
+    /// Why partitions that became ours could not be begun: nothing comes of them until the group shares
+    /// anew.
+    stuck: Option<(Kind, String)>,
 }
 
 /// What librdkafka calls back.
@@ -77,15 +84,16 @@ impl ClientContext for Callbacks {
 impl ConsumerContext for Callbacks {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, code: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
-        let outcome = if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            self.0.assigned(consumer, list, cooperative)
-        } else {
-            self.0.revoked(list);
-            let outcome = if cooperative { consumer.incremental_unassign(list) } else { consumer.unassign() };
-            outcome.map_err(|error| errors::error(error, "giving partitions back"))
-        };
+        if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            // The group waits for this. Heartbeats go on meanwhile, and there is nothing else to poll for.
+            let assigned = insist(&self.0.stop, PATIENCE, || self.0.assigned(consumer, list, cooperative));
+            self.0.begun(assigned);
+            return;
+        }
+        self.0.revoked(list);
+        let outcome = if cooperative { consumer.incremental_unassign(list) } else { consumer.unassign() };
         if let Err(error) = outcome {
-            self.0.fail(error);
+            self.0.fail(errors::error(error, "giving partitions back"));
         }
     }
 }
@@ -115,8 +123,8 @@ pub fn open(config: &KafkaConfig, subscribe: Subscribe) -> Result<KafkaSubscript
         let topics: Vec<&str> = shared.streams.keys().map(String::as_str).collect();
         consumer.subscribe(&topics).map_err(|error| errors::error(error, doing()))?;
     } else {
-        let mut list = shared.partitions(&consumer)?;
-        shared.assigned(&consumer, &mut list, false)?;
+        let list = shared.partitions(&consumer)?;
+        shared.assigned(&consumer, &list, false)?;
     }
     let (polled, polling) = (Arc::clone(&consumer), Arc::clone(&shared));
     let thread = std::thread::Builder::new().name("kafka-reader".into()).spawn(move || polling.poll(polled));
@@ -131,6 +139,12 @@ impl Shared {
 
     fn fail(&self, error: Error) {
         self.lock().failed = Some(error);
+        self.arrived.notify_one();
+    }
+
+    /// Notes whether partitions that became ours were begun.
+    fn begun(&self, outcome: Result<()>) {
+        self.lock().stuck = outcome.err().map(|error| (error.kind(), error.to_string()));
         self.arrived.notify_one();
     }
 
@@ -152,7 +166,7 @@ impl Shared {
     fn assigned(
         &self,
         consumer: &BaseConsumer<Callbacks>,
-        list: &mut TopicPartitionList,
+        list: &TopicPartitionList,
         cooperative: bool,
     ) -> Result<()> {
         let doing = |error| errors::error(error, "finding where to begin to read");
@@ -180,11 +194,12 @@ impl Shared {
         if self.group && fresh.count() > 0 && self.start != Start::Beginning {
             consumer.commit(&fresh, CommitMode::Sync).map_err(doing)?;
         }
-        self.hold(&begins);
-        self.changed.store(true, Ordering::Release);
         let outcome =
             if cooperative { consumer.incremental_assign(&begins) } else { consumer.assign(&begins) };
-        outcome.map_err(doing)
+        outcome.map_err(doing)?;
+        self.hold(&begins);
+        self.changed.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// The offset at which to begin, or to go on after a seek.
@@ -202,8 +217,8 @@ impl Shared {
             Start::End => ends().map(|(_, end)| end),
             Start::Time(time) => {
                 let mut times = TopicPartitionList::new();
-                let millis = time.div_euclid(1000) + i64::from(time.rem_euclid(1000) != 0);
-                times.add_partition_offset(topic, partition, Offset::Offset(millis))?;
+                // Of times Kafka keeps the milliseconds: what may be later within this one counts.
+                times.add_partition_offset(topic, partition, Offset::Offset(time.div_euclid(1000)))?;
                 let found = consumer.offsets_for_times(times, timeout)?;
                 match found.elements().first().map(|element| element.offset()) {
                     Some(Offset::Offset(offset)) => Ok(offset),
@@ -323,6 +338,11 @@ impl Queue {
         self.deliveries.push_back(Delivery::Batch { stream, partition, epoch: now, records: vec![record] });
     }
 
+    /// Why nothing may ever come.
+    fn stuck(&self) -> Option<Error> {
+        self.stuck.as_ref().map(|(kind, why)| Error::new(*kind, why.clone()))
+    }
+
     /// Drops the batches of a partition that were not handed out.
     fn forget(&mut self, seat: &Seat) {
         let mut freed = 0;
@@ -336,6 +356,23 @@ impl Queue {
             _ => true,
         });
         self.bytes = self.bytes.saturating_sub(freed);
+    }
+}
+
+/// Asks again while the brokers are away, but not for ever.
+fn insist(stop: &AtomicBool, patience: Duration, mut ask: impl FnMut() -> Result<()>) -> Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match ask() {
+            Err(error) if error.kind() == Kind::Unavailable => {
+                if stop.load(Ordering::Acquire) || Instant::now() > deadline {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "trying again");
+                std::thread::park_timeout(PAUSE);
+            }
+            outcome => return outcome,
+        }
     }
 }
 
@@ -367,7 +404,7 @@ impl Subscription for KafkaSubscription {
                     }
                     return Ok(delivery);
                 }
-                if let Some(error) = queue.failed.take() {
+                if let Some(error) = queue.failed.take().or_else(|| queue.stuck()) {
                     return Err(error);
                 }
             }
@@ -433,4 +470,42 @@ impl Drop for KafkaSubscription {
 fn partition(number: u32) -> Result<i32> {
     i32::try_from(number)
         .map_err(|error| Error::new(Kind::Config, "the number of a partition").because(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn away() -> Result<()> {
+        Err(Error::new(Kind::Unavailable, "away"))
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_again_hears_again_why_nothing_comes() {
+        let (streams, group) = (vec![Arc::from("s")], Some("g".to_owned()));
+        let subscribe = Subscribe { streams, group, start: Start::End };
+        let mut subscription = open(&KafkaConfig::new(["127.0.0.1:1"]), subscribe).unwrap();
+        subscription.shared.begun(away());
+        for _ in 0..2 {
+            assert_eq!(subscription.next().await.unwrap_err().kind(), Kind::Unavailable);
+        }
+        subscription.shared.begun(Ok(()));
+        assert!(subscription.shared.lock().stuck().is_none(), "the group has shared anew");
+    }
+
+    #[test]
+    fn a_place_to_begin_is_asked_for_until_there_is_an_answer() {
+        let (stop, mut asked) = (AtomicBool::new(false), 0);
+        let second = || {
+            asked += 1;
+            if asked < 2 { away() } else { Ok(()) }
+        };
+        insist(&stop, PATIENCE, second).unwrap();
+        assert_eq!(asked, 2);
+        let refused = insist(&stop, PATIENCE, || Err(Error::new(Kind::Refused, "no")));
+        assert_eq!(refused.unwrap_err().kind(), Kind::Refused);
+        assert_eq!(insist(&stop, Duration::ZERO, away).unwrap_err().kind(), Kind::Unavailable);
+        stop.store(true, Ordering::Release);
+        assert!(insist(&stop, PATIENCE, away).is_err(), "it was closed");
+    }
 }

@@ -1,6 +1,6 @@
 //! The topics of streams: making them, their limits, and whether they stay as they are.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -38,8 +38,18 @@ pub struct Topic {
     pub compacted: bool,
     /// The brokers refuse records of this size as too large, whatever the limit says.
     pub refused: Option<usize>,
+    /// The brokers refuse records without a key, whether or not it is known to be compacted.
+    pub needs_key: bool,
     /// What is wrong with it since.
     pub wrong: Option<String>,
+}
+
+impl Topic {
+    /// One of which nothing else is known.
+    fn new(name: String, partitions: u32) -> Self {
+        let (limit, compacted, refused, needs_key, wrong) = (None, false, None, false, None);
+        Self { name, partitions, limit, compacted, refused, needs_key, wrong }
+    }
 }
 
 /// What the cluster says of a topic.
@@ -61,7 +71,8 @@ impl Topics {
     /// What is known of a stream's topic.
     pub fn get(&self, stream: &str) -> Option<Topic> {
         let topic = self.read().get(stream).cloned()?;
-        Some(Topic { refused: self.learned.limit(&topic.name), ..topic })
+        let (refused, needs_key) = (self.learned.limit(&topic.name), self.learned.needs_key(&topic.name));
+        Some(Topic { refused, needs_key, ..topic })
     }
 
     /// How many partitions a stream's topic has; 0 where that is not known.
@@ -92,7 +103,13 @@ impl Topics {
     pub async fn ensure(&self, spec: &StreamSpec) -> Result<u32> {
         headwater_core::check_stream_name(&spec.name)?;
         let name = self.config.topic(&spec.name);
-        let settings = settings(&spec.retention, spec.partitions);
+        if name == self.config.positions_topic {
+            let what =
+                format!("stream {} cannot be topic {name}: it keeps how far sources have come", spec.name);
+            return Err(Error::new(Kind::Config, what)
+                .hint("give the stream another name, or name another topic with `positions_topic`"));
+        }
+        let settings = settings(&spec.retention);
         let partitions = self.make(&name, spec.partitions, &settings).await?;
         if partitions != spec.partitions {
             return Err(contract(&name, partitions, spec.partitions));
@@ -104,7 +121,7 @@ impl Topics {
         if self.get(&spec.name).is_none() {
             self.compare(&name, &settings, &described);
         }
-        let topic = Topic { name, partitions, limit, compacted, refused: None, wrong: None };
+        let topic = Topic { limit, compacted, ..Topic::new(name, partitions) };
         let mut known = self.write();
         if known.get(&spec.name).is_some_and(|before| before.limit != limit) {
             self.learned.forget(&topic.name);
@@ -130,10 +147,7 @@ impl Topics {
 
     /// The command that changes a topic's settings.
     fn alter_command(&self, name: &str, settings: &[&(&str, String)]) -> String {
-        let pair = |(key, value): &&(&str, String)| match value.contains(',') {
-            true => format!("{key}=[{value}]"),
-            false => format!("{key}={value}"),
-        };
+        let pair = |(key, value): &&(&str, String)| format!("{key}={value}");
         let pairs: Vec<String> = settings.iter().map(pair).collect();
         let (brokers, pairs) = (self.config.brokers.join(","), pairs.join(","));
         format!("kafka-configs.sh --bootstrap-server {brokers} --alter --topic {name} --add-config {pairs}")
@@ -146,8 +160,7 @@ impl Topics {
             return Err(Error::new(Kind::Refused, format!("there is no stream {stream} (topic {name})"))
                 .hint("streams are made by `headwater run`; is its name right, and `topic_prefix`?"));
         };
-        let topic = Topic { name, partitions, limit: None, compacted: false, refused: None, wrong: None };
-        self.write().entry(Arc::clone(stream)).or_insert(topic);
+        self.write().entry(Arc::clone(stream)).or_insert(Topic::new(name, partitions));
         Ok(())
     }
 
@@ -333,21 +346,20 @@ impl Topics {
     }
 }
 
-/// What to set on a new topic, so that events stay as long as the stream says.
-fn settings(retention: &Retention, partitions: u32) -> Vec<(&'static str, String)> {
-    let policy = match (retention.compact, retention.max_age.is_some() || retention.max_bytes.is_some()) {
-        (true, false) => "compact",
-        (true, true) => "compact,delete",
-        (false, _) => "delete",
-    };
-    let age = retention.max_age.map_or(-1, |age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
-    let per_partition =
-        |bytes: u64| i64::try_from(bytes.div_ceil(u64::from(partitions.max(1)))).unwrap_or(i64::MAX);
-    let bytes = retention.max_bytes.map_or(-1, per_partition);
+/// What to set on a new topic, so that events stay at least as long as the stream says. What is compacted
+/// keeps the newest of each key whatever its age: so nothing is deleted there, only compacted later.
+fn settings(retention: &Retention) -> Vec<(&'static str, String)> {
+    let age = retention.max_age.map(|age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
+    if retention.compact {
+        let lag = age.map(|age| ("min.compaction.lag.ms", age.to_string()));
+        return [("cleanup.policy", "compact".to_owned())].into_iter().chain(lag).collect();
+    }
+    let bytes = retention.max_bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
     vec![
-        ("cleanup.policy", policy.to_owned()),
-        ("retention.ms", age.to_string()),
-        ("retention.bytes", bytes.to_string()),
+        ("cleanup.policy", "delete".to_owned()),
+        ("retention.ms", age.unwrap_or(-1).to_string()),
+        // Of each partition: if one of them gets it all, it is what the stream is to keep.
+        ("retention.bytes", bytes.unwrap_or(-1).to_string()),
     ]
 }
 
@@ -356,12 +368,11 @@ fn differing<'a>(
     wanted: &'a [(&'a str, String)],
     described: &HashMap<String, String>,
 ) -> Vec<&'a (&'a str, String)> {
-    let parts = |value: &str| value.split(',').map(|part| part.trim().to_owned()).collect::<BTreeSet<_>>();
-    let deletes = described.get("cleanup.policy").is_none_or(|policy| policy.contains("delete"));
+    let policy = described.get("cleanup.policy").map(String::as_str);
     let differs = |(key, value): &&(&str, String)| {
         // How long things are kept says nothing where nothing is deleted.
-        let counts = *key == "cleanup.policy" || deletes;
-        counts && described.get(*key).is_some_and(|has| parts(has) != parts(value))
+        let counts = !key.starts_with("retention.") || policy != Some("compact");
+        counts && described.get(*key).is_some_and(|has| has != value)
     };
     wanted.iter().filter(differs).collect()
 }
@@ -388,7 +399,7 @@ mod tests {
     fn what_a_topic_has_otherwise_is_found() {
         let differing = |retention: &Retention, has: &[(&str, &str)]| {
             let has = has.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-            differing(&settings(retention, 1), &has).iter().map(|(key, _)| *key).collect::<Vec<_>>().join(" ")
+            differing(&settings(retention), &has).iter().map(|(key, _)| *key).collect::<Vec<_>>().join(" ")
         };
         let week = ("retention.ms", "604800000");
         let forever = Retention::default();
@@ -397,25 +408,29 @@ mod tests {
         assert_eq!(differing(&forever, &[]), "");
         let compact = Retention { compact: true, ..forever };
         assert_eq!(differing(&compact, &[("cleanup.policy", "compact"), week]), "");
-        assert_eq!(
-            differing(&compact, &[("cleanup.policy", "delete,compact"), week]),
-            "cleanup.policy retention.ms"
-        );
+        assert_eq!(differing(&compact, &[("cleanup.policy", "delete,compact"), week]), "cleanup.policy");
         let both = Retention { compact: true, max_age: Some(Duration::from_hours(168)), max_bytes: None };
-        assert_eq!(differing(&both, &[("cleanup.policy", "delete, compact"), week]), "");
+        let lag = ("min.compaction.lag.ms", "604800000");
+        assert_eq!(differing(&both, &[("cleanup.policy", "compact"), lag, week]), "");
+        assert_eq!(
+            differing(&both, &[("cleanup.policy", "compact"), ("min.compaction.lag.ms", "0")]),
+            "min.compaction.lag.ms"
+        );
     }
 
     #[test]
     fn retention_becomes_settings_of_a_topic() {
         let show = |retention| {
-            let pairs = settings(&retention, 4).into_iter();
+            let pairs = settings(&retention).into_iter();
             pairs.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
         };
         let forever = Retention::default();
         assert_eq!(show(forever), "cleanup.policy=delete retention.ms=-1 retention.bytes=-1");
-        let some = Retention { max_age: Some(Duration::from_secs(60)), max_bytes: Some(1001), compact: true };
-        assert_eq!(show(some), "cleanup.policy=compact,delete retention.ms=60000 retention.bytes=251");
-        let compact = Retention { compact: true, ..forever };
-        assert_eq!(show(compact), "cleanup.policy=compact retention.ms=-1 retention.bytes=-1");
+        let some =
+            Retention { max_age: Some(Duration::from_secs(60)), max_bytes: Some(1001), compact: false };
+        assert_eq!(show(some), "cleanup.policy=delete retention.ms=60000 retention.bytes=1001");
+        let newest = Retention { compact: true, ..some };
+        assert_eq!(show(newest), "cleanup.policy=compact min.compaction.lag.ms=60000");
+        assert_eq!(show(Retention { compact: true, ..forever }), "cleanup.policy=compact");
     }
 }

@@ -1,8 +1,10 @@
 //! Brokers that die, hang and come back.
 
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_connect::kafka::KafkaConfig;
+use headwater_connect::kafka::{KafkaBus, KafkaConfig};
 use headwater_core::ports::{Bus, Cursor, Delivery, Start, Subscribe};
 use headwater_core::{Error, Kind};
 use headwater_testkit::servers::Kafka;
@@ -143,4 +145,50 @@ async fn a_topic_without_a_leader_is_unavailable() {
     assert_eq!(error.kind(), Kind::Unavailable);
     second.restart().await.unwrap();
     until(async || bus.ensure(&spec(&stream, 2)).await.ok()).await;
+}
+
+/// Publishes as the runtime does: after a failure it begins again from the checkpoint.
+async fn insist(bus: &KafkaBus, stream: &Arc<str>, source: &Arc<str>, numbers: Range<u64>) {
+    until(async || {
+        let events = numbers.clone().map(|n| event(stream, Some(0), n, 10)).collect();
+        let error = publish(bus, events, Some(checkpoint(source, numbers.end))).await.err();
+        let Some(error) = error else { return Some(()) };
+        assert!(error.is_retryable(), "{error}");
+        assert_eq!(
+            until(async || bus.checkpoint(source).await.ok()).await,
+            Some(checkpoint(source, numbers.start))
+        );
+        until(async || bus.ensure(&spec(stream, 1)).await.ok()).await;
+        None
+    })
+    .await;
+}
+
+/// Somebody deletes a topic that is published to, and makes it again or does not: what is published from
+/// then on is in the new one, whole and in order.
+#[tokio::test]
+async fn a_topic_that_is_deleted_underway_is_published_to_when_it_is_there_again() {
+    let mut config = KafkaConfig::new([Kafka::shared().await.unwrap().brokers()]);
+    config.options.insert("topic.metadata.propagation.max.ms".into(), "1000".into());
+    config.options.insert("topic.metadata.refresh.interval.ms".into(), "500".into());
+    let bus = open(&config).await;
+    let (stream, source, (admin, options)) = (unique("stream"), unique("source"), admin(&config.brokers[0]));
+    within(bus.ensure(&spec(&stream, 1))).await.unwrap();
+    assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), None);
+    publish(&bus, (0..10).map(|n| event(&stream, Some(0), n, 10)).collect(), Some(checkpoint(&source, 10)))
+        .await
+        .unwrap();
+    let end = || admin.inner().fetch_watermarks(&stream, 0, Duration::from_secs(5)).ok().map(|(_, end)| end);
+    for (numbers, made_again) in [(10..20, true), (20..30, false)] {
+        admin.delete_topics(&[&stream], &options).await.unwrap().remove(0).unwrap();
+        if made_again {
+            let topic = NewTopic::new(&stream, 1, TopicReplication::Fixed(1));
+            admin.create_topics([&topic], &options).await.unwrap().remove(0).unwrap();
+        }
+        // Until the broker knows.
+        until(async || (end() == if made_again { Some(0) } else { None }).then_some(())).await;
+        insist(&bus, &stream, &source, numbers.clone()).await;
+        let arrived: Vec<u64> = first_deliveries(&bus, &stream, 10).await.iter().map(number).collect();
+        assert_eq!(arrived, numbers.collect::<Vec<_>>());
+    }
 }

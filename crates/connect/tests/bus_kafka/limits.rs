@@ -40,6 +40,26 @@ async fn keys_land_where_java_producers_put_them() {
     }
 }
 
+/// Of an event's time Kafka keeps the milliseconds: asked for a time within one, all of it is read.
+#[tokio::test]
+async fn a_start_within_a_millisecond_skips_nothing_of_it() {
+    let bus = open(&shared().await).await;
+    let stream = unique("stream");
+    bus.ensure(&spec(&stream, 1)).await.unwrap();
+    let at = |n, micros| {
+        let event = event(&stream, Some(0), n, 1);
+        Event { time: event.time + micros, ..event }
+    };
+    let start = Start::Time(at(0, 1_500).time);
+    publish(&bus, vec![at(0, 900), at(1, 1_900), at(2, 2_000)], None).await.unwrap();
+    let subscribe = Subscribe { streams: vec![stream], group: None, start };
+    let mut subscription = within(bus.subscribe(subscribe)).await.unwrap();
+    let Delivery::Assigned(cursor) = within(subscription.next()).await.unwrap() else {
+        panic!("not assigned")
+    };
+    assert_eq!(cursor.offset, 1);
+}
+
 /// The size that is let through just fits; one byte more would not; whatever the limit, many small
 /// events share batches that fit.
 #[tokio::test]
@@ -246,6 +266,27 @@ async fn positions_must_be_kept() {
     assert!(error.hint_text().unwrap().contains("cleanup.policy=compact"), "{error}");
 }
 
+/// Events in the topic of positions would be taken for checkpoints; what others write there is no source's.
+#[tokio::test]
+async fn a_stream_cannot_be_the_topic_of_positions() {
+    let name = unique("positions");
+    let config = KafkaConfig { positions_topic: name.to_string(), ..shared().await };
+    let (bus, source) = (open(&config).await, unique("source"));
+    assert_eq!(bus.checkpoint(&source).await.unwrap(), None);
+    let error = bus.ensure(&spec(&name, 1)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Config);
+    assert!(error.hint_text().unwrap().contains("positions_topic"), "{error}");
+    publish(&bus, Vec::new(), Some(checkpoint(&source, 1))).await.unwrap();
+    let foreign: FutureProducer =
+        rdkafka::ClientConfig::new().set("bootstrap.servers", &config.brokers[0]).create().unwrap();
+    let record = FutureRecord::to(&name).key("other").payload("not a checkpoint");
+    foreign.send(record, Duration::from_secs(30)).await.unwrap();
+    assert_eq!(bus.checkpoint(&source).await.unwrap(), Some(checkpoint(&source, 1)));
+    let status = until(async || bus.status().await.ok()).await;
+    assert_eq!(status.checkpoints, [checkpoint(&source, 1)]);
+    assert_eq!(bus.checkpoint("other").await.unwrap_err().kind(), Kind::Decode);
+}
+
 /// Records that others wrote: without our headers, with strange ones.
 #[tokio::test]
 async fn foreign_records_are_read() {
@@ -328,15 +369,22 @@ async fn a_group_of_another_process_is_seen() {
 async fn a_topic_is_made_as_it_was_asked_for() {
     let config = KafkaConfig { replication: Some(1), ..shared().await };
     let (bus, stream) = (open(&config).await, unique("stream"));
+    let compacted = unique("stream");
     let retention =
-        Retention { max_age: Some(Duration::from_secs(3600)), max_bytes: Some(1 << 20), compact: true };
+        Retention { max_age: Some(Duration::from_secs(3600)), max_bytes: Some(1 << 20), compact: false };
     bus.ensure(&StreamSpec { retention, ..spec(&stream, 2) }).await.unwrap();
+    let retention = Retention { compact: true, ..retention };
+    bus.ensure(&StreamSpec { retention, ..spec(&compacted, 1) }).await.unwrap();
     let (admin, options) = admin(&config.brokers[0]);
-    let described = admin.describe_configs([&ResourceSpecifier::Topic(&stream)], &options).await.unwrap();
-    let described = described.into_iter().next().unwrap().unwrap();
-    let value = |name: &str| described.get(name).and_then(|entry| entry.value.clone()).unwrap();
-    let values = ["cleanup.policy", "retention.ms", "retention.bytes"].map(value);
-    assert_eq!(values, ["compact,delete", "3600000", "524288"]);
+    let described = async |topic: &str| {
+        let described = admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options).await.unwrap();
+        let described = described.into_iter().next().unwrap().unwrap();
+        let value = |name: &str| described.get(name).and_then(|entry| entry.value.clone()).unwrap();
+        ["cleanup.policy", "retention.ms", "retention.bytes", "min.compaction.lag.ms"].map(value)
+    };
+    assert_eq!(described(&stream).await, ["delete", "3600000", "1048576", "0"]);
+    let [policy, .., lag] = described(&compacted).await;
+    assert_eq!([policy, lag], ["compact", "3600000"], "nothing of it is ever deleted for its age");
     let metadata = admin.inner().fetch_metadata(Some(&stream), Duration::from_secs(30)).unwrap();
     let partitions = metadata.topics()[0].partitions();
     let copies: Vec<usize> = partitions.iter().map(|partition| partition.replicas().len()).collect();

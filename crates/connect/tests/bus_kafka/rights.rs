@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use headwater_connect::kafka::{KafkaBus, KafkaConfig};
 use headwater_core::ports::{Bus, Published, Rejection};
-use headwater_core::{Event, Kind, Record};
+use headwater_core::{Event, Kind, Record, Result};
 use headwater_testkit::servers::{Kafka, Right};
+use rdkafka::admin::{NewTopic, TopicReplication};
 
 use super::tools::{
-    checkpoint, event, first_deliveries, large, limit, open, publish, read, spec, unique, until, within,
+    admin, checkpoint, event, first_deliveries, large, limit, number, open, publish, read, spec, unique,
+    until, within,
 };
 
 /// A key and a certificate of its own for 127.0.0.1, in PEM; the certificate alone in a file.
@@ -92,6 +94,28 @@ async fn a_mistyped_option_is_named_and_its_value_is_not() {
     assert!(text.contains("sasl.pasword") && !text.contains("hush"), "{text}");
 }
 
+/// A cluster where "app" may read, write and make all topics, and know the settings of none; how it logs
+/// in there.
+async fn limited() -> (&'static Kafka, KafkaConfig) {
+    static LIMITED: tokio::sync::OnceCell<Kafka> = tokio::sync::OnceCell::const_new();
+    let start = async || {
+        let kafka = Kafka::settings().user("app", "app-secret").authorizes().start().await.unwrap();
+        kafka.allow("app", &[Right::Read, Right::Write, Right::Create]).await.unwrap();
+        kafka
+    };
+    let kafka = LIMITED.get_or_init(start).await;
+    let mut config = KafkaConfig::new([kafka.sasl_brokers()]);
+    for (key, value) in [
+        ("security.protocol", "SASL_PLAINTEXT"),
+        ("sasl.mechanism", "PLAIN"),
+        ("sasl.username", "app"),
+        ("sasl.password", "app-secret"),
+    ] {
+        config.options.insert(key.into(), value.into());
+    }
+    (kafka, config)
+}
+
 /// Publishes as the runtime does: what fails begins again from the checkpoint, what is rejected is set
 /// aside. Returns what was rejected, and how often it began again.
 async fn insist(bus: &KafkaBus, stream: &Arc<str>, mut events: Vec<Event>) -> (Vec<(Event, String)>, u32) {
@@ -132,17 +156,7 @@ fn keys(records: &[Record]) -> Vec<u64> {
 /// rejected the next time, and the others go on in order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_brokers_refuse_is_rejected_without_the_right_to_know_the_limit() {
-    let kafka = Kafka::settings().user("app", "app-secret").authorizes().start().await.unwrap();
-    kafka.allow("app", &[Right::Read, Right::Write, Right::Create]).await.unwrap();
-    let mut config = KafkaConfig::new([kafka.sasl_brokers()]);
-    for (key, value) in [
-        ("security.protocol", "SASL_PLAINTEXT"),
-        ("sasl.mechanism", "PLAIN"),
-        ("sasl.username", "app"),
-        ("sasl.password", "app-secret"),
-    ] {
-        config.options.insert(key.into(), value.into());
-    }
+    let (kafka, config) = limited().await;
 
     // Larger than any batch: it is found at once.
     let bus = open(&config).await;
@@ -175,4 +189,65 @@ async fn what_the_brokers_refuse_is_rejected_without_the_right_to_know_the_limit
     assert!((2..10).contains(&again), "{again}");
     let arrived = keys(&first_deliveries(&bus, &stream, 2_997).await);
     assert_eq!(arrived, (0..3_000).filter(|n| n % 1000 != 500).collect::<Vec<_>>());
+}
+
+/// Publishes event `n` and its checkpoint.
+async fn publish_one(bus: &KafkaBus, stream: &Arc<str>, source: &Arc<str>, n: u64) -> Result<()> {
+    publish(bus, vec![event(stream, Some(0), n, 10)], Some(checkpoint(source, n))).await
+}
+
+/// Rights may be taken away at any time: of a stream's topic, or of that of the positions. Whoever
+/// published hears what is missing, and goes on from the checkpoint once it is given back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_right_that_is_taken_away_is_named_and_nothing_is_lost() {
+    let (kafka, config) = limited().await;
+    let (stream, source, positions) = (unique("stream"), unique("source"), unique("positions"));
+    let bus = open(&KafkaConfig { positions_topic: positions.to_string(), ..config }).await;
+    within(bus.ensure(&spec(&stream, 1))).await.unwrap();
+    assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), None);
+    let mut next = 1;
+    publish_one(&bus, &stream, &source, next).await.unwrap();
+    for topic in [&stream, &positions] {
+        kafka.deny("app", Right::Write, topic).await.unwrap();
+        let error = until(async || {
+            let outcome = publish_one(&bus, &stream, &source, next + 1).await;
+            next += u64::from(outcome.is_ok());
+            outcome.err()
+        });
+        let error = error.await;
+        assert_eq!(error.kind(), Kind::Refused, "{error}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("the right Write on topic {topic}")), "{text}");
+        kafka.undeny("app", Right::Write, topic).await.unwrap();
+        // As the runtime begins again: from the checkpoint, which is that of the last that was durable.
+        until(async || {
+            let stored = bus.checkpoint(&source).await.ok()?;
+            assert_eq!(stored, Some(checkpoint(&source, next)));
+            publish_one(&bus, &stream, &source, next + 1).await.ok()
+        })
+        .await;
+        next += 1;
+    }
+    let numbers: Vec<u64> = first_deliveries(&bus, &stream, next as usize).await.iter().map(number).collect();
+    assert_eq!(numbers, (1..=next).collect::<Vec<_>>());
+}
+
+/// Nor does such a user know that a topic is compacted: what has no key is rejected once it was refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_no_key_is_rejected_though_nobody_may_know_that_the_topic_is_compacted() {
+    let (kafka, config) = limited().await;
+    let (bus, stream) = (open(&config).await, unique("stream"));
+    let (admin, options) = admin(&kafka.brokers());
+    let topic = NewTopic::new(&stream, 1, TopicReplication::Fixed(1)).set("cleanup.policy", "compact");
+    admin.create_topics([&topic], &options).await.unwrap().remove(0).unwrap();
+    let one = |n| match n {
+        50 | 150 => Event { key: None, ..event(&stream, Some(0), n, 1) },
+        n => event(&stream, Some(0), n, 1),
+    };
+    let (aside, again) = insist(&bus, &stream, (0..200).map(one).collect()).await;
+    let numbers: Vec<u64> = aside.iter().map(|(event, _)| event.position.numbers()[0]).collect();
+    assert_eq!((numbers, again), (vec![50, 150], 1));
+    assert!(aside[0].1.contains("no key"), "{}", aside[0].1);
+    let arrived = keys(&first_deliveries(&bus, &stream, 198).await);
+    assert_eq!(arrived, (0..200).filter(|n| ![50, 150].contains(n)).collect::<Vec<_>>());
 }

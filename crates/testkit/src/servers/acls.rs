@@ -1,14 +1,16 @@
-//! Giving rights on a Kafka cluster: one request of its protocol, which librdkafka's wrapper lacks.
+//! Giving and taking rights on a Kafka cluster: requests of its protocol that librdkafka's wrapper lacks.
 
 use headwater_core::{Error, Kind, Result, ResultExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// `CreateAcls`, in the last version without tagged fields.
+/// `CreateAcls` and `DeleteAcls`, in the last version without tagged fields.
 const CREATE_ACLS: (i16, i16) = (30, 1);
+const DELETE_ACLS: (i16, i16) = (31, 1);
 const TOPIC: u8 = 2;
 const GROUP: u8 = 3;
 const LITERAL: u8 = 3;
+const DENY: u8 = 2;
 const ALLOW: u8 = 3;
 
 /// What a user may do with every topic; groups may be read.
@@ -25,10 +27,28 @@ pub enum Right {
     DescribeConfigs = 10,
 }
 
-/// Asks the broker at `address`, as whoever comes without a name.
+/// Lets a user do this with every topic, and read with every group.
 pub(super) async fn allow(address: &str, user: &str, rights: &[Right]) -> Result<()> {
-    let doing = || format!("giving rights to {user} on Kafka");
-    let request = request(user, rights);
+    let of_topics = rights.iter().map(|right| (TOPIC, *right));
+    let all = of_topics.chain([(GROUP, Right::Read)]);
+    let entries = all.map(|(resource, right)| entry((resource, "*"), user, right, ALLOW)).collect();
+    ask(address, CREATE_ACLS, entries).await
+}
+
+/// Takes a right on one topic away from a user who may do it with every topic.
+pub(super) async fn deny(address: &str, user: &str, right: Right, topic: &str) -> Result<()> {
+    ask(address, CREATE_ACLS, vec![entry((TOPIC, topic), user, right, DENY)]).await
+}
+
+/// Gives back what [`deny`] took.
+pub(super) async fn undeny(address: &str, user: &str, right: Right, topic: &str) -> Result<()> {
+    ask(address, DELETE_ACLS, vec![entry((TOPIC, topic), user, right, DENY)]).await
+}
+
+/// Asks the broker at `address`, as whoever comes without a name.
+async fn ask(address: &str, what: (i16, i16), entries: Vec<Vec<u8>>) -> Result<()> {
+    let doing = || "changing rights on Kafka".to_owned();
+    let request = request(what, &entries);
     let ask = async {
         let mut socket = TcpStream::connect(address).await?;
         socket.write_all(&request).await?;
@@ -45,28 +65,29 @@ pub(super) async fn allow(address: &str, user: &str, rights: &[Right]) -> Result
     }
 }
 
-fn request(user: &str, rights: &[Right]) -> Vec<u8> {
+fn request((key, version): (i16, i16), entries: &[Vec<u8>]) -> Vec<u8> {
     let mut body = Vec::new();
-    let (key, version) = CREATE_ACLS;
     body.extend(key.to_be_bytes());
     body.extend(version.to_be_bytes());
     // Correlation, and a client without a name.
     body.extend(1_i32.to_be_bytes());
     body.extend((-1_i16).to_be_bytes());
-    let of_topics = rights.iter().map(|right| (TOPIC, *right as u8));
-    let all: Vec<(u8, u8)> = of_topics.chain([(GROUP, Right::Read as u8)]).collect();
-    body.extend((all.len() as u32).to_be_bytes());
-    for (resource, operation) in all {
-        body.push(resource);
-        string(&mut body, "*");
-        body.push(LITERAL);
-        string(&mut body, &format!("User:{user}"));
-        string(&mut body, "*");
-        body.extend([operation, ALLOW]);
-    }
+    body.extend((entries.len() as u32).to_be_bytes());
+    body.extend(entries.iter().flatten());
     let mut request = (body.len() as u32).to_be_bytes().to_vec();
     request.append(&mut body);
     request
+}
+
+/// One right; to make one and to name those to remove, it is written alike.
+fn entry((resource, name): (u8, &str), user: &str, right: Right, permission: u8) -> Vec<u8> {
+    let mut body = vec![resource];
+    string(&mut body, name);
+    body.push(LITERAL);
+    string(&mut body, &format!("User:{user}"));
+    string(&mut body, "*");
+    body.extend([right as u8, permission]);
+    body
 }
 
 fn string(out: &mut Vec<u8>, text: &str) {

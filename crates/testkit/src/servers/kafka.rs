@@ -232,6 +232,16 @@ impl Kafka {
         acls::allow(&self.brokers(), user, rights).await
     }
 
+    /// Takes a right on one topic away from a user whom [`Kafka::allow`] gave it.
+    pub async fn deny(&self, user: &str, right: Right, topic: &str) -> Result<()> {
+        acls::deny(&self.brokers(), user, right, topic).await
+    }
+
+    /// Gives back what [`Kafka::deny`] took.
+    pub async fn undeny(&self, user: &str, right: Right, topic: &str) -> Result<()> {
+        acls::undeny(&self.brokers(), user, right, topic).await
+    }
+
     /// Where its data and configuration lie.
     pub fn dir(&self) -> &Path {
         self.process.dir()
