@@ -48,6 +48,51 @@ fn the_script_does_the_same() {
     assert_eq!(script(&by_script.path, &names(&["*"]), Some(&outbox)).unwrap(), "");
 }
 
+/// Conditions of indexes may name their table; a table may be called as a trigger calls its rows.
+#[test]
+fn conditions_that_name_their_table() {
+    for install_it in [true, false] {
+        let mut sql = String::new();
+        for (table, deleted) in
+            [("t", "t.deleted"), ("a b", "main.\"a b\".deleted"), ("new", "deleted"), ("Old", "deleted")]
+        {
+            sql += &format!(
+                "create table \"{table}\" (a, b, deleted);
+                 create unique index \"i{table}\" on \"{table}\" (a, lower(b)) where {deleted} is null;"
+            );
+        }
+        let shop = Shop::new(&sql);
+        let by_name = names(&["t", "a b", "new", "Old"]);
+        match install_it {
+            true => assert!(!install(&shop.path, &by_name, None).unwrap().is_empty()),
+            false => shop.execute(&script(&shop.path, &by_name, None).unwrap()),
+        }
+        for table in &by_name {
+            shop.execute(&format!(
+                "insert into \"{table}\" values (1, 'x', null), (1, 'x', 2);
+                 replace into \"{table}\" values (1, 'X', null)"
+            ));
+        }
+        let told: String =
+            shop.one("select group_concat(op, '') from (select op from headwater_change order by id)");
+        assert_eq!(told, "ccdc".repeat(4));
+    }
+}
+
+/// What would break the application's writes is refused, not printed.
+#[test]
+fn a_script_is_tried_before_it_is_printed() {
+    let shop = Shop::new("create table old (a, b); create unique index i on old (a) where old.b is null");
+    let tables = names(&["old"]);
+    for error in [script(&shop.path, &tables, None).err(), install(&shop.path, &tables, None).err()] {
+        let error = error.expect("refused");
+        assert_eq!(error.kind(), Kind::Refused);
+        assert!(error.to_string().contains("the triggers for table \"old\" do not fit it"), "{error}");
+    }
+    assert!(ours(&shop).is_empty());
+    shop.execute("insert into old values (1, null)");
+}
+
 /// The command line shell of the system is another, often older SQLite: it runs the script and the triggers.
 #[test]
 fn the_systems_sqlite_understands_it() {
