@@ -47,7 +47,8 @@ pub fn connect(path: &Path) -> Result<Connection> {
 
 /// What an application has to know that shares the write lock for the first time.
 pub const SHARED_LOCK: &str = "Headwater removes confirmed changes in write transactions of about a millisecond: every \
-     connection of the application needs a busy timeout (PRAGMA busy_timeout = 5000), or its writes fail meanwhile";
+     connection of the application needs a busy timeout (PRAGMA busy_timeout = 5000), and its transactions that \
+     read before they write have to begin with BEGIN IMMEDIATE, or its writes may fail with \"database is locked\"";
 
 /// Brings the triggers in step with the tables, in one transaction, and says what was done; the plan's
 /// schema is then the one that it left.
