@@ -13,6 +13,7 @@ use super::config::SqliteConfig;
 use super::definition;
 use super::errors::Sql as _;
 use super::install::{bring_in_step, connect};
+use super::layout;
 use super::plan::{Note, Plan, Wanted};
 use super::reader::Reader;
 use super::resume::{replaced, resume};
@@ -73,6 +74,8 @@ impl Capture {
         let mut conn = connect(path)?;
         let watch = Watch::new(path)?;
         let read = from.map_or(0, |from| from.position.numbers()[0]);
+        // Before triggers are made anew: what they could not see is not to be skipped.
+        let gaps = if layout::installed(&conn)? { definition::gaps(&conn)? } else { BTreeMap::new() };
         let plan = in_step(&setup, &mut conn, read)?;
         let request = setup.requests.as_ref().map(Requests::read).transpose()?.flatten();
         let resumed = resume(&setup, &conn, from, request.as_ref())?;
@@ -94,6 +97,7 @@ impl Capture {
             conn,
             setup,
         };
+        capture.skip(&gaps);
         capture.captured(plan)?;
         capture.follow(request)?;
         if capture.setup.config.snapshot == SnapshotMode::Always
@@ -221,6 +225,7 @@ impl Capture {
         for one in &plan.captured {
             gaps.insert(one.shape.name.clone(), definition::gap(&self.conn, &one.shape.name)?);
         }
+        self.skip(&gaps);
         self.tables = Tables::new(plan.captured, gaps);
         if moved {
             self.begin_again_if_moved();
