@@ -217,7 +217,7 @@ async fn one_source_at_a_time() {
 }
 
 #[tokio::test]
-async fn what_is_confirmed_is_pruned_and_the_application_does_not_wait() {
+async fn what_is_confirmed_is_pruned_and_the_application_writes_meanwhile() {
     let shop = Shop::new("create table t (id integer primary key, a)");
     let mut reading = shop.read(shop.config(&["t"]), None).await;
     shop.execute(
@@ -229,12 +229,10 @@ async fn what_is_confirmed_is_pruned_and_the_application_does_not_wait() {
     reading.confirm().await;
     shop.conn.busy_timeout(std::time::Duration::from_millis(500)).unwrap();
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    let mut slowest = std::time::Duration::ZERO;
     for id in 20_001.. {
         assert!(std::time::Instant::now() < deadline, "never pruned");
-        let begun = std::time::Instant::now();
+        // Fails when the lock is held for longer than the application waits.
         shop.execute(&format!("insert into t values ({id}, 'b')"));
-        slowest = slowest.max(begun.elapsed());
         if shop.one::<i64>("select count(*) from headwater_change where id < 20001") == 0 {
             break;
         }
