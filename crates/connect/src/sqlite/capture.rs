@@ -238,17 +238,25 @@ impl Capture {
         let Some(request) = request.filter(|request| self.state.request.as_ref() != Some(&request.id)) else {
             return Ok(());
         };
-        let asked = |table: &&String| {
-            let named =
-                |name: &String| name.strip_prefix("main.").unwrap_or(name).eq_ignore_ascii_case(table);
-            request.tables.is_empty() || request.tables.iter().any(named)
-        };
-        tracing::info!(source = self.setup.name, tables = ?request.tables, "reading tables anew as asked");
-        self.state.asked.extend(self.tables.names().filter(asked).cloned());
+        let (source, id) = (self.setup.name.as_str(), request.id);
+        let bare = |name: &str| name.strip_prefix("main.").unwrap_or(name).to_owned();
+        let named = |name: &str, table: &str| bare(name).eq_ignore_ascii_case(table);
+        for name in request.tables.iter().filter(|name| !self.tables.names().any(|table| named(name, table)))
+        {
+            tracing::warn!(source, "asked to read \"{name}\" anew, which is not captured: nothing to do");
+        }
+        let all = request.tables.is_empty();
+        let asked = |table: &&String| all || request.tables.iter().any(|name| named(name, table));
+        let asked: Vec<String> = self.tables.names().filter(asked).cloned().collect();
+        self.state.request = Some(id);
+        if asked.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(source, tables = ?asked, "reading tables anew as asked");
+        self.state.asked.extend(asked);
         // A name of its own: reads of this snapshot are not those of the last one.
         self.state.snapshot = None;
         self.tables.drop_chunk();
-        self.state.request = Some(request.id);
         Ok(())
     }
 

@@ -109,6 +109,33 @@ async fn a_request_reads_a_table_again() {
 }
 
 #[tokio::test]
+async fn a_request_for_what_is_not_captured_disturbs_no_snapshot() {
+    let shop = Shop::new(
+        "create table t (id integer primary key); insert into t values (1), (2), (3);
+         create table other (id integer primary key)",
+    );
+    let requests = Requests::new(shop.dir.path(), "test");
+    let mut reading = shop.read(shop.config(&["t"]), None).await;
+    while reading.changes.is_empty() {
+        reading.next(1).await;
+    }
+    let checkpoint = reading.checkpoint.clone();
+    drop(reading);
+    let request = SnapshotRequest::new(vec!["nosuch.t".into(), "other".into()]);
+    requests.write(&request).unwrap();
+    let mut reading = shop.read(shop.config(&["t"]), checkpoint.as_ref()).await;
+    shop.read_all(&mut reading, 1).await;
+    while reading.next_within(std::time::Duration::from_millis(50), 1000).await {}
+    assert_eq!(reading.described()[..2], ["read t 2", "read t 3"], "the snapshot goes on");
+    reading.confirm().await;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while requests.read().unwrap().is_some() {
+        assert!(std::time::Instant::now() < deadline, "the request was never done");
+        reading.next_within(std::time::Duration::from_millis(5), 1000).await;
+    }
+}
+
+#[tokio::test]
 async fn always_is_at_every_start() {
     let shop = Shop::new("create table t (id integer primary key); insert into t values (1), (2)");
     let mut config = shop.config(&["t"]);
