@@ -46,15 +46,10 @@ fn check(args: &SnapshotArgs, config: &Config) -> Result<()> {
         let known = config.sources.keys().map(String::as_str).collect();
         return wrong(format!("there is no source \"{}\"", args.source), known);
     };
-    let known = source.tables();
-    let short = |name: &str| name.rsplit('.').next().map(str::to_owned);
-    let captured = |table: &&String| {
-        known.iter().any(|name| name.contains('*') || name == *table || short(name) == short(table))
-    };
-    match args.tables.iter().find(|table| !captured(table)) {
+    match args.tables.iter().find(|table| !source.reads(table)) {
         Some(table) => wrong(
             format!("source {} does not capture \"{table}\"", args.source),
-            known.iter().map(String::as_str).collect(),
+            source.tables().iter().map(String::as_str).collect(),
         ),
         None => Ok(()),
     }

@@ -216,6 +216,8 @@ async fn a_snapshot_that_is_asked_for_arrives() {
         (ended.code, ended.err.as_str()),
         (Some(2), "error: there is no source \"shp\"\n  hint: there are: shop\n")
     );
+    let ended = shop.headwater(&["snapshot", "CONFIG", "--source", "shop", "--table", "other.orders"]);
+    assert_eq!(ended.code, Some(2), "another schema's table of that name");
     let ended = shop.headwater(&["snapshot", "CONFIG", "--source", "shop", "--table", "main.order"]);
     assert_eq!(ended.code, Some(2));
     headwater.stop(PATIENCE).await.unwrap();

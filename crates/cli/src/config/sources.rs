@@ -33,6 +33,26 @@ impl SourceConfig {
         }
     }
 
+    /// Whether `table`, as an operator writes it, is one that it reads in a snapshot. SQLite's `*` is any
+    /// table: which there are only the source knows.
+    pub fn reads(&self, table: &str) -> bool {
+        match self {
+            Self::Postgres(config) => {
+                let whole =
+                    |name: &str| if name.contains('.') { name.into() } else { format!("public.{name}") };
+                let table = whole(table);
+                let all_of = |schema: &str| table.split_once('.').is_some_and(|(own, _)| own == schema);
+                let outbox = config.outbox.iter().map(|outbox| &outbox.table);
+                let mut names = config.tables.iter().chain(outbox);
+                names.any(|name| name.strip_suffix(".*").is_some_and(all_of) || whole(name) == table)
+            }
+            Self::Sqlite(config) => {
+                let bare = |name: &str| name.strip_prefix("main.").unwrap_or(name).to_ascii_lowercase();
+                config.tables.iter().any(|name| name == "*" || bare(name) == bare(table))
+            }
+        }
+    }
+
     /// Its outbox table, where it has one.
     pub fn outbox(&self) -> Option<&Outbox> {
         match self {
@@ -92,5 +112,33 @@ impl Reader<'_> {
             let problem = Problem::new(path, line, format!("\"{name}\" cannot be the name of a source"));
             self.problems.push(problem.hint("use 1 to 100 letters, digits, dashes and underscores"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_found_by_their_whole_name() {
+        let postgres: PostgresConfig = toml::from_str(
+            "url = \"postgres://u@h/d\"\ntables = [\"orders\", \"app.lines\", \"log.*\"]\noutbox = \"app.outbox\"",
+        )
+        .unwrap();
+        let postgres = SourceConfig::Postgres(postgres);
+        for table in ["orders", "public.orders", "app.lines", "log.x", "app.outbox"] {
+            assert!(postgres.reads(table), "{table}");
+        }
+        for table in ["lines", "app.orders", "public.lines", "logs.x", "log", "outbox", "public.log"] {
+            assert!(!postgres.reads(table), "{table}");
+        }
+        let sqlite = |tables: &[&str]| SourceConfig::Sqlite(SqliteConfig::new("shop.db", tables));
+        for table in ["t", "main.t", "T", "main.u", "u"] {
+            assert!(sqlite(&["t", "main.u"]).reads(table), "{table}");
+        }
+        for table in ["nosuch.t", "x.t", "main.v", "outbox"] {
+            assert!(!sqlite(&["t", "main.u"]).reads(table), "{table}");
+        }
+        assert!(sqlite(&["*"]).reads("main.any"));
     }
 }

@@ -13,6 +13,7 @@ use super::config::SqliteConfig;
 use super::definition;
 use super::errors::Sql as _;
 use super::install::{bring_in_step, connect};
+use super::layout;
 use super::plan::{Note, Plan, Wanted};
 use super::reader::Reader;
 use super::resume::{replaced, resume};
@@ -73,6 +74,8 @@ impl Capture {
         let mut conn = connect(path)?;
         let watch = Watch::new(path)?;
         let read = from.map_or(0, |from| from.position.numbers()[0]);
+        // Before triggers are made anew: what they could not see is not to be skipped.
+        let gaps = if layout::installed(&conn)? { definition::gaps(&conn)? } else { BTreeMap::new() };
         let plan = in_step(&setup, &mut conn, read)?;
         let request = setup.requests.as_ref().map(Requests::read).transpose()?.flatten();
         let resumed = resume(&setup, &conn, from, request.as_ref())?;
@@ -94,6 +97,7 @@ impl Capture {
             conn,
             setup,
         };
+        capture.skip(&gaps);
         capture.captured(plan)?;
         capture.follow(request)?;
         if capture.setup.config.snapshot == SnapshotMode::Always
@@ -221,6 +225,7 @@ impl Capture {
         for one in &plan.captured {
             gaps.insert(one.shape.name.clone(), definition::gap(&self.conn, &one.shape.name)?);
         }
+        self.skip(&gaps);
         self.tables = Tables::new(plan.captured, gaps);
         if moved {
             self.begin_again_if_moved();
@@ -233,17 +238,25 @@ impl Capture {
         let Some(request) = request.filter(|request| self.state.request.as_ref() != Some(&request.id)) else {
             return Ok(());
         };
-        let asked = |table: &&String| {
-            let named =
-                |name: &String| name.strip_prefix("main.").unwrap_or(name).eq_ignore_ascii_case(table);
-            request.tables.is_empty() || request.tables.iter().any(named)
-        };
-        tracing::info!(source = self.setup.name, tables = ?request.tables, "reading tables anew as asked");
-        self.state.asked.extend(self.tables.names().filter(asked).cloned());
+        let (source, id) = (self.setup.name.as_str(), request.id);
+        let bare = |name: &str| name.strip_prefix("main.").unwrap_or(name).to_owned();
+        let named = |name: &str, table: &str| bare(name).eq_ignore_ascii_case(table);
+        for name in request.tables.iter().filter(|name| !self.tables.names().any(|table| named(name, table)))
+        {
+            tracing::warn!(source, "asked to read \"{name}\" anew, which is not captured: nothing to do");
+        }
+        let all = request.tables.is_empty();
+        let asked = |table: &&String| all || request.tables.iter().any(|name| named(name, table));
+        let asked: Vec<String> = self.tables.names().filter(asked).cloned().collect();
+        self.state.request = Some(id);
+        if asked.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(source, tables = ?asked, "reading tables anew as asked");
+        self.state.asked.extend(asked);
         // A name of its own: reads of this snapshot are not those of the last one.
         self.state.snapshot = None;
         self.tables.drop_chunk();
-        self.state.request = Some(request.id);
         Ok(())
     }
 

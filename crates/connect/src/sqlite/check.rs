@@ -1,8 +1,11 @@
 //! What `headwater check` says about a SQLite source.
 
+use std::path::Path;
+
 use headwater_core::Result;
 use headwater_core::ports::{Check, Finding};
 use rusqlite::{Connection, OpenFlags};
+use rustix::fs::{Access, access};
 
 use super::capture::{Setup, init_command};
 use super::definition::{Captures, Definition};
@@ -30,12 +33,14 @@ fn look(setup: &Setup) -> Result<Check> {
     let mut findings = vec![Finding::ok(format!("{} can be opened", path.display()))];
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
     let writable = Connection::open_with_flags(path, flags).and_then(|conn| conn.is_readonly("main"));
-    if writable.sql(doing)? || directory_is_read_only(path) {
-        findings.push(Finding::error(
-            format!("{} cannot be written to", path.display()),
-            "Headwater prunes the change table: let its user write to the file and its directory",
-        ));
-    }
+    let read_only = match writable.sql(doing)? {
+        true => Some(path.as_path()),
+        false => folder_that_is_read_only(path),
+    };
+    findings.extend(read_only.map(|there| {
+        let hint = "Headwater prunes the change table: let its user write to the file and its directory";
+        Finding::error(format!("{} cannot be written to", there.display()), hint)
+    }));
     let mode: String = conn.pragma_query_value(None, "journal_mode", |row| row.get(0)).sql(doing)?;
     findings.push(if mode.eq_ignore_ascii_case("wal") {
         Finding::ok("journal mode is WAL")
@@ -56,10 +61,11 @@ fn look(setup: &Setup) -> Result<Check> {
     Ok(Check { findings, tables: all_there.then(|| tables.collect()) })
 }
 
-fn directory_is_read_only(path: &std::path::Path) -> bool {
+/// The database's folder, where this user may not make files in it.
+fn folder_that_is_read_only(path: &Path) -> Option<&Path> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(std::path::Path::new("."));
-    std::fs::metadata(folder).is_ok_and(|meta| meta.permissions().readonly())
+    let folder = folder.unwrap_or(Path::new("."));
+    access(folder, Access::WRITE_OK | Access::EXEC_OK).is_err().then_some(folder)
 }
 
 fn capture(setup: &Setup, plan: &Plan) -> Vec<Finding> {
@@ -102,5 +108,53 @@ fn finding(setup: &Setup, note: &Note) -> Finding {
             Finding::warning(format!("not done yet: {note}"), format!("{by_itself}; or {init}"))
         }
         other => Finding::warning(other.to_string(), by_itself),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use headwater_core::ports::Severity;
+
+    use super::super::config::SqliteConfig;
+    use super::super::watch::Watch;
+    use super::*;
+
+    /// Whose folder it is decides, not its mode alone.
+    #[test]
+    fn a_folder_that_is_not_ours_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shop.db");
+        Connection::open(&path).unwrap().execute_batch("create table t (id integer primary key)").unwrap();
+        let mode = |path: &Path, mode| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        let root = rustix::process::geteuid().is_root();
+        mode(&path, 0o666);
+        mode(dir.path(), if root { 0o755 } else { 0o555 });
+        let setup = Setup {
+            name: "test".into(),
+            config: SqliteConfig::new(&path, &["t"]),
+            requests: None,
+            status: Default::default(),
+            started: Default::default(),
+        };
+        let looked = std::thread::spawn(move || {
+            if root {
+                // Of this thread only.
+                let nobody = rustix::fs::Uid::from_raw(65534);
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            }
+            (check(&setup), Watch::new(&path).err())
+        });
+        let (check, refused) = looked.join().unwrap();
+        let mut errors = check.findings.iter().filter(|finding| finding.severity == Severity::Error);
+        let told = errors.next().map(|finding| finding.message.clone());
+        assert_eq!(told, Some(format!("{} cannot be written to", dir.path().display())), "{check:?}");
+        let refused = refused.unwrap();
+        assert!(
+            refused.hint_text().is_some_and(|hint| hint.contains("write to the database's folder")),
+            "{refused}"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! The definitions of captured tables that `headwater_table` remembers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use headwater_core::{Column, ColumnType, Error, Identity, Kind, Result, Table};
@@ -97,6 +98,15 @@ pub fn gap(conn: &Connection, table: &str) -> Result<i64> {
     let sql = "SELECT ifnull(max(def), 0) FROM headwater_table WHERE name = ?1 COLLATE NOCASE AND gap";
     conn.query_row(sql, [table], |row| row.get(0))
         .sql(|| format!("reading the definitions of table \"{table}\""))
+}
+
+/// The gap of every table that has one.
+pub fn gaps(conn: &Connection) -> Result<BTreeMap<String, i64>> {
+    let doing = || "reading the definitions of tables".to_owned();
+    let sql = "SELECT name, max(def) FROM headwater_table WHERE gap GROUP BY name";
+    let mut statement = conn.prepare(sql).sql(doing)?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).sql(doing)?;
+    rows.collect::<rusqlite::Result<_>>().sql(doing)
 }
 
 /// The number that the next definition gets.

@@ -1,4 +1,10 @@
-//! Taking a `CREATE INDEX` statement apart: SQLite keeps expressions and conditions of indexes as text only.
+//! Taking `CREATE INDEX` and `CREATE TABLE` statements apart: SQLite keeps expressions and conditions as text
+//! only.
+//!
+//! What is taken out of a statement of the schema is to run in a trigger. There `"x"` is a string for some
+//! connections only, while in the schema it is one for all, where no column is called so: it is written `'x'`.
+
+use super::layout::literal;
 
 /// The terms and the condition of an index, as text.
 #[derive(Debug, PartialEq, Eq)]
@@ -9,8 +15,11 @@ pub struct IndexText {
     pub condition: Option<String>,
 }
 
+/// What names something: not a string, even in double quotes.
+pub type IsName<'a> = &'a dyn Fn(&str) -> bool;
+
 /// Takes a statement apart; `None` when it is not a `CREATE INDEX`.
-pub fn parse(sql: &str) -> Option<IndexText> {
+pub fn parse(sql: &str, is_name: IsName<'_>) -> Option<IndexText> {
     let tokens = tokens(sql);
     let open = tokens.iter().position(|token| token.text(sql) == "(")?;
     let mut depth = 0_usize;
@@ -21,37 +30,93 @@ pub fn parse(sql: &str) -> Option<IndexText> {
             "(" => depth += 1,
             ")" => depth = depth.checked_sub(1)?,
             "," if depth == 1 => {
-                terms.push(term(sql, tokens.get(first..at)?)?);
+                terms.push(term(sql, tokens.get(first..at)?, is_name)?);
                 first = at + 1;
             }
             _ => {}
         }
         if depth == 0 {
-            terms.push(term(sql, tokens.get(first..at)?)?);
-            return Some(IndexText { terms, condition: condition(sql, tokens.get(at + 1..)?)? });
+            terms.push(term(sql, tokens.get(first..at)?, is_name)?);
+            return Some(IndexText { terms, condition: condition(sql, tokens.get(at + 1..)?, is_name)? });
         }
     }
     None
 }
 
-fn term(sql: &str, tokens: &[Token]) -> Option<String> {
-    let last = tokens.last()?.text(sql);
-    let ordered = last.eq_ignore_ascii_case("asc") || last.eq_ignore_ascii_case("desc");
-    span(sql, if ordered { tokens.split_last()?.1 } else { tokens })
+/// The conditions of the `CHECK`s in a `CREATE TABLE`.
+pub fn checks(sql: &str, is_name: IsName<'_>) -> Vec<String> {
+    let tokens = tokens(sql);
+    let word = |at: usize| tokens.get(at).map_or("", |token: &Token| token.text(sql));
+    let begins =
+        (0..tokens.len()).filter(|&at| word(at).eq_ignore_ascii_case("check") && word(at + 1) == "(");
+    let condition = |at: usize| {
+        let inside = tokens.get(at + 2..)?;
+        let mut depth = 1_usize;
+        let end = inside.iter().position(|token| {
+            depth = match token.text(sql) {
+                "(" => depth + 1,
+                ")" => depth - 1,
+                _ => depth,
+            };
+            depth == 0
+        })?;
+        span(sql, inside.get(..end)?, is_name)
+    };
+    begins.filter_map(condition).collect()
 }
 
-fn condition(sql: &str, tokens: &[Token]) -> Option<Option<String>> {
+/// An expression with no comments and no strings in double quotes.
+pub fn expression(sql: &str, is_name: IsName<'_>) -> String {
+    span(sql, &tokens(sql), is_name).unwrap_or_default()
+}
+
+/// Whether an expression has a word that `is` tells.
+pub fn has_name(sql: &str, is: IsName<'_>) -> bool {
+    let last = |token: &Token| unquoted(token.text(sql).rsplit('.').next().unwrap_or_default());
+    tokens(sql).iter().any(|token| is(&last(token)))
+}
+
+fn term(sql: &str, tokens: &[Token], is_name: IsName<'_>) -> Option<String> {
+    let last = tokens.last()?.text(sql);
+    let ordered = last.eq_ignore_ascii_case("asc") || last.eq_ignore_ascii_case("desc");
+    span(sql, if ordered { tokens.split_last()?.1 } else { tokens }, is_name)
+}
+
+fn condition(sql: &str, tokens: &[Token], is_name: IsName<'_>) -> Option<Option<String>> {
     match tokens.split_first() {
         None => Some(None),
-        Some((word, rest)) if word.text(sql).eq_ignore_ascii_case("where") => span(sql, rest).map(Some),
+        Some((word, rest)) if word.text(sql).eq_ignore_ascii_case("where") => {
+            span(sql, rest, is_name).map(Some)
+        }
         Some(_) => None,
     }
 }
 
 /// The text of tokens, one space between them: comments are gone.
-fn span(sql: &str, tokens: &[Token]) -> Option<String> {
-    let words: Vec<&str> = tokens.iter().map(|token| token.text(sql)).collect();
-    (!words.is_empty()).then(|| words.join(" "))
+fn span(sql: &str, tokens: &[Token], is_name: IsName<'_>) -> Option<String> {
+    let word = |at: usize| tokens.get(at).map_or("", |token| token.text(sql));
+    let words = (0..tokens.len()).map(|at| {
+        let (text, next) = (word(at), word(at + 1));
+        let before = at.checked_sub(1).map_or("", word);
+        let named = next.starts_with('.') || next == "(" || before.ends_with('.');
+        let named = named || before.eq_ignore_ascii_case("collate") || before.eq_ignore_ascii_case("as");
+        match text.starts_with('"') && !named && !is_name(&unquoted(text)) {
+            true => literal(&unquoted(text)),
+            false => text.to_owned(),
+        }
+    });
+    (!tokens.is_empty()).then(|| words.collect::<Vec<_>>().join(" "))
+}
+
+/// What a quoted name says.
+fn unquoted(text: &str) -> String {
+    let inside = |quote: char| text.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
+    for quote in ['"', '`'] {
+        if let Some(inside) = inside(quote) {
+            return inside.replace(&format!("{quote}{quote}"), &quote.to_string());
+        }
+    }
+    text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text).to_owned()
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -124,8 +189,11 @@ fn quoted_length(rest: &str, quote: char) -> usize {
 mod tests {
     use super::*;
 
+    const COLUMNS: IsName<'_> =
+        &|name| ["a", "b \"c", "t", "Kind"].iter().any(|n| n.eq_ignore_ascii_case(name));
+
     fn read(sql: &str) -> (Vec<String>, Option<String>) {
-        let text = parse(sql).unwrap();
+        let text = parse(sql, COLUMNS).unwrap();
         (text.terms, text.condition)
     }
 
@@ -148,7 +216,36 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         for sql in ["", "create index", "create index i on t(a", "create index i on t()", "i (a) then"] {
-            assert_eq!(parse(sql), None, "{sql}");
+            assert_eq!(parse(sql, COLUMNS), None, "{sql}");
         }
+    }
+
+    #[test]
+    fn strings_in_double_quotes_are_strings_in_triggers_too() {
+        let sql = "create index i on t(json_extract(a, \"$.k\") collate \"nocase\", \"lower\"(\"kind\")) \
+                   where \"s\".\"kind\" = \"it's\" and s.\"x\" = cast(a as \"text\") and \"t\" <> [u]";
+        let (terms, condition) = read(sql);
+        assert_eq!(terms, ["json_extract ( a , '$.k' ) collate \"nocase\"", "\"lower\" ( \"kind\" )"]);
+        let expected = "\"s\" . \"kind\" = 'it''s' and s. \"x\" = cast ( a as \"text\" ) and \"t\" <> [u]";
+        assert_eq!(condition.as_deref(), Some(expected));
+        assert_eq!(expression("\"a\" || \"z\" -- why", COLUMNS), "\"a\" || 'z'");
+    }
+
+    #[test]
+    fn checks_of_a_table() {
+        let sql =
+            "create table t(a check(json_valid(a)) /* check(b) */, \"check\" text check ((a) in (\"x\", 2)),
+                   constraint c CHECK (t.kind <> 'check(a)'))";
+        let expected = ["json_valid ( a )", "( a ) in ( 'x' , 2 )", "t.kind <> 'check(a)'"];
+        assert_eq!(checks(sql, COLUMNS), expected);
+        assert_eq!(checks("create table t(a check", COLUMNS), [""; 0]);
+    }
+
+    #[test]
+    fn names_are_found_however_they_are_written() {
+        for text in ["Kind > 0", "t.kind", "t . [kind]", "\"t\".\"KIND\"", "lower(`kind`)"] {
+            assert!(has_name(text, &|name| name.eq_ignore_ascii_case("kind")), "{text}");
+        }
+        assert!(!has_name("'kind' || kinds", &|name| name.eq_ignore_ascii_case("kind")));
     }
 }

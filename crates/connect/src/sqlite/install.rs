@@ -4,9 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use headwater_core::{Error, Kind, Result};
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
-use super::errors::Sql as _;
+use super::errors::{Sql as _, is_busy};
 use super::layout::ident;
 use super::plan::{Captured, Note, Plan, Wanted, plan, removal};
 use super::watch::schema_version;
@@ -47,7 +47,8 @@ pub fn connect(path: &Path) -> Result<Connection> {
 
 /// What an application has to know that shares the write lock for the first time.
 pub const SHARED_LOCK: &str = "Headwater removes confirmed changes in write transactions of about a millisecond: every \
-     connection of the application needs a busy timeout (PRAGMA busy_timeout = 5000), or its writes fail meanwhile";
+     connection of the application needs a busy timeout (PRAGMA busy_timeout = 5000), and its transactions that \
+     read before they write have to begin with BEGIN IMMEDIATE, or its writes may fail with \"database is locked\"";
 
 /// Brings the triggers in step with the tables, in one transaction, and says what was done; the plan's
 /// schema is then the one that it left.
@@ -60,22 +61,40 @@ pub fn bring_in_step(conn: &mut Connection, wanted: Wanted<'_>) -> Result<Plan> 
         found
     };
     if found.statements.is_empty() {
+        forget_notes(conn).sql(doing)?;
         return Ok(found);
     }
     let write = conn.transaction_with_behavior(TransactionBehavior::Immediate).sql(doing)?;
     let mut plan = plan(&write, wanted)?;
-    let usable = plan.captured.iter().map(|captured| usable(&write, captured)).collect::<Vec<_>>();
-    for statement in &plan.statements {
-        write.execute_batch(statement).sql(|| first_line(statement))?;
-    }
-    for (captured, before) in plan.captured.iter().zip(usable) {
-        refuse_broken(&write, captured, before)?;
-    }
+    carry_out(&write, &plan)?;
     // What was noted under older triggers means nothing to the new ones.
     write.execute("DELETE FROM headwater_displaced", []).sql(doing)?;
     plan.schema = schema_version(&write)?;
     write.commit().sql(doing)?;
     Ok(plan)
+}
+
+/// Runs a plan's statements; fails when a table could not be written to afterwards.
+fn carry_out(write: &Transaction<'_>, plan: &Plan) -> Result<()> {
+    let usable = plan.captured.iter().map(|captured| usable(write, captured)).collect::<Vec<_>>();
+    for statement in &plan.statements {
+        write.execute_batch(statement).sql(|| first_line(statement))?;
+    }
+    let mut captured = plan.captured.iter().zip(usable);
+    captured.try_for_each(|(captured, before)| refuse_broken(write, captured, before))
+}
+
+/// Rowids may have moved since rows were noted: the schema changed, or the database was restored. Nothing
+/// depends on it: a busy application goes first.
+fn forget_notes(conn: &Connection) -> rusqlite::Result<()> {
+    let there = "SELECT EXISTS (SELECT 1 FROM headwater_displaced)";
+    if !conn.query_row(there, [], |row| row.get(0))? {
+        return Ok(());
+    }
+    match conn.execute("DELETE FROM headwater_displaced", []) {
+        Err(error) if !is_busy(&error) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn first_line(statement: &str) -> String {
@@ -120,12 +139,19 @@ pub fn install(path: &Path, tables: &[String], outbox: Option<&Outbox>) -> Resul
 }
 
 /// The SQL that [`install`] would run now, as a script for the `sqlite3` command; empty when there is
-/// nothing to do. Blocks.
+/// nothing to do. It was run, and rolled back. Blocks.
 pub fn script(path: &Path, tables: &[String], outbox: Option<&Outbox>) -> Result<String> {
-    let conn = connect(path)?;
+    let mut conn = connect(path)?;
     let plan = plan(&conn, Wanted { tables, outbox, only: false, read: 0 })?;
     if plan.statements.is_empty() {
         return Ok(String::new());
+    }
+    let doing = || "trying the statements".to_owned();
+    // Whoever may only read prints them for somebody else.
+    if !conn.is_readonly("main").sql(doing)? {
+        let trial = conn.transaction_with_behavior(TransactionBehavior::Immediate).sql(doing)?;
+        carry_out(&trial, &plan)?;
+        trial.rollback().sql(doing)?;
     }
     // A table's name may hold a line's end: it must not end the comment.
     let notes = plan.notes.iter().map(|note| note.to_string().replace(['\n', '\r'], " "));

@@ -36,7 +36,9 @@ pub fn shape(table: &str, outbox: &Outbox) -> Shape {
     Shape {
         name: table.to_owned(),
         columns: columns(outbox).into_iter().map(column).collect(),
+        computed: Vec::new(),
         place: Place::Rowid { name: "rowid".into(), stable: false },
         unique: Vec::new(),
+        checks: Vec::new(),
     }
 }

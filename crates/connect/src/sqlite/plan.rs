@@ -143,7 +143,7 @@ impl Existing {
 fn existing(conn: &Connection) -> Result<Vec<Existing>> {
     let doing = || "listing triggers".to_owned();
     let sql = "SELECT name, tbl_name, sql, EXISTS (SELECT 1 FROM sqlite_schema AS other \
-               WHERE other.type = 'trigger' AND other.tbl_name = mine.tbl_name \
+               WHERE other.type = 'trigger' AND other.tbl_name = mine.tbl_name COLLATE NOCASE \
                AND other.rowid > mine.rowid AND other.name NOT LIKE 'headwater\\_%' ESCAPE '\\') \
                FROM sqlite_schema AS mine \
                WHERE type = 'trigger' AND name LIKE 'headwater\\_%' ESCAPE '\\'";

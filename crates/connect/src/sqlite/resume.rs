@@ -39,14 +39,17 @@ pub fn resume(
     let Some(problem) = replaced(conn, &state, id)? else {
         return Ok(Resumed { epoch: from.position.epoch(), place: (id, read), state });
     };
-    // A snapshot that was asked for and not yet followed repairs it.
-    if request.is_some_and(|request| state.request.as_ref() != Some(&request.id)) {
+    // A snapshot of all tables that was asked for and not yet followed repairs it: each may have a hole.
+    let repairs =
+        |request: &SnapshotRequest| request.tables.is_empty() && state.request.as_ref() != Some(&request.id);
+    if request.is_some_and(repairs) {
         tracing::warn!(source = setup.name, "starting anew, by a snapshot: {problem}");
         return fresh(from.position.epoch() + 1);
     }
     let what = format!("{} was replaced by another copy: {problem}", setup.config.path.display());
     Err(Error::new(Kind::Hole, what).hint(format!(
-        "put the right file back; or repair: `headwater snapshot --source {}` reads every table anew",
+        "put the right file back; or repair: `headwater snapshot --source {}`, without --table, reads every \
+         table anew",
         setup.name
     )))
 }

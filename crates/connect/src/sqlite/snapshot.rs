@@ -71,8 +71,19 @@ impl Capture {
 
     fn waits(&self, one: &Captured) -> bool {
         let name = &one.shape.name;
-        let done = self.state.done.get(name).is_some_and(|&done| done >= self.tables.gap(name));
-        self.state.asked.contains(name) || !(done || self.setup.config.snapshot == SnapshotMode::Never)
+        let never = self.setup.config.snapshot == SnapshotMode::Never;
+        let skipped = || self.state.skipped.get(name).filter(|_| never);
+        let known = self.state.done.get(name).or_else(skipped);
+        self.state.asked.contains(name) || known.is_none_or(|&known| known < self.tables.gap(name))
+    }
+
+    /// Leaves tables unread with the gaps that they had when they were first seen, where the config says so.
+    pub(super) fn skip(&mut self, gaps: &BTreeMap<String, i64>) {
+        if self.setup.config.snapshot == SnapshotMode::Never {
+            for (table, &gap) in gaps {
+                self.state.skipped.entry(table.clone()).or_insert(gap);
+            }
+        }
     }
 
     /// Whether a snapshot is being taken, or has to be.

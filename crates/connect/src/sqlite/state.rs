@@ -18,6 +18,10 @@ pub struct State {
     pub schema: i64,
     /// The tables whose snapshot is complete: name, and the definition it was read under.
     pub done: BTreeMap<String, i64>,
+    /// The tables that `snapshot = "never"` left unread: name, and their newest gap then. One that opens
+    /// later is read all the same.
+    #[serde(default)]
+    pub skipped: BTreeMap<String, i64>,
     /// The snapshot under way.
     pub snapshot: Option<Snapshot>,
     /// The tables that an operator asked to be read anew, and that were not read to their end since.

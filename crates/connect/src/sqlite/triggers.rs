@@ -12,10 +12,15 @@
 //!   write down the row as it stands, not `NEW`: whichever trigger runs last, the last change written of
 //!   a row is how it is.
 //! - **The outer statement's conflict clause** overrides one inside a trigger: nothing here can conflict.
-//! - **Any table, any names, any values**: only qualified, quoted names; no functions on values.
+//! - **Any table, any names, any values**: only qualified, quoted names; no functions on values. Expressions
+//!   of the application's own indexes may fail: they are asked of a row only where SQLite asks them too, so
+//!   of no row that a partial index leaves out, or that a CHECK will refuse.
+//! - **Rowids move** where they are no key (a dump and its restore, VACUUM), and notes do not: there a unique
+//!   index has to agree that a noted row is gone.
 
+use super::index;
 use super::layout::{NOW, ident, value_columns};
-use super::shape::{Part, Place, Shape, Term, Unique};
+use super::shape::{Part, Place, ROWID, Shape, Term, Unique};
 
 /// A trigger: its name and the statement that makes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +48,7 @@ pub fn of_table(shape: &Shape, def: i64) -> Vec<Trigger> {
     vec![
         writer.trigger("before_insert", "BEFORE INSERT", None, writer.note("")),
         writer.trigger("before_update", "BEFORE UPDATE", writer.moved(), {
-            writer.note(&format!(" AND NOT ({})", writer.place("headwater_x", "OLD")))
+            writer.note(&format!(" AND NOT ({})", writer.place(&writer.itself(), "OLD")))
         }),
         writer.trigger("insert", "AFTER INSERT", None, writer.after_insert()),
         writer.trigger("update", "AFTER UPDATE", None, writer.after_update()),
@@ -69,26 +74,33 @@ impl Writer<'_> {
         Trigger { name, sql }
     }
 
+    /// What a row of the table is called that is looked up by an index. The index's condition may call it
+    /// by the table's name; only a table `new` or `old` must not hide the rows of the trigger.
+    fn itself(&self) -> String {
+        let hides = ["new", "old"].iter().any(|name| self.shape.name.eq_ignore_ascii_case(name));
+        ident(if hides { "headwater_x" } else { &self.shape.name })
+    }
+
     /// Notes the rows that stand where the new row wants to be.
     fn note(&self, but: &str) -> Vec<String> {
-        let (def, width) = (self.def, self.shape.columns.len());
+        let (def, width, itself) = (self.def, self.shape.columns.len(), self.itself());
         let forget = format!(
             "DELETE FROM headwater_displaced WHERE rowid < \
              (SELECT max(rowid) FROM headwater_displaced) - {NOTES}"
         );
         let note = |which: String| {
             format!(
-                "INSERT INTO headwater_displaced (def, row, {}) SELECT {def}, {}, {} FROM {} AS headwater_x \
+                "INSERT INTO headwater_displaced (def, row, {}) SELECT {def}, {}, {} FROM {} AS {itself} \
                  WHERE {which}{but} AND NOT EXISTS (SELECT 1 FROM headwater_displaced WHERE {})",
                 value_columns(width),
-                self.row_of("headwater_x"),
-                self.values("headwater_x"),
+                self.row_of(&itself),
+                self.values(&itself),
                 ident(&self.shape.name),
-                self.noted("headwater_x"),
+                self.noted(&itself),
             )
         };
         let lookups = self.shape.unique.iter().map(|unique| self.conflict(unique));
-        let notes = std::iter::once(self.place("headwater_x", "NEW")).chain(lookups).map(note);
+        let notes = std::iter::once(self.place(&itself, "NEW")).chain(lookups).map(note);
         std::iter::once(forget).chain(notes).collect()
     }
 
@@ -112,7 +124,7 @@ impl Writer<'_> {
     }
 
     fn generated(&self, column: usize) -> bool {
-        self.shape.columns.get(column).is_none_or(|column| column.generated)
+        self.shape.all_columns().nth(column).is_none_or(|column| column.generated)
     }
 
     fn differs(&self, column: usize) -> String {
@@ -121,19 +133,13 @@ impl Writer<'_> {
     }
 
     fn after_insert(&self) -> Vec<String> {
-        let gone = format!("({} OR NOT {})", self.noted_is("NEW"), self.noted_lives());
-        let mut body = self.record_displaced(&gone);
+        let mut body = self.record_displaced(&self.gone());
         body.push(self.record_standing('c'));
         body
     }
 
     fn after_update(&self) -> Vec<String> {
-        let gone = format!(
-            "NOT ({}) AND ({} OR NOT {})",
-            self.noted_is("OLD"),
-            self.noted_is("NEW"),
-            self.noted_lives()
-        );
+        let gone = format!("NOT ({}) AND {}", self.noted_is("OLD"), self.gone());
         let mut body = self.record_displaced(&gone);
         let columns = self.shape.columns.iter().enumerate();
         let values = columns.map(|(at, column)| format!("c{at} = NEW.{}", ident(&column.name)));
@@ -190,7 +196,7 @@ impl Writer<'_> {
     }
 
     fn column(&self, at: usize) -> String {
-        self.shape.columns.get(at).map(|column| ident(&column.name)).unwrap_or_default()
+        self.shape.all_columns().nth(at).map(|column| ident(&column.name)).unwrap_or_default()
     }
 
     fn values(&self, of: &str) -> String {
@@ -231,6 +237,10 @@ impl Writer<'_> {
                 format!("headwater_displaced.c{} = {value}", part.column)
             }));
         }
+        terms.extend(self.agreeing().unwrap_or_default().iter().map(|part| {
+            let name = self.column(part.column);
+            format!("headwater_displaced.c{} IS {of}.{name} COLLATE BINARY", part.column)
+        }));
         terms.join(" AND ")
     }
 
@@ -240,6 +250,32 @@ impl Writer<'_> {
             Place::Rowid { .. } => value.to_owned(),
             Place::Key(_) => format!("{value} COLLATE BINARY"),
         }
+    }
+
+    /// That a note's row was displaced: `NEW` has its place, or nobody has.
+    fn gone(&self) -> String {
+        let by_place = format!("({} OR NOT {})", self.noted_is("NEW"), self.noted_lives());
+        let Some(parts) = self.agreeing() else { return by_place };
+        let same = |of: &str| {
+            self.all(&parts, |_, part| {
+                let (name, collation) = (self.column(part.column), ident(&part.collation));
+                format!("{of}.{name} = headwater_displaced.c{} COLLATE {collation}", part.column)
+            })
+        };
+        let table = ident(&self.shape.name);
+        let lives = format!("EXISTS (SELECT 1 FROM {table} AS headwater_x WHERE {})", same("headwater_x"));
+        format!("{by_place} AND (({}) OR NOT {lives})", same("NEW"))
+    }
+
+    /// The columns of a unique index, where the place may move.
+    fn agreeing(&self) -> Option<Vec<Part>> {
+        let Place::Rowid { stable: false, .. } = self.shape.place else { return None };
+        let plain = |term: &Term| match term {
+            Term::Column(part) if part.column < self.shape.columns.len() => Some(part.clone()),
+            _ => None,
+        };
+        let mut unique = self.shape.unique.iter().filter(|unique| unique.condition.is_none());
+        unique.find_map(|unique| unique.terms.iter().map(plain).collect())
     }
 
     /// That a note's row has the place of `NEW` or `OLD`, as the key's index compares.
@@ -269,30 +305,58 @@ impl Writer<'_> {
         parts.iter().enumerate().map(|(at, part)| term(at, part)).collect::<Vec<_>>().join(" AND ")
     }
 
-    /// That a row has what the new row wants for itself. The condition of a partial index is asked of the
-    /// standing row only: noting too many does no harm.
+    /// That a row has what the new row wants for itself. Whether a partial index counts the new row is
+    /// asked only where its expression could fail otherwise: noting too many does no harm.
     fn conflict(&self, unique: &Unique) -> String {
+        let itself = self.itself();
         let terms = unique.terms.iter().map(|term| match term {
             Term::Column(part) => {
                 let name = self.column(part.column);
                 let new = self.wanted(part.column);
-                format!("headwater_x.{name} = {new} COLLATE {}", ident(&part.collation))
+                format!("{itself}.{name} = {new} COLLATE {}", ident(&part.collation))
             }
             Term::Expression { sql, collation } => {
                 // The expression names columns: the new row stands in as a table that has them.
-                let columns = self.shape.columns.iter().map(|column| ident(&column.name));
-                let new = columns.map(|name| format!("NEW.{name} AS {name}")).collect::<Vec<_>>().join(", ");
-                format!("({sql}) = (SELECT ({sql}) FROM (SELECT {new})) COLLATE {}", ident(collation))
+                let columns = self.shape.all_columns().enumerate();
+                let new =
+                    columns.map(|(at, column)| format!("{} AS {}", self.wanted(at), ident(&column.name)));
+                let new = new.collect::<Vec<_>>().join(", ");
+                let value = self.guarded(sql, unique.condition.as_deref());
+                format!(
+                    "({sql}) = (SELECT {value} FROM (SELECT {new}) AS {itself}) COLLATE {}",
+                    ident(collation)
+                )
             }
         });
+        // The condition comes first: it has to be true before an expression is asked of the row.
         let condition = unique.condition.iter().map(|condition| format!("({condition})"));
-        terms.chain(condition).collect::<Vec<_>>().join(" AND ")
+        condition.chain(terms).collect::<Vec<_>>().join(" AND ")
+    }
+
+    /// An expression of the new row; NULL where the row will not be in the index.
+    fn guarded(&self, sql: &str, condition: Option<&str>) -> String {
+        let outside = condition.map(|condition| (condition, format!("({condition}) IS NOT TRUE")));
+        let refused = self.shape.checks.iter().map(|check| (check.as_str(), format!("NOT ({check})")));
+        let known = outside.into_iter().chain(refused).filter(|(sql, _)| !self.asks_rowid(sql));
+        let unless = known.map(|(_, unless)| unless).collect::<Vec<_>>().join(" OR ");
+        match unless.is_empty() {
+            true => format!("({sql})"),
+            false => format!("CASE WHEN {unless} THEN NULL ELSE ({sql}) END"),
+        }
+    }
+
+    /// Whether a condition is about the rowid, which a new row may not have yet.
+    fn asks_rowid(&self, sql: &str) -> bool {
+        let own = self.shape.columns.iter().find(|column| column.key).map(|column| column.name.as_str());
+        let stable = matches!(self.shape.place, Place::Rowid { stable: true, .. });
+        let names = || own.filter(|_| stable).into_iter().chain(ROWID);
+        index::has_name(sql, &|name| names().any(|rowid| rowid.eq_ignore_ascii_case(name)))
     }
 
     /// The value that the new row will have: REPLACE puts the default in place of a forbidden NULL.
     fn wanted(&self, column: usize) -> String {
         let name = self.column(column);
-        match self.shape.columns.get(column).and_then(|column| column.fallback.as_ref()) {
+        match self.shape.all_columns().nth(column).and_then(|column| column.fallback.as_ref()) {
             Some(fallback) => format!("ifnull(NEW.{name}, ({fallback}))"),
             None => format!("NEW.{name}"),
         }

@@ -62,7 +62,8 @@ fn lock(path: &Path) -> Result<File> {
     name.push("-headwater");
     let doing = || format!("locking {}", Path::new(&name).display());
     let file = File::options().create(true).truncate(false).write(true).open(&name);
-    let file = file.doing(Kind::Refused, doing)?;
+    let hint = "let Headwater's user write to the database's folder: SQLite itself makes files there";
+    let file = file.doing(Kind::Refused, doing).map_err(|error| error.hint(hint))?;
     let deadline = Instant::now() + HANDOVER;
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {

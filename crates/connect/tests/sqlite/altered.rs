@@ -1,5 +1,6 @@
 //! Tables that change their definition.
 
+use headwater_connect::settings::SnapshotMode;
 use headwater_connect::sqlite::removal_script;
 use headwater_core::{Change, Op};
 use headwater_testkit::suites::source::{Reading, describe};
@@ -97,6 +98,35 @@ async fn a_table_that_was_made_anew_is_read_again() {
     assert_eq!(told, ["read t 1|A|7", "read t 2|unseen|7"]);
 }
 
+/// A setting against reading what was there before does not excuse what was missed since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_was_made_anew_is_read_whatever_the_setting() {
+    let anew = "begin; create table new_t (id integer primary key, a); insert into new_t select * from t;
+                drop table t; alter table new_t rename to t; commit;";
+    let shop = Shop::new("create table t (id integer primary key, a); insert into t values (1, 'old')");
+    let never = || {
+        let mut config = shop.config(&["t"]);
+        config.snapshot = SnapshotMode::Never;
+        config
+    };
+    let mut reading = shop.read(never(), None).await;
+    assert_eq!(until_quiet(&mut reading).await, [""; 0]);
+    shop.execute(&format!("{anew} insert into t values (2, 'unseen')"));
+    made(&shop, &mut reading, "t", 2).await;
+    shop.read_all(&mut reading, 1).await;
+    let told = until_quiet(&mut reading).await;
+    assert!(told.ends_with(&["read t 1|old".to_owned(), "read t 2|unseen".to_owned()]), "{told:?}");
+    // And while nobody is there, before and after there was a checkpoint.
+    for (version, checkpoint) in [(3, None), (4, reading.checkpoint.clone())] {
+        drop(reading);
+        shop.execute(&format!("{anew} insert into t values ({version}, 'unseen')"));
+        reading = shop.read(never(), checkpoint.as_ref()).await;
+        shop.read_all(&mut reading, version).await;
+        let told = until_quiet(&mut reading).await;
+        assert!(told.contains(&format!("read t {version}|unseen")), "{told:?}");
+    }
+}
+
 /// A crash between making triggers anew and storing a checkpoint does not forget that there was a gap.
 #[tokio::test]
 async fn a_gap_is_remembered_until_the_table_was_read() {
@@ -140,7 +170,7 @@ async fn headwaters_triggers_stay_the_newest() {
     let shop = Shop::new("create table t (id integer primary key, a, touched)");
     let mut reading = shop.read(shop.config(&["t"]), None).await;
     shop.execute(
-        "create trigger touch after update of a on t begin update t set touched = 1 where id = new.id; end",
+        "create trigger touch after update of a on T begin update t set touched = 1 where id = new.id; end",
     );
     let overtaken =
         "select max(rowid) filter (where name = 'touch') > min(rowid) filter (where name like 'headwater%_t')

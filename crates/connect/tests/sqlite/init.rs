@@ -26,7 +26,7 @@ fn twice_is_once_and_more_can_be_added() {
     let outbox = Outbox::new("outbox");
     let done = install(&shop.path, &names(&["t"]), Some(&outbox)).unwrap();
     assert_eq!(done.len(), 5, "{done:?}");
-    assert!(done[4].contains("PRAGMA busy_timeout"), "{done:?}");
+    assert!(done[4].contains("PRAGMA busy_timeout") && done[4].contains("BEGIN IMMEDIATE"), "{done:?}");
     let first = ours(&shop);
     assert_eq!(install(&shop.path, &names(&["main.t"]), Some(&outbox)).unwrap(), [""; 0]);
     assert_eq!(ours(&shop), first);
@@ -46,6 +46,51 @@ fn the_script_does_the_same() {
     install(&by_hand.path, &names(&["*"]), Some(&outbox)).unwrap();
     assert_eq!(ours(&by_script), ours(&by_hand));
     assert_eq!(script(&by_script.path, &names(&["*"]), Some(&outbox)).unwrap(), "");
+}
+
+/// Conditions of indexes may name their table; a table may be called as a trigger calls its rows.
+#[test]
+fn conditions_that_name_their_table() {
+    for install_it in [true, false] {
+        let mut sql = String::new();
+        for (table, deleted) in
+            [("t", "t.deleted"), ("a b", "main.\"a b\".deleted"), ("new", "deleted"), ("Old", "deleted")]
+        {
+            sql += &format!(
+                "create table \"{table}\" (a, b, deleted);
+                 create unique index \"i{table}\" on \"{table}\" (a, lower(b)) where {deleted} is null;"
+            );
+        }
+        let shop = Shop::new(&sql);
+        let by_name = names(&["t", "a b", "new", "Old"]);
+        match install_it {
+            true => assert!(!install(&shop.path, &by_name, None).unwrap().is_empty()),
+            false => shop.execute(&script(&shop.path, &by_name, None).unwrap()),
+        }
+        for table in &by_name {
+            shop.execute(&format!(
+                "insert into \"{table}\" values (1, 'x', null), (1, 'x', 2);
+                 replace into \"{table}\" values (1, 'X', null)"
+            ));
+        }
+        let told: String =
+            shop.one("select group_concat(op, '') from (select op from headwater_change order by id)");
+        assert_eq!(told, "ccdc".repeat(4));
+    }
+}
+
+/// What would break the application's writes is refused, not printed.
+#[test]
+fn a_script_is_tried_before_it_is_printed() {
+    let shop = Shop::new("create table old (a, b); create unique index i on old (a) where old.b is null");
+    let tables = names(&["old"]);
+    for error in [script(&shop.path, &tables, None).err(), install(&shop.path, &tables, None).err()] {
+        let error = error.expect("refused");
+        assert_eq!(error.kind(), Kind::Refused);
+        assert!(error.to_string().contains("the triggers for table \"old\" do not fit it"), "{error}");
+    }
+    assert!(ours(&shop).is_empty());
+    shop.execute("insert into old values (1, null)");
 }
 
 /// The command line shell of the system is another, often older SQLite: it runs the script and the triggers.
@@ -164,7 +209,7 @@ async fn check_finds_what_is_missing_and_changes_nothing() {
             "table \"u\" has no primary key: the whole row is its events' key, so a row that is updated becomes another one"
         ]
     );
-    assert!(findings.iter().any(|finding| finding.message.contains("PRAGMA busy_timeout")), "{findings:?}");
+    assert!(findings.iter().any(|finding| finding.message.contains("BEGIN IMMEDIATE")), "{findings:?}");
     shop.execute("alter table t add column z");
     let findings = shop.connector(config.clone()).check().await.unwrap().findings;
     assert!(
