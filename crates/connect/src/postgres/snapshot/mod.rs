@@ -24,6 +24,7 @@
 
 mod export;
 mod plan;
+mod queue;
 mod rows;
 mod taking;
 pub mod wanted;

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use headwater_core::{Error, Kind, Result, Table};
 use headwater_wire::pgoutput::ReplicaIdentity;
-use tokio::sync::Notify;
 
 use crate::postgres::catalog::{Catalog, RawColumn};
 use crate::postgres::client::{QueryRow, quote_ident, quote_literal};
@@ -32,8 +31,6 @@ pub struct Planned {
     select: String,
     /// Pieces that nobody has read to the end.
     left: AtomicUsize,
-    /// All pieces were read.
-    finished: Notify,
 }
 
 /// A piece of a table: the rows on some of its pages.
@@ -73,19 +70,7 @@ impl Planned {
 
     /// A piece was read; says whether it was the last.
     pub fn piece_done(&self) -> bool {
-        let last = self.left.fetch_sub(1, Ordering::AcqRel) == 1;
-        if last {
-            self.finished.notify_waiters();
-        }
-        last
-    }
-
-    /// Waits until every piece was read.
-    pub async fn finished(&self) {
-        let finished = self.finished.notified();
-        if self.left.load(Ordering::Acquire) > 0 {
-            finished.await;
-        }
+        self.left.fetch_sub(1, Ordering::AcqRel) == 1
     }
 }
 
@@ -125,7 +110,6 @@ pub async fn table(
         only,
         select,
         left: AtomicUsize::new(ranges.len()),
-        finished: Notify::new(),
     });
     let chunk = |(from, to)| Chunk { table: planned.clone(), from, to };
     let chunks = ranges.into_iter().map(chunk).collect();

@@ -1,6 +1,5 @@
 //! Taking a snapshot at its place in the stream.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use headwater_core::ports::TableProgress;
@@ -8,8 +7,8 @@ use headwater_core::{Change, Op, Position, Result, Row, Transaction};
 use tokio::runtime::Handle;
 
 use super::export::{Exported, Upcoming};
-use super::plan::{self, Chunk, Planned, Published};
-use super::workers::{Piece, Workers};
+use super::plan::{self, Planned, Published};
+use super::workers::{Left, Piece, Workers};
 use crate::postgres::follow::Follow;
 use crate::postgres::lsn;
 use crate::postgres::monitor::News;
@@ -62,9 +61,9 @@ impl Follow {
         if self.decoder.bytes() > 0 {
             self.send().await;
         }
-        let (planned, chunks) = self.plan(&tables).await?;
-        self.begin(&planned);
-        let mut workers = Workers::start(&self.snapshots, &exported.snapshot, chunks);
+        let left = self.plan(&tables).await?;
+        self.begin(left.tables());
+        let mut workers = Workers::start(&self.snapshots, &exported.snapshot, left);
         let mut reads = self.reads(&exported);
         let mut again = Vec::new();
         while let Some(piece) = workers.next().await {
@@ -88,22 +87,19 @@ impl Follow {
         Ok(())
     }
 
-    async fn plan(&mut self, tables: &[CapturedTable]) -> Result<(Vec<Arc<Planned>>, VecDeque<Chunk>)> {
+    async fn plan(&mut self, tables: &[CapturedTable]) -> Result<Left> {
         let published =
             Published { version: self.snapshots.version, publications: &self.snapshots.publications };
-        let (mut planned, mut chunks) = (Vec::new(), VecDeque::new());
+        let mut planned = Vec::new();
         for captured in tables {
             match plan::table(self.decoder.catalog(), captured, &published).await? {
-                Some((table, pieces)) => {
-                    planned.push(table);
-                    chunks.extend(pieces);
-                }
+                Some(table) => planned.push(table),
                 None => {
                     tracing::warn!(table = captured.full_name(), "the table was dropped before its snapshot")
                 }
             }
         }
-        Ok((planned, chunks))
+        Ok(Left::new(planned))
     }
 
     fn reads(&self, exported: &Exported) -> Reads {

@@ -1,0 +1,45 @@
+//! The owner's own work, which Headwater may not hold up.
+
+use headwater_connect::postgres::url::ConnectOptions;
+
+use crate::support::Place;
+
+/// Rows of a megabyte each, which take little room in the table: few are on their way at a time.
+fn wide(table: &str, count: u32) -> String {
+    format!("INSERT INTO {table} SELECT n, repeat('x', 1 << 20) FROM generate_series(1, {count}) n")
+}
+
+/// One worker reads the beginning of `u`; its owner wants to alter it, and waits for that worker; then
+/// another worker has read `t` and would go for the rest of `u`, behind the owner.
+#[tokio::test]
+async fn an_owner_who_waits_for_a_table_that_is_read_gets_it() {
+    let mut place = Place::new(
+        "CREATE TABLE t (id int PRIMARY KEY, v text);
+         CREATE TABLE u (id int PRIMARY KEY, v text) WITH (fillfactor = 10)",
+        &["t", "u"],
+    )
+    .await;
+    // Whose socket holds little.
+    place.config.url = ConnectOptions::parse(place.database.unix_url()).unwrap();
+    let rest = "INSERT INTO u SELECT n, repeat('x', 300) FROM generate_series(100, 8000) n";
+    place.each(&format!("{}; {}; {rest}", wide("t", 16), wide("u", 48))).await;
+    let pieces = place.query("SELECT (pg_relation_size('u') / 8192 / 2048 + 1)::text").await;
+    assert_eq!(pieces, ["2"]);
+    let mut capture = place.capture().await;
+    let locks = |granted: bool| {
+        format!(
+            "SELECT count(DISTINCT relation)::text FROM pg_locks WHERE granted = {granted}
+                 AND relation IN ('t'::regclass, 'u'::regclass) AND pid <> pg_backend_pid()"
+        )
+    };
+    place.wait_for("both tables to be read", async |place| place.query(&locks(true)).await == ["2"]).await;
+    let mut owner = place.session().await;
+    let altering =
+        tokio::spawn(async move { owner.query("ALTER TABLE u ALTER v TYPE varchar(2000000)").await });
+    place.wait_for("the owner to wait", async |place| place.query(&locks(false)).await == ["1"]).await;
+    while capture.changes.len() < 16 + 48 + 7901 {
+        capture.batch().await.unwrap();
+    }
+    capture.until(|state| state.snapshots.len() == 2).await;
+    altering.await.unwrap().unwrap();
+}
