@@ -107,6 +107,7 @@ impl PostgresConnector {
         });
         let snapshots = snapshot::Settings {
             options: self.config.url.clone(),
+            slot: self.names.slot.clone(),
             workers: self.config.snapshot_workers,
             version: prepared.server.version,
             publications: prepared.publications,

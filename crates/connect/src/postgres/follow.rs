@@ -255,7 +255,8 @@ impl Follow {
         if wanted::ask(&mut self.state, tables, &request) {
             self.turn.moved = true;
             let unread = wanted::unread(&self.state, tables);
-            self.upcoming = Some(Upcoming::temporary(&self.snapshots.options, unread).await?);
+            let snapshot::Settings { options, slot, .. } = &self.snapshots;
+            self.upcoming = Some(Upcoming::temporary(options, slot, unread).await?);
         }
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! The owner's own work, which Headwater may not hold up.
 
 use headwater_connect::postgres::url::ConnectOptions;
+use headwater_connect::requests::{Requests, SnapshotRequest};
+use headwater_connect::settings::SnapshotMode;
 
 use crate::support::Place;
 
@@ -42,4 +44,32 @@ async fn an_owner_who_waits_for_a_table_that_is_read_gets_it() {
     }
     capture.until(|state| state.snapshots.len() == 2).await;
     altering.await.unwrap().unwrap();
+}
+
+/// While a snapshot waits for the owner's long transaction, the source is opened again and again.
+#[tokio::test]
+async fn a_snapshot_that_waits_takes_one_slot_however_often_the_source_is_opened() {
+    let mut place = Place::new("CREATE TABLE t (id int PRIMARY KEY, v text)", &["t"]).await;
+    place.config.snapshot = SnapshotMode::Never;
+    let mut capture = place.capture().await;
+    let mut owner = place.session().await;
+    owner.query("BEGIN; INSERT INTO t VALUES (1, 'long')").await.unwrap();
+    let requests = Requests::new(capture.data.path(), &place.names.source);
+    requests.write(&SnapshotRequest::new(Vec::new())).unwrap();
+    let waiting =
+        "SELECT active_pid::text FROM pg_replication_slots WHERE temporary AND database = current_database()";
+    let mut pids = Vec::new();
+    for _ in 0..3 {
+        capture.open().await.unwrap();
+        place
+            .wait_for("a new temporary slot", async |place| {
+                place.query(waiting).await.last().is_some_and(|pid| !pids.contains(pid))
+            })
+            .await;
+        let now = place.query(waiting).await;
+        assert_eq!(now.len(), 1, "{now:?} after {pids:?}");
+        pids.extend(now);
+    }
+    owner.query("COMMIT").await.unwrap();
+    assert_eq!(capture.take(2).await, ["create t (1, long)", "read t (1, long)"]);
 }

@@ -21,6 +21,8 @@ use crate::store::now;
 pub struct Settings {
     /// Where.
     pub options: ConnectOptions,
+    /// The slot that the source follows.
+    pub slot: String,
     /// By how many connections.
     pub workers: usize,
     /// `server_version_num`.
@@ -81,7 +83,8 @@ impl Follow {
         if again.is_empty() {
             self.turn.news.push(News::Streaming);
         } else {
-            self.upcoming = Some(Upcoming::temporary(&self.snapshots.options, again).await?);
+            let Settings { options, slot, .. } = &self.snapshots;
+            self.upcoming = Some(Upcoming::temporary(options, slot, again).await?);
         }
         self.send().await;
         Ok(())
