@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use headwater_core::ports::{Check, Connector, Source, SourceState, SourceStatus};
 use headwater_core::{Checkpoint, Kind, Origin, Result, ResultExt};
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use super::catalog::Catalog;
 use super::check::check;
@@ -99,7 +100,8 @@ impl PostgresConnector {
         let start = self.start(&state, &prepared.publications);
         let spill = Spill::open(&self.spill).await?;
         let (reader, writer) = connection.start_replication(&start).await?;
-        let (feedback, writing) = Feedback::start(writer, state.confirmed, period);
+        let end = CancellationToken::new();
+        let (feedback, writing) = Feedback::start(writer, state.confirmed, period, end.clone());
         self.monitor.confirmed(state.confirmed);
         self.monitor.state(match upcoming {
             Some(_) => SourceState::Snapshot,
@@ -128,6 +130,7 @@ impl PostgresConnector {
             position,
             upcoming,
             snapshots,
+            end: end.clone(),
             out,
             monitor: self.monitor.clone(),
             turn: Turn::default(),
@@ -136,6 +139,7 @@ impl PostgresConnector {
             options: self.config.url.clone(),
             heartbeat: self.config.heartbeat,
             monitor: self.monitor.clone(),
+            end,
         };
         let tasks = [writing, lane.spawn(follow.run()), tokio::spawn(pulse.run())];
         let (monitor, requests) = (self.monitor.clone(), self.requests.clone());

@@ -3,6 +3,8 @@
 use headwater_connect::postgres::url::ConnectOptions;
 use headwater_connect::requests::{Requests, SnapshotRequest};
 use headwater_connect::settings::SnapshotMode;
+use headwater_core::Kind;
+use headwater_testkit::servers::Postgres;
 
 use crate::support::Place;
 
@@ -72,4 +74,38 @@ async fn a_snapshot_that_waits_takes_one_slot_however_often_the_source_is_opened
     }
     owner.query("COMMIT").await.unwrap();
     assert_eq!(capture.take(2).await, ["create t (1, long)", "read t (1, long)"]);
+}
+
+/// As while the bus is away: nothing is read, or what is read is never confirmed.
+#[tokio::test]
+async fn a_server_shuts_down_while_nothing_is_confirmed() {
+    let server = Postgres::start().await.unwrap();
+    let mut place = Place::on(&server, "CREATE TABLE t (id int PRIMARY KEY, v text)", &["t"]).await;
+    place.config.snapshot = SnapshotMode::Never;
+    let mut capture = place.capture().await;
+    place.each("INSERT INTO t SELECT n, repeat('x', 1000) FROM generate_series(1, 30000) n").await;
+    server.stop().await.unwrap();
+    assert_eq!(capture.failure().await.kind(), Kind::Unavailable);
+    server.restart().await.unwrap();
+    capture.open().await.unwrap();
+    while capture.changes.len() < 30_000 {
+        capture.batch().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_shuts_down_while_a_snapshot_is_not_taken_off_our_hands() {
+    let server = Postgres::start().await.unwrap();
+    let place = Place::on(&server, "CREATE TABLE t (id int PRIMARY KEY, v text)", &["t"]).await;
+    place.each(&wide("t", 32)).await;
+    let mut capture = place.capture().await;
+    let locks =
+        "SELECT count(*)::text FROM pg_locks WHERE relation = 't'::regclass AND pid <> pg_backend_pid()";
+    place.wait_for("the table to be read", async |place| place.query(locks).await == ["1"]).await;
+    place.each("INSERT INTO t VALUES (0, 'later')").await;
+    server.stop().await.unwrap();
+    assert_eq!(capture.failure().await.kind(), Kind::Unavailable);
+    server.restart().await.unwrap();
+    capture.open().await.unwrap();
+    capture.until(|state| state.snapshots.len() == 1).await;
 }
