@@ -139,11 +139,18 @@ impl PostgresConnector {
             options: self.config.url.clone(),
             heartbeat: self.config.heartbeat,
             monitor: self.monitor.clone(),
-            end,
+            end: end.clone(),
         };
-        let tasks = [writing, lane.spawn(follow.run()), tokio::spawn(pulse.run())];
+        let others = [lane.spawn(follow.run()), tokio::spawn(pulse.run())];
         let (monitor, requests) = (self.monitor.clone(), self.requests.clone());
-        Ok(PostgresSource::new(batches, before, feedback, monitor, requests, Tasks { tasks, _lane: lane }))
+        Ok(PostgresSource::new(
+            batches,
+            before,
+            feedback,
+            monitor,
+            requests,
+            Tasks { writing, others, end, _lane: lane },
+        ))
     }
 
     fn decoder(&self, state: &State, catalog: Connection, captured: Captured) -> Decoder {
