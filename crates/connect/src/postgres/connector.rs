@@ -107,6 +107,7 @@ impl PostgresConnector {
             Some(_) => SourceState::Snapshot,
             None => SourceState::Streaming,
         });
+        let time = self.config.outbox.as_ref().and_then(|outbox| outbox.columns.timestamp.clone());
         let snapshots = snapshot::Settings {
             options: self.config.url.clone(),
             slot: self.names.slot.clone(),
@@ -114,6 +115,7 @@ impl PostgresConnector {
             version: prepared.server.version,
             publications: prepared.publications,
             tables: prepared.tables,
+            time: time.unwrap_or_else(|| "timestamp".to_owned()),
             requests: self.requests.clone(),
             tasks: Handle::current(),
         };

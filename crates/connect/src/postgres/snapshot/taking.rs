@@ -31,6 +31,8 @@ pub struct Settings {
     pub publications: Vec<String>,
     /// The captured tables.
     pub tables: Vec<CapturedTable>,
+    /// The outbox's column of times, if it has one of that name.
+    pub time: String,
     /// Where an operator's requests lie.
     pub requests: Requests,
     /// Where the workers run: not on the thread that follows the log.
@@ -95,7 +97,7 @@ impl Follow {
             Published { version: self.snapshots.version, publications: &self.snapshots.publications };
         let mut planned = Vec::new();
         for captured in tables {
-            match plan::table(self.decoder.catalog(), captured, &published).await? {
+            match plan::table(self.decoder.catalog(), captured, &published, &self.snapshots.time).await? {
                 Some(table) => planned.push(table),
                 None => {
                     tracing::warn!(table = captured.full_name(), "the table was dropped before its snapshot")
