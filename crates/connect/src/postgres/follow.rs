@@ -86,7 +86,7 @@ pub struct Turn {
     /// The unfinished transaction whose piece is being sent.
     piece: Option<u32>,
     /// The place moved and no batch says so yet.
-    moved: bool,
+    pub moved: bool,
     /// When the last batch went.
     sent: Instant,
     /// When requests were last looked for.

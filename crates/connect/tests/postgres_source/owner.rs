@@ -6,6 +6,7 @@ use headwater_connect::settings::SnapshotMode;
 use headwater_core::Kind;
 use headwater_testkit::servers::Postgres;
 
+use crate::capture::say;
 use crate::support::Place;
 
 /// Rows of a megabyte each, which take little room in the table: few are on their way at a time.
@@ -108,4 +109,31 @@ async fn a_server_shuts_down_while_a_snapshot_is_not_taken_off_our_hands() {
     server.restart().await.unwrap();
     capture.open().await.unwrap();
     capture.until(|state| state.snapshots.len() == 1).await;
+}
+
+/// What committed before is handed out, also where what came later stood in the same read of the socket.
+#[tokio::test]
+async fn a_snapshot_that_waits_holds_back_nothing_that_committed_before() {
+    let mut place = Place::new("CREATE TABLE t (id int PRIMARY KEY, v text)", &["t"]).await;
+    place.config.snapshot = SnapshotMode::Never;
+    let mut capture = place.capture().await;
+    capture.source = None;
+    place.wait_for("the slot to be free", async |place| !place.is_active().await).await;
+    let mut owner = place.session().await;
+    owner.query("BEGIN; INSERT INTO t VALUES (-1, 'long')").await.unwrap();
+    // More than is read before somebody takes it.
+    place.each("INSERT INTO t SELECT n, repeat('x', 300) FROM generate_series(1, 14000) n").await;
+    place.each("INSERT INTO t VALUES (-2, 'before')").await;
+    let requests = Requests::new(capture.data.path(), &place.names.source);
+    requests.write(&SnapshotRequest::new(Vec::new())).unwrap();
+    capture.open().await.unwrap();
+    place.each("INSERT INTO t VALUES (-3, 'after')").await;
+    while capture.changes.len() < 14_001 {
+        capture.batch().await.unwrap();
+    }
+    assert_eq!(say(&capture.changes[14_000]), "create t (-2, before)");
+    owner.query("COMMIT").await.unwrap();
+    while capture.changes.len() < 14_003 + 14_003 {
+        capture.batch().await.unwrap();
+    }
 }

@@ -68,10 +68,15 @@ impl Upcoming {
         Ok(Self { tables, hold, export })
     }
 
+    /// Whether it begins after `lsn`, however long its making takes.
+    pub fn is_after(&self, lsn: u64) -> bool {
+        lsn < self.hold
+    }
+
     /// Whether all that committed before `lsn`, and nothing else, means that the snapshot is due. Waits
     /// for it to be made when that decides.
     pub async fn is_due(&mut self, lsn: u64) -> Result<bool> {
-        if lsn < self.hold {
+        if self.is_after(lsn) {
             return Ok(false);
         }
         if let Export::Making(making) = &mut self.export {

@@ -50,21 +50,24 @@ impl Follow {
     /// All that committed before `lsn` is handed out, and nothing that came later: takes the snapshot
     /// that waits for this place.
     pub async fn reached(&mut self, lsn: u64) -> Result<()> {
-        let Some(upcoming) = &mut self.upcoming else { return Ok(()) };
-        if !upcoming.is_due(lsn).await? {
+        if self.upcoming.as_ref().is_none_or(|upcoming| upcoming.is_after(lsn)) {
             return Ok(());
         }
-        match self.upcoming.take() {
-            Some(upcoming) => self.take(upcoming).await,
-            None => Ok(()),
+        // It may be long until the snapshot is made.
+        if self.decoder.bytes() > 0 || self.turn.moved {
+            self.send().await;
+        }
+        let Some(mut upcoming) = self.upcoming.take() else { return Ok(()) };
+        if upcoming.is_due(lsn).await? {
+            self.take(upcoming).await
+        } else {
+            self.upcoming = Some(upcoming);
+            Ok(())
         }
     }
 
     async fn take(&mut self, upcoming: Upcoming) -> Result<()> {
         let (exported, tables) = upcoming.exported()?;
-        if self.decoder.bytes() > 0 {
-            self.send().await;
-        }
         let left = self.plan(&tables).await?;
         self.begin(left.tables());
         let mut workers = Workers::start(&self.snapshots, &exported.snapshot, left);
