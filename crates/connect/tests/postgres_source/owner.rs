@@ -52,7 +52,9 @@ async fn an_owner_who_waits_for_a_table_that_is_read_gets_it() {
 /// While a snapshot waits for the owner's long transaction, the source is opened again and again.
 #[tokio::test]
 async fn a_snapshot_that_waits_takes_one_slot_however_often_the_source_is_opened() {
-    let mut place = Place::new("CREATE TABLE t (id int PRIMARY KEY, v text)", &["t"]).await;
+    // Snapshots of other tests would wait for its transaction.
+    let server = Postgres::start().await.unwrap();
+    let mut place = Place::on(&server, "CREATE TABLE t (id int PRIMARY KEY, v text)", &["t"]).await;
     place.config.snapshot = SnapshotMode::Never;
     let mut capture = place.capture().await;
     let mut owner = place.session().await;
@@ -114,7 +116,9 @@ async fn a_server_shuts_down_while_a_snapshot_is_not_taken_off_our_hands() {
 /// What committed before is handed out, also where what came later stood in the same read of the socket.
 #[tokio::test]
 async fn a_snapshot_that_waits_holds_back_nothing_that_committed_before() {
-    let mut place = Place::new("CREATE TABLE t (id int PRIMARY KEY, v text)", &["t"]).await;
+    // Snapshots of other tests would wait for its transaction.
+    let server = Postgres::start().await.unwrap();
+    let mut place = Place::on(&server, "CREATE TABLE t (id int PRIMARY KEY, v text)", &["t"]).await;
     place.config.snapshot = SnapshotMode::Never;
     let mut capture = place.capture().await;
     capture.source = None;
