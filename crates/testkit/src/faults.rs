@@ -239,6 +239,10 @@ impl Source for FaultySource {
     async fn confirm(&mut self, checkpoint: &Checkpoint, proof: Durable) -> Result<()> {
         self.faults.around(Call::Confirm, self.inner.confirm(checkpoint, proof)).await
     }
+
+    async fn close(&mut self) {
+        self.inner.close().await;
+    }
 }
 
 /// A parked store that suffers faults.

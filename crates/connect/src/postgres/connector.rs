@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use headwater_core::ports::{Check, Connector, Source, SourceState, SourceStatus};
 use headwater_core::{Checkpoint, Kind, Origin, Result, ResultExt};
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use super::catalog::Catalog;
 use super::check::check;
@@ -99,18 +100,22 @@ impl PostgresConnector {
         let start = self.start(&state, &prepared.publications);
         let spill = Spill::open(&self.spill).await?;
         let (reader, writer) = connection.start_replication(&start).await?;
-        let (feedback, writing) = Feedback::start(writer, state.confirmed, period);
+        let end = CancellationToken::new();
+        let (feedback, writing) = Feedback::start(writer, state.confirmed, period, end.clone());
         self.monitor.confirmed(state.confirmed);
         self.monitor.state(match upcoming {
             Some(_) => SourceState::Snapshot,
             None => SourceState::Streaming,
         });
+        let time = self.config.outbox.as_ref().and_then(|outbox| outbox.columns.timestamp.clone());
         let snapshots = snapshot::Settings {
             options: self.config.url.clone(),
+            slot: self.names.slot.clone(),
             workers: self.config.snapshot_workers,
             version: prepared.server.version,
             publications: prepared.publications,
             tables: prepared.tables,
+            time: time.unwrap_or_else(|| "timestamp".to_owned()),
             requests: self.requests.clone(),
             tasks: Handle::current(),
         };
@@ -127,6 +132,7 @@ impl PostgresConnector {
             position,
             upcoming,
             snapshots,
+            end: end.clone(),
             out,
             monitor: self.monitor.clone(),
             turn: Turn::default(),
@@ -135,10 +141,18 @@ impl PostgresConnector {
             options: self.config.url.clone(),
             heartbeat: self.config.heartbeat,
             monitor: self.monitor.clone(),
+            end: end.clone(),
         };
-        let tasks = [writing, lane.spawn(follow.run()), tokio::spawn(pulse.run())];
+        let others = [lane.spawn(follow.run()), tokio::spawn(pulse.run())];
         let (monitor, requests) = (self.monitor.clone(), self.requests.clone());
-        Ok(PostgresSource::new(batches, before, feedback, monitor, requests, Tasks { tasks, _lane: lane }))
+        Ok(PostgresSource::new(
+            batches,
+            before,
+            feedback,
+            monitor,
+            requests,
+            Tasks { writing, others, end, _lane: lane },
+        ))
     }
 
     fn decoder(&self, state: &State, catalog: Connection, captured: Captured) -> Decoder {

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::client::ReplicationWriter;
 
@@ -19,15 +21,16 @@ pub struct Feedback {
 
 impl Feedback {
     /// Starts the task: it tells the server at least every `period`, shortly after each confirmation, and
-    /// at once when the server asks. It ends with the connection; abort it to end it earlier.
+    /// at once when the server asks. It ends with the connection, or at `end`, having told it once more.
     pub fn start(
         writer: ReplicationWriter,
         flushed: u64,
         period: Duration,
+        end: CancellationToken,
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let (sender, receiver) = watch::channel(flushed);
         let reply = Arc::new(Notify::new());
-        let task = tokio::spawn(write(writer, receiver, reply.clone(), period));
+        let task = tokio::spawn(write(writer, receiver, reply.clone(), period, end));
         (Self { flushed: sender, reply }, task)
     }
 
@@ -52,21 +55,28 @@ async fn write(
     mut flushed: watch::Receiver<u64>,
     reply: Arc<Notify>,
     period: Duration,
+    end: CancellationToken,
 ) {
     let mut asked = false;
     loop {
+        let last = end.is_cancelled();
         let lsn = *flushed.borrow_and_update();
-        if writer.status(lsn, asked).await.is_err() {
+        if writer.status(lsn, asked).await.is_err() || last {
             return;
         }
         asked = tokio::select! {
+            () = end.cancelled() => false,
             () = reply.notified() => true,
-            () = tokio::time::sleep(period) => false,
+            () = sleep(period) => false,
             changed = flushed.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                tokio::time::timeout(COALESCE, reply.notified()).await.is_ok()
+                tokio::select! {
+                    () = end.cancelled() => false,
+                    () = reply.notified() => true,
+                    () = sleep(COALESCE) => false,
+                }
             }
         };
     }

@@ -13,6 +13,7 @@ use headwater_core::{Batch, Change, Error, Kind, Position, Result, ResultExt};
 use headwater_wire::pgoutput::{self, Message};
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::client::{Gulp, Replicated, ReplicationReader};
 use super::decode::Decoder;
@@ -69,6 +70,8 @@ pub struct Follow {
     pub upcoming: Option<Upcoming>,
     /// How snapshots are taken.
     pub snapshots: snapshot::Settings,
+    /// When the connection is to be given up; so it is when this task ends.
+    pub end: CancellationToken,
     /// Where batches go.
     pub out: Sender<Result<Ready>>,
     /// What `status` says.
@@ -83,7 +86,7 @@ pub struct Turn {
     /// The unfinished transaction whose piece is being sent.
     piece: Option<u32>,
     /// The place moved and no batch says so yet.
-    moved: bool,
+    pub moved: bool,
     /// When the last batch went.
     sent: Instant,
     /// When requests were last looked for.
@@ -100,10 +103,19 @@ impl Default for Turn {
 }
 
 impl Follow {
-    /// Follows until something fails, or nobody listens any more.
+    /// Follows until something fails, or nobody listens any more, or the connection is given up.
     pub async fn run(mut self) {
-        if let Err(error) = self.follow().await {
-            let _ = self.out.send(Err(error)).await;
+        let (out, end) = (self.out.clone(), self.end.clone());
+        let ended = tokio::select! {
+            ended = self.follow() => ended,
+            () = end.cancelled() => Err(Error::new(Kind::Unavailable, "the server shuts down")),
+        };
+        // The connection closes before anybody takes the error, which may be never: a server that shuts
+        // down waits for that.
+        drop(self);
+        end.cancel();
+        if let Err(error) = ended {
+            let _ = out.send(Err(error)).await;
         }
     }
 
@@ -255,7 +267,8 @@ impl Follow {
         if wanted::ask(&mut self.state, tables, &request) {
             self.turn.moved = true;
             let unread = wanted::unread(&self.state, tables);
-            self.upcoming = Some(Upcoming::temporary(&self.snapshots.options, unread).await?);
+            let snapshot::Settings { options, slot, .. } = &self.snapshots;
+            self.upcoming = Some(Upcoming::temporary(options, slot, unread).await?);
         }
         Ok(())
     }

@@ -32,7 +32,7 @@ impl Monitor {
     /// What the source is doing now.
     pub fn status(&self) -> SourceStatus {
         let mut status = self.status.lock().map(|status| status.clone()).unwrap_or_default();
-        let confirmed = self.confirmed.load(Ordering::Relaxed);
+        let confirmed = self.place();
         if confirmed > 0 {
             status.position = Some(lsn::text(confirmed));
             status.lag_bytes = Some(self.end.load(Ordering::Relaxed).saturating_sub(confirmed));
@@ -73,6 +73,11 @@ impl Monitor {
     /// The log reaches at least this far.
     pub fn heard(&self, end: u64) {
         self.end.fetch_max(end, Ordering::Relaxed);
+    }
+
+    /// The place before which everything is confirmed.
+    pub fn place(&self) -> u64 {
+        self.confirmed.load(Ordering::Relaxed)
     }
 
     /// Everything before this place is confirmed.

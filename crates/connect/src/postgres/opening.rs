@@ -153,7 +153,7 @@ impl Wish<'_> {
         if unread.is_empty() {
             return Ok(None);
         }
-        Upcoming::temporary(&self.config.url, unread).await.map(Some)
+        Upcoming::temporary(&self.config.url, &self.names.slot, unread).await.map(Some)
     }
 
     fn first(&self, server: &Server, epoch: u64) -> State {

@@ -16,7 +16,7 @@ pub fn script(table: &str) -> String {
              type text NOT NULL,\n    \
              payload jsonb,\n    \
              headers jsonb,\n    \
-             \"timestamp\" timestamptz NOT NULL DEFAULT now()\n\
+             \"timestamp\" timestamptz NOT NULL DEFAULT clock_timestamp()\n\
          );\n",
         quote_ident(schema),
         quote_ident(name)

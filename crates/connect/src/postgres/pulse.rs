@@ -1,13 +1,19 @@
-//! What a source does from time to time: asks how long the log is, and writes heartbeats.
+//! What a source does beside reading: asks how long the log is, writes heartbeats, and sees the server shut
+//! down.
 //!
 //! The server keeps the log for a slot until something of the slot's own database is confirmed. Where
 //! that database is idle and others of the server are busy, a heartbeat is that something: a message that
 //! comes back as an empty transaction.
+//!
+//! A server that shuts down ends ordinary connections at once, but waits until what reads its log has confirmed
+//! all of it. That may be never: while the bus is away, or a snapshot is taken. Then we have to go.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_core::{Error, Kind, Result};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::client::{Connection, Mode, PgError};
 use super::lsn;
@@ -16,6 +22,9 @@ use super::url::ConnectOptions;
 
 /// How often the server is asked for the end of its log.
 const LOOK: Duration = Duration::from_secs(10);
+
+/// How long a server that shuts down waits for us while nothing is confirmed.
+const GRACE: Duration = Duration::from_secs(5);
 
 const END: &str =
     "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END";
@@ -30,27 +39,52 @@ pub struct Pulse {
     pub heartbeat: Option<Duration>,
     /// Who is told of the log's end.
     pub monitor: Arc<Monitor>,
+    /// Gives up the connection that reads the log.
+    pub end: CancellationToken,
 }
 
 impl Pulse {
-    /// Runs until it is aborted. What fails is tried again the next time; the stream sees for itself
-    /// when the server is away.
+    /// Runs until it is aborted, or the server shuts down. What fails is tried again the next time; the
+    /// stream sees for itself when the server is away.
     pub async fn run(mut self) {
         let mut connection = None;
         loop {
-            if let Err(error) = self.once(&mut connection).await {
-                connection = None;
+            let error = match self.once(&mut connection).await {
+                Ok(connection) => tokio::select! {
+                    () = sleep(self.pause()) => continue,
+                    error = connection.ended() => error,
+                },
+                Err(error) => error,
+            };
+            connection = None;
+            match PgError::code_of(&error) {
+                Some("57P01" | "57P03") => return self.leave().await,
                 // No right, no such function, read only: it would be refused for ever.
-                let refused = matches!(PgError::code_of(&error), Some("42501" | "42883" | "25006"));
-                if refused && self.heartbeat.take().is_some() {
+                Some("42501" | "42883" | "25006") if self.heartbeat.take().is_some() => {
                     tracing::warn!(%error, "no heartbeats are written");
                 }
+                _ => {}
             }
-            tokio::time::sleep(self.heartbeat.unwrap_or(LOOK)).await;
+            sleep(self.pause()).await;
         }
     }
 
-    async fn once(&self, connection: &mut Option<Connection>) -> Result<()> {
+    fn pause(&self) -> Duration {
+        self.heartbeat.unwrap_or(LOOK)
+    }
+
+    /// The server shuts down. As long as more and more is confirmed it can wait for the rest; it ends the
+    /// connection itself when it has all.
+    async fn leave(&self) {
+        let mut before = None;
+        while before != Some(self.monitor.place()) {
+            before = Some(self.monitor.place());
+            sleep(GRACE).await;
+        }
+        self.end.cancel();
+    }
+
+    async fn once<'a>(&self, connection: &'a mut Option<Connection>) -> Result<&'a mut Connection> {
         let connection = match connection {
             Some(connection) => connection,
             None => connection.insert(Connection::connect(&self.options, Mode::Sql).await?),
@@ -61,6 +95,6 @@ impl Pulse {
         let rows = connection.query(END).await?;
         let row = rows.first().ok_or_else(|| Error::new(Kind::Decode, "the log has no end"))?;
         self.monitor.heard(lsn::parse(row.text(0)?)?);
-        Ok(())
+        Ok(connection)
     }
 }

@@ -1,12 +1,14 @@
 //! The open source: batches from the task that follows the log, confirmations back to the server.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use headwater_core::ports::{Durable, Source, SourceState};
 use headwater_core::{Batch, Change, Checkpoint, Error, Kind, Position, Result};
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::feedback::Feedback;
 use super::follow::Ready;
@@ -14,6 +16,9 @@ use super::lane::Lane;
 use super::monitor::Monitor;
 use super::state::State;
 use crate::requests::Requests;
+
+/// How long a server that does not take the last confirmation may hold up a stop.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// An open PostgreSQL source; its tasks end when it is dropped.
 pub struct PostgresSource {
@@ -27,20 +32,25 @@ pub struct PostgresSource {
     requests: Requests,
     /// The request that was followed and removed.
     settled: Option<String>,
-    _tasks: Tasks,
+    tasks: Tasks,
 }
 
 /// What works for an open source; it ends when this is dropped.
 pub struct Tasks {
-    /// The tasks.
-    pub tasks: [JoinHandle<()>; 3],
+    /// Tells the server how far we are.
+    pub writing: JoinHandle<()>,
+    /// The others.
+    pub others: [JoinHandle<()>; 2],
+    /// Ends the connection that reads the log.
+    pub end: CancellationToken,
     /// The thread that one of them runs on.
     pub _lane: Lane,
 }
 
 impl Drop for Tasks {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        self.writing.abort();
+        self.others.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -54,7 +64,7 @@ impl PostgresSource {
         requests: Requests,
         tasks: Tasks,
     ) -> Self {
-        Self { batches, rest: None, before, feedback, monitor, requests, settled: None, _tasks: tasks }
+        Self { batches, rest: None, before, feedback, monitor, requests, settled: None, tasks }
     }
 
     /// Hands out as much as the budget allows. A checkpoint within a batch has the place of the last
@@ -113,6 +123,12 @@ impl Source for PostgresSource {
         self.feedback.confirm(state.confirmed);
         self.monitor.confirmed(state.confirmed);
         self.settle(state.request).await
+    }
+
+    /// The last confirmation may not have been written yet.
+    async fn close(&mut self) {
+        self.tasks.end.cancel();
+        let _ = tokio::time::timeout(GOODBYE, &mut self.tasks.writing).await;
     }
 }
 

@@ -7,6 +7,7 @@ mod crash;
 mod identity;
 mod large;
 mod outbox;
+mod owner;
 mod place;
 mod renamed;
 mod restart;

@@ -3,6 +3,7 @@
 use headwater_connect::settings::{Outbox, SnapshotMode};
 use headwater_core::Op;
 
+use crate::capture::value;
 use crate::support::Place;
 
 const OUTBOX: &str = "CREATE TABLE outbox (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), aggregatetype text,
@@ -82,4 +83,47 @@ async fn rows_that_were_waiting_in_the_outbox_come_with_the_snapshot() {
     let mut changes = capture.take(2).await;
     changes.sort();
     assert_eq!(changes, expected);
+}
+
+/// Writes rows of types 1 to 8000, in that order, whose times fall, and which stand in the table in none.
+async fn shuffled(place: &Place, time: &str, ty: &str) {
+    place
+        .each(&format!(
+            "CREATE TABLE events (id uuid DEFAULT gen_random_uuid(), aggregatetype text, aggregateid text,
+                type int PRIMARY KEY, payload jsonb, {time} {ty}) WITH (fillfactor = 10);
+             CREATE PROCEDURE write(low int, high int) LANGUAGE sql
+                AS 'INSERT INTO events SELECT gen_random_uuid(), ''order'', ''7'', n, to_jsonb(repeat(''x'', 300)),
+                    (10000 - n)::text::{ty} FROM generate_series(low, high) n'"
+        ))
+        .await;
+    let one_by_one = "DO $$ BEGIN FOR n IN 1..7990 LOOP CALL write(n, n); END LOOP; END $$";
+    place.session().await.query(one_by_one).await.unwrap();
+    for n in 7991..=8000 {
+        place.each(&format!("CALL write({n}, {n})")).await;
+    }
+    place.each("CREATE INDEX shuffled ON events (md5(type::text)); CLUSTER events USING shuffled").await;
+    let pieces = place.query("SELECT (pg_relation_size('events') / 8192 / 2048 + 1)::text").await;
+    assert_eq!(pieces, ["2"]);
+}
+
+/// New rows go where old ones were deleted, so where they stand says nothing of their order.
+#[tokio::test]
+async fn rows_that_were_waiting_come_in_the_order_of_their_times_or_in_which_they_were_written() {
+    let written: Vec<u32> = (1..=8000).collect();
+    let timed: Vec<u32> = (1..=8000).rev().collect();
+    for (time, ty, expected) in
+        [("other", "int", &written), ("timestamp", "bigint", &timed), ("timestamp", "json", &written)]
+    {
+        let mut place = place(false).await;
+        place.config.snapshot = SnapshotMode::Initial;
+        place.config.outbox = Some(Outbox::new("events"));
+        shuffled(&place, time, ty).await;
+        let mut capture = place.capture().await;
+        while capture.changes.len() < 8000 {
+            capture.batch().await.unwrap();
+        }
+        let kind = |change: &headwater_core::Change| value(change.after.as_ref().unwrap().value(3));
+        let came: Vec<u32> = capture.changes.iter().map(|change| kind(change).parse().unwrap()).collect();
+        assert!(came == *expected, "{time} {ty}: {:?}", &came[..20]);
+    }
 }

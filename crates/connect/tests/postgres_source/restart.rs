@@ -42,6 +42,20 @@ async fn what_comes_again_comes_with_the_same_places() {
 }
 
 #[tokio::test]
+async fn a_source_that_is_closed_has_told_the_server_of_the_last_confirmation() {
+    let place = place().await;
+    let mut capture = place.capture().await;
+    for id in 1..=3 {
+        place.each(&format!("INSERT INTO t VALUES ({id}, 'a')")).await;
+        capture.take(1).await;
+        capture.confirm().await;
+    }
+    capture.source.take().unwrap().close().await;
+    place.wait_for("the slot to be free", async |place| !place.is_active().await).await;
+    assert_eq!(place.confirmed().await, capture.state().confirmed);
+}
+
+#[tokio::test]
 async fn a_checkpoint_within_a_transaction_confirms_only_what_was_before() {
     let place = place().await;
     let mut capture = place.capture().await;

@@ -240,6 +240,8 @@ async fn a_restart_in_the_middle_reads_the_unfinished_tables_again_and_no_key_mo
     place.each("DELETE FROM u WHERE id < 100; UPDATE u SET v = 'changed' WHERE id < 200; INSERT INTO u VALUES (60000, 'new'); DELETE FROM t WHERE id < 10").await;
     capture.open().await.unwrap();
     let before = capture.changes.len();
+    // The second snapshot begins when transactions of others end.
+    capture.until(|state| state.snapshots.len() == 2).await;
     check(&place, &mut capture, "u").await;
     check(&place, &mut capture, "t").await;
     let again = &capture.changes[before..];
@@ -253,7 +255,6 @@ async fn a_restart_in_the_middle_reads_the_unfinished_tables_again_and_no_key_mo
     let read = again.iter().position(|change| change.op == Op::Read).unwrap();
     assert!(deletes < read, "what happened before the second snapshot comes before it");
     assert_eq!(again.iter().filter(|change| change.op == Op::Read).count(), 50_000 - 99 + 1);
-    capture.until(|state| state.snapshots.len() == 2).await;
     let slots = "SELECT count(*)::text FROM pg_replication_slots WHERE temporary";
     place.wait_for("the temporary slot to go", async |place| place.query(slots).await == ["0"]).await;
 }

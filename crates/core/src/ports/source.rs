@@ -33,6 +33,10 @@ pub trait Source: Send {
     /// Tells the source that everything up to `checkpoint` is safe elsewhere. The proof comes from
     /// the bus (invariant 1).
     async fn confirm(&mut self, checkpoint: &Checkpoint, proof: Durable) -> Result<()>;
+
+    /// A graceful stop, after the last [`Source::confirm`]: returns when the system itself has been told of
+    /// it. A source that is dropped without this loses nothing: the system hears of it the next time.
+    async fn close(&mut self) {}
 }
 
 /// What a source is doing.

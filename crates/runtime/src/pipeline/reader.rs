@@ -215,11 +215,12 @@ impl Reader {
         }
     }
 
-    /// The publisher has ended: waits for what it sent last.
+    /// The publisher has ended: waits for what it sent last, and until the source's system knows of it.
     async fn last(mut self, mut flow: Flow) -> Result<()> {
         while let Some(kept) = flow.keeping.next().await {
             self.kept(kept?, &mut flow).await?;
         }
+        self.source.close().await;
         Ok(())
     }
 }

@@ -159,6 +159,7 @@ async fn a_stop_drains_and_confirms() {
     world.bus.let_go();
     running.task.await.unwrap().unwrap();
     assert_eq!((confirmed(&world), world.source.read()), (30, 30), "and reads no more");
+    assert_eq!(world.source.closed(), 1);
     assert_eq!(running.runtime.status().await.sources[0].phase, Phase::Stopped);
 }
 

@@ -27,6 +27,7 @@ struct State {
     cut: SmallRng,
     largest_batch: usize,
     opened: u64,
+    closed: u64,
     read: usize,
     on_confirm: Option<OnConfirm>,
 }
@@ -43,6 +44,7 @@ impl MemorySource {
             cut: SmallRng::seed_from_u64(seed),
             largest_batch: largest_batch.max(1),
             opened: 0,
+            closed: 0,
             read: 0,
             on_confirm: None,
         };
@@ -68,6 +70,11 @@ impl MemorySource {
     /// How often it was opened.
     pub fn opened(&self) -> u64 {
         self.state().opened
+    }
+
+    /// How often it was closed in good order.
+    pub fn closed(&self) -> u64 {
+        self.state().closed
     }
 
     /// How many changes were read, redelivered ones counted again.
@@ -154,5 +161,9 @@ impl Source for Open {
         }
         state.confirmed = Some(checkpoint.clone());
         Ok(())
+    }
+
+    async fn close(&mut self) {
+        self.source.state().closed += 1;
     }
 }

@@ -113,7 +113,7 @@ impl Postgres {
             .set("listen_addresses", "127.0.0.1")
             .set("wal_level", "logical")
             .set("max_wal_senders", 64)
-            .set("max_replication_slots", 64)
+            .set("max_replication_slots", 256)
             .set("shared_buffers", "64MB")
             .set("max_wal_size", "4GB")
             .set("fsync", "off")

@@ -106,6 +106,20 @@ impl Connection {
         }
     }
 
+    /// Waits, while there is nothing to ask, for the server to end the connection; why it did. Cancel-safe.
+    pub async fn ended(&mut self) -> Error {
+        loop {
+            match self.message().await {
+                Ok(Message::ErrorResponse(body)) => {
+                    return PgError::from_body(&body)
+                        .into_error(format!("connected to PostgreSQL at {}", self.address));
+                }
+                Ok(_) => {}
+                Err(error) => return error,
+            }
+        }
+    }
+
     pub(super) async fn send_query(&mut self, sql: &str) -> Result<()> {
         let mut message = BytesMut::new();
         frontend::query(sql, &mut message).doing(Kind::Internal, || "a query with a NUL in it".to_owned())?;

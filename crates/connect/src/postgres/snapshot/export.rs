@@ -1,11 +1,16 @@
 //! The snapshot to read in, and when the stream has come to it.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use headwater_core::{Error, Kind, Result, ResultExt};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::postgres::client::Connection;
+use crate::postgres::client::{Connection, quote_literal};
 use crate::postgres::setup::{self, CapturedTable, CreatedSlot, Server};
 use crate::postgres::url::ConnectOptions;
+
+/// How many milliseconds the server may take to end a process.
+const LINGER: u32 = 5000;
 
 /// A snapshot that other connections can read in, as long as this is kept.
 pub struct Exported {
@@ -49,11 +54,13 @@ impl Upcoming {
 
     /// A snapshot with a temporary slot, which is made from now on. It cannot begin before the end of the
     /// log as it is now; that much of the stream can go on.
-    pub async fn temporary(options: &ConnectOptions, tables: Vec<CapturedTable>) -> Result<Self> {
+    /// `slot` is the one that the source follows.
+    pub async fn temporary(options: &ConnectOptions, slot: &str, tables: Vec<CapturedTable>) -> Result<Self> {
         let mut connection = setup::connect(options).await?;
+        let name = temporary_name(slot);
+        end_earlier(&mut connection, &name).await?;
         let hold = Server::read(&mut connection).await?.end;
         let making = async move {
-            let name = format!("headwater_snapshot_{:016x}", rand::random::<u64>());
             let created = setup::create_slot(&mut connection, &name, true, true).await?;
             Exported::new(created, connection)
         };
@@ -61,10 +68,15 @@ impl Upcoming {
         Ok(Self { tables, hold, export })
     }
 
+    /// Whether it begins after `lsn`, however long its making takes.
+    pub fn is_after(&self, lsn: u64) -> bool {
+        lsn < self.hold
+    }
+
     /// Whether all that committed before `lsn`, and nothing else, means that the snapshot is due. Waits
     /// for it to be made when that decides.
     pub async fn is_due(&mut self, lsn: u64) -> Result<bool> {
-        if lsn < self.hold {
+        if self.is_after(lsn) {
             return Ok(false);
         }
         if let Export::Making(making) = &mut self.export {
@@ -81,5 +93,42 @@ impl Upcoming {
             Export::Made(exported) => Ok((*exported, self.tables)),
             Export::Making(_) => Err(Error::new(Kind::Internal, "a snapshot that was not made yet")),
         }
+    }
+}
+
+/// The temporary slot of the source that follows `slot`: the same every time.
+fn temporary_name(slot: &str) -> String {
+    let mut hash = DefaultHasher::new();
+    slot.hash(&mut hash);
+    format!("headwater_snapshot_{:016x}", hash.finish())
+}
+
+/// Ends what an earlier attempt of ours left behind: a process of the server that waits for transactions to
+/// end does not see that its client is gone, and holds one of a few slots and connections.
+async fn end_earlier(connection: &mut Connection, name: &str) -> Result<()> {
+    let rows = connection
+        .query(&format!(
+            "SELECT pg_terminate_backend(active_pid, {LINGER}) FROM pg_replication_slots \
+             WHERE slot_name = {} AND temporary AND active_pid IS NOT NULL",
+            quote_literal(name)
+        ))
+        .await?;
+    match rows.first() {
+        Some(row) if !row.is_true(0) => {
+            Err(Error::new(Kind::Busy, format!("slot \"{name}\" of an earlier snapshot is still in use")))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_source_has_a_temporary_slot_of_its_own_and_the_same_each_time() {
+        assert_eq!(temporary_name("orders"), temporary_name("orders"));
+        assert_ne!(temporary_name("orders"), temporary_name("order"));
+        assert!(temporary_name(&"o".repeat(63)).len() < 64);
     }
 }

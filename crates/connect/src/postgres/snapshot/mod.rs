@@ -20,10 +20,12 @@
 //!    snapshot and the reading (an old snapshot may not see what a rewrite leaves) gets a new one at once.
 //!
 //! The outbox is read like every other table: rows that are in it at the consistent point were never
-//! published. (One that is not emptied by its owners is published from its beginning.)
+//! published. (One that is not emptied by its owners is published from its beginning.) It is read in one piece,
+//! in the order in which its rows were written, as far as they tell.
 
 mod export;
 mod plan;
+mod queue;
 mod rows;
 mod taking;
 pub mod wanted;

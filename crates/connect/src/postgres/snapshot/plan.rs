@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use headwater_core::{Error, Kind, Result, Table};
+use headwater_core::{ColumnType, Error, Kind, Result, Table};
 use headwater_wire::pgoutput::ReplicaIdentity;
-use tokio::sync::Notify;
 
 use crate::postgres::catalog::{Catalog, RawColumn};
 use crate::postgres::client::{QueryRow, quote_ident, quote_literal};
@@ -30,10 +29,10 @@ pub struct Planned {
     only: &'static str,
     /// `SELECT columns FROM table WHERE filter`.
     select: String,
+    /// `ORDER BY ...` where the order of its rows matters.
+    order: String,
     /// Pieces that nobody has read to the end.
     left: AtomicUsize,
-    /// All pieces were read.
-    finished: Notify,
 }
 
 /// A piece of a table: the rows on some of its pages.
@@ -73,19 +72,7 @@ impl Planned {
 
     /// A piece was read; says whether it was the last.
     pub fn piece_done(&self) -> bool {
-        let last = self.left.fetch_sub(1, Ordering::AcqRel) == 1;
-        if last {
-            self.finished.notify_waiters();
-        }
-        last
-    }
-
-    /// Waits until every piece was read.
-    pub async fn finished(&self) {
-        let finished = self.finished.notified();
-        if self.left.load(Ordering::Acquire) > 0 {
-            finished.await;
-        }
+        self.left.fetch_sub(1, Ordering::AcqRel) == 1
     }
 }
 
@@ -93,15 +80,17 @@ impl Chunk {
     /// The COPY that reads it.
     pub fn sql(&self) -> String {
         let to = self.to.map(|to| format!(" AND ctid < '({to},0)'")).unwrap_or_default();
-        format!("COPY ({} AND ctid >= '({},0)'{to}) TO STDOUT", self.table.select, self.from)
+        let Planned { select, order, .. } = &*self.table;
+        format!("COPY ({select} AND ctid >= '({},0)'{to}{order}) TO STDOUT", self.from)
     }
 }
 
-/// Plans one table; `None` when it is gone.
+/// Plans one table; `None` when it is gone. `time` is the outbox's column of times, if it has one of that name.
 pub async fn table(
     catalog: &mut Catalog,
     captured: &CapturedTable,
     published: &Published<'_>,
+    time: &str,
 ) -> Result<Option<(Arc<Planned>, Vec<Chunk>)>> {
     let rows = catalog.query(&size_sql(captured.oid)).await?;
     let Some(size) = rows.first() else { return Ok(None) };
@@ -115,7 +104,11 @@ pub async fn table(
     let sql_name = captured.sql_name();
     let select = format!("SELECT {} FROM {only}{sql_name} WHERE {filter}", names.join(", "));
     let (pages, leaves): (u64, u64) = (size.number(2)?, size.number(3)?);
-    let ranges = ranges(pages, leaves);
+    // What the rows of an outbox tell happened in an order.
+    let (ranges, order) = match captured.outbox {
+        true => (vec![(0, None)], order(&table, time)),
+        false => (ranges(pages, leaves), String::new()),
+    };
     let planned = Arc::new(Planned {
         name: captured.full_name(),
         table,
@@ -124,8 +117,8 @@ pub async fn table(
         sql_name,
         only,
         select,
+        order,
         left: AtomicUsize::new(ranges.len()),
-        finished: Notify::new(),
     });
     let chunk = |(from, to)| Chunk { table: planned.clone(), from, to };
     let chunks = ranges.into_iter().map(chunk).collect();
@@ -144,6 +137,19 @@ pub async fn describe(
     let raw = columns.iter().map(raw).collect::<Result<Vec<_>>>()?;
     let identity = identity(size.text(0)?)?;
     catalog.table(captured.oid, &captured.schema, &captured.name, identity, &raw).await.map(Some)
+}
+
+/// The order in which rows were written, as far as they tell: by their times; then by the numbers of their
+/// transactions and commands, which are given in order; then by place. Places alone say little, as new rows go
+/// where old ones were deleted.
+fn order(table: &Table, time: &str) -> String {
+    use ColumnType::{Date, Int32, Int64, Numeric, Text, Timestamp, TimestampTz};
+    let is_time = |ty: &ColumnType| {
+        matches!(ty, Timestamp(_) | TimestampTz(_) | Date | Int32 | Int64 | Numeric { .. } | Text)
+    };
+    let known = table.columns.iter().any(|column| column.name == time && is_time(&column.ty));
+    let time = if known { format!("{}, ", quote_ident(time)) } else { String::new() };
+    format!(" ORDER BY {time}age(xmin) DESC, cmin::text::int8, ctid")
 }
 
 /// Of a partitioned table, the same pages of every partition make one piece. The last piece has no end.

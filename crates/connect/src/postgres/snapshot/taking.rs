@@ -1,6 +1,5 @@
 //! Taking a snapshot at its place in the stream.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use headwater_core::ports::TableProgress;
@@ -8,8 +7,8 @@ use headwater_core::{Change, Op, Position, Result, Row, Transaction};
 use tokio::runtime::Handle;
 
 use super::export::{Exported, Upcoming};
-use super::plan::{self, Chunk, Planned, Published};
-use super::workers::{Piece, Workers};
+use super::plan::{self, Planned, Published};
+use super::workers::{Left, Piece, Workers};
 use crate::postgres::follow::Follow;
 use crate::postgres::lsn;
 use crate::postgres::monitor::News;
@@ -22,6 +21,8 @@ use crate::store::now;
 pub struct Settings {
     /// Where.
     pub options: ConnectOptions,
+    /// The slot that the source follows.
+    pub slot: String,
     /// By how many connections.
     pub workers: usize,
     /// `server_version_num`.
@@ -30,6 +31,8 @@ pub struct Settings {
     pub publications: Vec<String>,
     /// The captured tables.
     pub tables: Vec<CapturedTable>,
+    /// The outbox's column of times, if it has one of that name.
+    pub time: String,
     /// Where an operator's requests lie.
     pub requests: Requests,
     /// Where the workers run: not on the thread that follows the log.
@@ -47,24 +50,27 @@ impl Follow {
     /// All that committed before `lsn` is handed out, and nothing that came later: takes the snapshot
     /// that waits for this place.
     pub async fn reached(&mut self, lsn: u64) -> Result<()> {
-        let Some(upcoming) = &mut self.upcoming else { return Ok(()) };
-        if !upcoming.is_due(lsn).await? {
+        if self.upcoming.as_ref().is_none_or(|upcoming| upcoming.is_after(lsn)) {
             return Ok(());
         }
-        match self.upcoming.take() {
-            Some(upcoming) => self.take(upcoming).await,
-            None => Ok(()),
+        // It may be long until the snapshot is made.
+        if self.decoder.bytes() > 0 || self.turn.moved {
+            self.send().await;
+        }
+        let Some(mut upcoming) = self.upcoming.take() else { return Ok(()) };
+        if upcoming.is_due(lsn).await? {
+            self.take(upcoming).await
+        } else {
+            self.upcoming = Some(upcoming);
+            Ok(())
         }
     }
 
     async fn take(&mut self, upcoming: Upcoming) -> Result<()> {
         let (exported, tables) = upcoming.exported()?;
-        if self.decoder.bytes() > 0 {
-            self.send().await;
-        }
-        let (planned, chunks) = self.plan(&tables).await?;
-        self.begin(&planned);
-        let mut workers = Workers::start(&self.snapshots, &exported.snapshot, chunks);
+        let left = self.plan(&tables).await?;
+        self.begin(left.tables());
+        let mut workers = Workers::start(&self.snapshots, &exported.snapshot, left);
         let mut reads = self.reads(&exported);
         let mut again = Vec::new();
         while let Some(piece) = workers.next().await {
@@ -82,28 +88,26 @@ impl Follow {
         if again.is_empty() {
             self.turn.news.push(News::Streaming);
         } else {
-            self.upcoming = Some(Upcoming::temporary(&self.snapshots.options, again).await?);
+            let Settings { options, slot, .. } = &self.snapshots;
+            self.upcoming = Some(Upcoming::temporary(options, slot, again).await?);
         }
         self.send().await;
         Ok(())
     }
 
-    async fn plan(&mut self, tables: &[CapturedTable]) -> Result<(Vec<Arc<Planned>>, VecDeque<Chunk>)> {
+    async fn plan(&mut self, tables: &[CapturedTable]) -> Result<Left> {
         let published =
             Published { version: self.snapshots.version, publications: &self.snapshots.publications };
-        let (mut planned, mut chunks) = (Vec::new(), VecDeque::new());
+        let mut planned = Vec::new();
         for captured in tables {
-            match plan::table(self.decoder.catalog(), captured, &published).await? {
-                Some((table, pieces)) => {
-                    planned.push(table);
-                    chunks.extend(pieces);
-                }
+            match plan::table(self.decoder.catalog(), captured, &published, &self.snapshots.time).await? {
+                Some(table) => planned.push(table),
                 None => {
                     tracing::warn!(table = captured.full_name(), "the table was dropped before its snapshot")
                 }
             }
         }
-        Ok((planned, chunks))
+        Ok(Left::new(planned))
     }
 
     fn reads(&self, exported: &Exported) -> Reads {

@@ -1,26 +1,33 @@
 //! The connections that read tables, all in one snapshot.
 //!
-//! Workers take pieces from one queue. A piece is some pages of a table, so nothing may move the rows of
-//! a table to other pages (VACUUM FULL, CLUSTER) until all its pieces are read: a worker keeps the
-//! transaction in which it read a piece, and with it a lock on the table, until the table is finished.
+//! A piece is some pages of a table, so nothing may move the rows of a table to other pages (VACUUM FULL,
+//! CLUSTER) until all its pieces are read. Workers see to that together: each takes a lock on the table
+//! before its first piece of it, and keeps it until no piece is left to take. So from the first lock to the
+//! end of the last piece, somebody has one.
+//!
+//! A worker that waits for a lock (perhaps behind the owner's ALTER TABLE, which waits for another worker)
+//! has no piece and no other lock, and workers never wait for each other: nobody can be waiting in a circle.
 //!
 //! Between the making of the snapshot and that lock a table may have been rewritten (ALTER TABLE ... TYPE,
 //! TRUNCATE, VACUUM FULL). What a rewrite leaves may be invisible to an older snapshot: such a table is not
 //! read, and the caller is told to read it in a later one.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use headwater_core::{Error, Kind, Result, Row};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
 use super::plan::{Chunk, Planned};
+use super::queue::Queue;
 use super::rows;
 use super::taking::Settings;
 use crate::postgres::client::{Connection, Mode, PgError, quote_literal};
 use crate::postgres::decode::FEW;
 use crate::postgres::url::ConnectOptions;
+
+/// What is left to read.
+pub type Left = Queue<Arc<Planned>, Chunk>;
 
 /// What workers hand out.
 pub enum Piece {
@@ -36,14 +43,16 @@ pub enum Piece {
 pub struct Workers {
     pieces: mpsc::Receiver<Result<Piece>>,
     tasks: JoinSet<()>,
+    /// How many tables are not finished.
+    unfinished: usize,
 }
 
 impl Workers {
-    /// Starts workers on `chunks`, which are in the order of their tables. They read ahead of
-    /// [`Workers::next`] by one gulp each.
-    pub fn start(settings: &Settings, snapshot: &str, chunks: VecDeque<Chunk>) -> Self {
-        let count = settings.workers.clamp(1, chunks.len().max(1));
-        let queue = Arc::new(Mutex::new(chunks));
+    /// Starts workers on the tables in `queue`. They read ahead of [`Workers::next`] by one gulp each.
+    pub fn start(settings: &Settings, snapshot: &str, queue: Left) -> Self {
+        let count = settings.workers.clamp(1, queue.pieces().max(1));
+        let unfinished = queue.tables().len();
+        let queue = Arc::new(queue);
         let (out, pieces) = mpsc::channel(count);
         let mut tasks = JoinSet::new();
         for _ in 0..count {
@@ -56,27 +65,24 @@ impl Workers {
             };
             tasks.spawn_on(work, &settings.tasks);
         }
-        Self { pieces, tasks }
+        Self { pieces, tasks, unfinished }
     }
 
-    /// The next piece; `None` when no table is left. A worker that panics never finishes its piece, and
-    /// the others would wait for it.
+    /// The next piece; `None` when all tables are finished.
     pub async fn next(&mut self) -> Option<Result<Piece>> {
-        loop {
+        while self.unfinished > 0 {
             tokio::select! {
+                // A worker that panics never finishes its piece.
                 Some(ended) = self.tasks.join_next() => if let Err(error) = ended {
                     return Some(Err(panicked(error)));
                 },
-                piece = self.pieces.recv() => match piece {
-                    Some(piece) => return Some(piece),
-                    None => break,
-                },
-            }
-        }
-        // A worker lets go of the channel a little before it has ended.
-        while let Some(ended) = self.tasks.join_next().await {
-            if let Err(error) = ended {
-                return Some(Err(panicked(error)));
+                Some(piece) = self.pieces.recv() => {
+                    if let Ok(Piece::Done(_) | Piece::Rewritten(_)) = piece {
+                        self.unfinished -= 1;
+                    }
+                    return Some(piece);
+                }
+                else => return Some(Err(Error::new(Kind::Internal, "a table was not read to its end"))),
             }
         }
         None
@@ -87,16 +93,9 @@ fn panicked(error: JoinError) -> Error {
     Error::new(Kind::Internal, "reading a table").because(error)
 }
 
-/// A table that a worker has locked.
-struct Held {
-    table: Arc<Planned>,
-    /// It is stored elsewhere than the snapshot says.
-    rewritten: bool,
-}
-
 struct Worker {
     snapshot: String,
-    queue: Arc<Mutex<VecDeque<Chunk>>>,
+    queue: Arc<Left>,
     out: mpsc::Sender<Result<Piece>>,
 }
 
@@ -105,47 +104,57 @@ impl Worker {
         let mut connection = Connection::connect(options, Mode::Sql).await?;
         // Rows that a policy hides from us must be an error, not missing.
         connection.query("SET row_security = off").await?;
-        let mut held: Option<Held> = None;
-        while let Some(chunk) = self.take() {
-            let table = chunk.table.clone();
-            let current = match held.take() {
-                Some(held) if Arc::ptr_eq(&held.table, &table) => held,
-                other => {
-                    if let Some(other) = other {
-                        other.table.finished().await;
-                        connection.query("COMMIT").await?;
+        while let Some(at) = self.queue.come() {
+            let held = self.hold(&mut connection, &self.queue.tables()[at]).await;
+            match self.queue.arrive(at) {
+                Some(first) => {
+                    if !self.read(&mut connection, at, first, held?).await? {
+                        return Ok(());
                     }
-                    self.hold(&mut connection, table.clone()).await?
                 }
-            };
-            if !current.rewritten {
-                self.copy(&mut connection, &chunk).await?;
+                // Others have taken all of its pieces, and what became of it since does not matter.
+                None => drop(held),
             }
-            let end = if current.rewritten { Piece::Rewritten } else { Piece::Done };
-            held = Some(current);
-            if table.piece_done() && !self.hand_out(end(table)).await {
-                return Ok(());
-            }
-        }
-        if let Some(held) = held {
-            held.table.finished().await;
+            connection.query("ROLLBACK").await?;
         }
         Ok(())
     }
 
-    fn take(&self) -> Option<Chunk> {
-        self.queue.lock().ok()?.pop_front()
+    /// Reads pieces of a locked table until none is left. Says whether anybody still listens.
+    async fn read(
+        &self,
+        connection: &mut Connection,
+        at: usize,
+        first: Chunk,
+        rewritten: bool,
+    ) -> Result<bool> {
+        let mut next = Some(first);
+        while let Some(chunk) = next {
+            if !rewritten && !self.copy(connection, &chunk).await? {
+                return Ok(false);
+            }
+            let table = chunk.table;
+            if table.piece_done() {
+                let end = if rewritten { Piece::Rewritten(table) } else { Piece::Done(table) };
+                if !self.hand_out(end).await {
+                    return Ok(false);
+                }
+            }
+            next = self.queue.take(at);
+        }
+        Ok(true)
     }
 
-    /// Locks a table, in a transaction that sees what the snapshot sees.
-    async fn hold(&self, connection: &mut Connection, table: Arc<Planned>) -> Result<Held> {
+    /// Locks a table, in a transaction that sees what the snapshot sees. Says whether it was rewritten: it
+    /// is stored elsewhere than the snapshot says.
+    async fn hold(&self, connection: &mut Connection, table: &Planned) -> Result<bool> {
         self.begin(connection).await?;
         let failed = |error| changed(error, &table.name);
         connection.query(&table.lock_sql()).await.map_err(failed)?;
         let rows = connection.query(&table.still_sql()).await.map_err(failed)?;
         let still = |at: usize| rows.first().is_some_and(|row| row.is_true(at));
         match (still(0), still(1)) {
-            (true, same_storage) => Ok(Held { table, rewritten: !same_storage }),
+            (true, same_storage) => Ok(!same_storage),
             (false, _) => Err(Error::new(Kind::Unavailable, replaced(&table.name))),
         }
     }
@@ -164,7 +173,8 @@ impl Worker {
         }
     }
 
-    async fn copy(&self, connection: &mut Connection, chunk: &Chunk) -> Result<()> {
+    /// Hands out the rows of a piece. Says whether anybody still listens.
+    async fn copy(&self, connection: &mut Connection, chunk: &Chunk) -> Result<bool> {
         let columns = chunk.table.table.columns.len();
         let failed = |error| changed(error, &chunk.table.name);
         let mut copy = connection.copy_out(&chunk.sql()).await.map_err(failed)?;
@@ -177,10 +187,10 @@ impl Worker {
                 rows.iter_mut().for_each(|row| *row = row.detached());
             }
             if !self.hand_out(Piece::Rows(chunk.table.clone(), rows)).await {
-                return Ok(());
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Says whether anybody still listens.
@@ -207,7 +217,8 @@ mod tests {
 
     /// What is next, if anything comes at all.
     async fn next(pieces: mpsc::Receiver<Result<Piece>>, tasks: JoinSet<()>) -> Option<Result<Piece>> {
-        let (mut workers, patience) = (Workers { pieces, tasks }, std::time::Duration::from_secs(10));
+        let (mut workers, patience) =
+            (Workers { pieces, tasks, unfinished: 1 }, std::time::Duration::from_secs(10));
         tokio::time::timeout(patience, workers.next()).await.unwrap()
     }
 
