@@ -329,14 +329,18 @@ impl Publisher {
     }
 
     async fn publish_and_remove(&mut self, batch: Shaped, keyed: bool, ids: &[EventId]) -> Result<()> {
-        self.publish_released(batch, keyed).await?;
+        self.publish_released(batch, keyed, ids).await?;
         self.parked.remove(ids).await
     }
 
     /// Publishes what was parked. What is held with its stream and cannot go is parked by its key.
-    async fn publish_released(&mut self, mut batch: Shaped, keyed: bool) -> Result<()> {
+    async fn publish_released(&mut self, mut batch: Shaped, keyed: bool, ids: &[EventId]) -> Result<()> {
         self.ensure_new(&mut batch).await?;
         let admitted = self.holds.admit(&mut batch, now())?;
+        // The bus will not have the stream: what is held with it is held again, as what it is already.
+        if let Some(stays) = admitted.parked.iter().find(|parked| ids.contains(&parked.id)) {
+            return Err(Error::new(Kind::Contract, "it is held back still").because(stays.reason.clone()));
+        }
         if !keyed {
             let (_, parked) = self.publish_first(&mut batch, admitted).await?;
             return match self.park(&parked).await {

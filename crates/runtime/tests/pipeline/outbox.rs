@@ -183,3 +183,28 @@ async fn a_message_in_the_log_is_an_outbox_row_without_a_table() {
     assert_eq!((&*events[0].stream, &*events[0].kind), ("order", "OrderPlaced"));
     assert_eq!(events[0].id.to_string(), ID);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_of_a_stream_that_the_bus_will_not_have_stays_until_it_will() {
+    let world = World::new(47);
+    world.bus.set_partitions("order", 5);
+    world.source.commit([add(1, ["a", "order", "o-1", "A", "{}"]), add(2, ["b", "order", "o-2", "A", "{}"])]);
+    let running = run(&world, "{aggregatetype}", &[]);
+    confirmed(&world, 2).await;
+    running.stop().await;
+    assert_eq!(parked(&world), ["order/all", "order/all"]);
+
+    // The next start tries again, and the bus says no again.
+    let running = run(&world, "{aggregatetype}", &[]);
+    world.source.commit([add(3, ["c", "order", "o-1", "A", "{}"])]);
+    confirmed(&world, 3).await;
+    running.stop().await;
+    assert_eq!((parked(&world).len(), arrived(&world).len()), (3, 0), "nothing is forgotten");
+
+    world.bus.set_partitions("order", 8);
+    let running = run(&world, "{aggregatetype}", &[]);
+    eventually("all goes on", || world.count() == 3).await;
+    running.stop().await;
+    assert_eq!(arrived(&world), ["1 order/o-1", "2 order/o-2", "3 order/o-1"]);
+    assert_eq!(world.parked.all(), []);
+}
