@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_core::ports::{Accepted, Bus, Parked, ParkedStore, Published, Rejection};
+use headwater_core::ports::{Accepted, Bus, HoldsBack, Parked, ParkedStore, Published, Rejection};
 use headwater_core::{Checkpoint, Error, Event, EventId, Kind, Position, Result, StreamSpec};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -25,12 +25,12 @@ pub enum Work {
     Release(Release),
 }
 
-/// A person's wish to try again what is parked of a stream, or of one key.
+/// A person's wish to try again one line of what is parked.
 pub struct Release {
     /// The stream.
     pub stream: Arc<str>,
-    /// The key; `None` for what is held with the whole stream.
-    pub order_key: Option<Vec<u8>>,
+    /// What the line holds back.
+    pub holds: HoldsBack,
     /// Where the outcome goes: how many changes went on, or why the first of them still cannot.
     pub answer: oneshot::Sender<Result<u64>>,
 }
@@ -128,7 +128,7 @@ impl Publisher {
     pub async fn release_held(&mut self) -> Result<()> {
         let held: Vec<Arc<str>> = self.holds.held().map(|(stream, _)| Arc::clone(stream)).collect();
         for stream in held {
-            match self.release(&stream, None).await {
+            match self.release(&stream, &HoldsBack::Stream).await {
                 Ok(count) => tracing::info!(%stream, count, "a held stream goes on"),
                 Err(error) if error.kind() == Kind::Contract => {
                     tracing::error!(%stream, %error, "stream stays stopped");
@@ -164,7 +164,7 @@ impl Publisher {
 
     /// Does what a person wishes; whether anything went on.
     async fn answer(&mut self, release: Release) -> bool {
-        let outcome = self.release(&release.stream, release.order_key.as_deref()).await;
+        let outcome = self.release(&release.stream, &release.holds).await;
         self.show();
         let went_on = outcome.as_ref().is_ok_and(|count| *count > 0);
         // Whoever asked may be gone.
@@ -246,7 +246,7 @@ impl Publisher {
                     change: origin.change,
                     stream: Arc::clone(&event.stream),
                     id: event.id,
-                    order_key: Some(origin.order_key(&event)),
+                    holds: HoldsBack::key(origin.order_key(&event).cloned()),
                     reason,
                 }),
             }
@@ -293,44 +293,51 @@ impl Publisher {
         Ok(())
     }
 
-    /// Tries again what is parked of a stream or a key, in order. An error of kind `Contract` says why
-    /// the first that is left cannot go.
-    async fn release(&mut self, stream: &Arc<str>, order_key: Option<&[u8]>) -> Result<u64> {
+    /// Tries again one line of what is parked, in order. An error of kind `Contract` says why the first
+    /// that is left cannot go.
+    async fn release(&mut self, stream: &Arc<str>, holds: &HoldsBack) -> Result<u64> {
+        let keyed = *holds != HoldsBack::Stream;
         if self.broken.contains(stream) || !self.shaper.knows(stream) {
             return Err(Error::new(Kind::Contract, format!("stream {stream} cannot go on"))
                 .hint("it is no longer in the config, or the bus has it with other partitions"));
         }
-        if order_key.is_some() && self.holds.is_held(stream) {
+        if keyed && self.holds.is_held(stream) {
             return Err(Error::new(Kind::Contract, format!("stream {stream} is held back as a whole"))
                 .hint("what holds it is to be mended first; its keys go on after that"));
         }
         let mut released = 0;
         loop {
             // A key's go one by one, so that what the bus rejects is the first that is left.
-            let bytes = if order_key.is_some() { 0 } else { TOGETHER };
-            let records = self.parked.list(&self.source, stream, order_key, bytes).await?;
+            let bytes = if keyed { 0 } else { TOGETHER };
+            let records = self.parked.list(&self.source, stream, holds, bytes).await?;
             let Some(oldest) = records.first() else {
-                self.holds.let_go(stream, order_key);
+                self.holds.let_go(stream, holds);
                 return Ok(released);
             };
             self.holds.begin_with(oldest);
-            let (batch, ids, stuck) = self.shaper.reshape(&records, order_key);
+            let (batch, ids, stuck) = self.shaper.reshape(&records);
             if ids.is_empty() {
                 let error = Error::new(Kind::Contract, format!("stream {stream} cannot go on"));
                 return Err(error.because(stuck.unwrap_or_default()));
             }
             // What failed is held again before anything new can pass it.
-            let whole = self.holds.suspend(stream, order_key);
-            let outcome = self.publish_and_remove(batch, order_key.is_some(), &ids).await;
-            self.holds.resume(stream, order_key, whole);
+            let whole = self.holds.suspend(stream, holds);
+            let outcome = self.publish_and_remove(stream, batch, keyed, &ids).await;
+            self.holds.resume(stream, holds, whole);
             outcome?;
             released += ids.len() as u64;
         }
     }
 
-    async fn publish_and_remove(&mut self, batch: Shaped, keyed: bool, ids: &[EventId]) -> Result<()> {
+    async fn publish_and_remove(
+        &mut self,
+        stream: &str,
+        batch: Shaped,
+        keyed: bool,
+        ids: &[EventId],
+    ) -> Result<()> {
         self.publish_released(batch, keyed, ids).await?;
-        self.parked.remove(ids).await
+        self.parked.remove(&self.source, stream, ids).await
     }
 
     /// Publishes what was parked. What is held with its stream and cannot go is parked by its key.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use headwater_core::ports::HoldsBack;
 use headwater_core::{Change, Checkpoint, Event, EventId, StreamSpec};
 
 /// A batch after shaping: its events, what could not become one, and the changes they come from, kept
@@ -38,9 +39,9 @@ pub struct EventOrigin {
 }
 
 impl EventOrigin {
-    /// The order key of an event; empty when it has none.
-    pub fn order_key(&self, event: &Event) -> Bytes {
-        self.order_key.as_ref().or(event.key.as_ref()).cloned().unwrap_or_default()
+    /// The order key of an event, where it has one.
+    pub fn order_key<'a>(&'a self, event: &'a Event) -> Option<&'a Bytes> {
+        self.order_key.as_ref().or(event.key.as_ref())
     }
 }
 
@@ -53,9 +54,8 @@ pub struct Trouble {
     pub stream: Arc<str>,
     /// The id its event would have.
     pub id: EventId,
-    /// What waits behind it: its order key, empty when it has none (nothing waits); `None` when the
-    /// whole stream must wait, because the contract is broken or the key cannot be read.
-    pub order_key: Option<Bytes>,
+    /// What waits behind it; the whole stream when the contract is broken or the key cannot be read.
+    pub holds: HoldsBack,
     /// Why.
     pub reason: String,
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use headwater_core::ports::Parked;
+use headwater_core::ports::{HoldsBack, Parked};
 use headwater_core::{Batch, Change, Event, EventId, Kind, Op, Table};
 
 use super::outbox::OutboxPlan;
@@ -95,8 +95,8 @@ impl Shaper {
                 Err(reason) => out.shaped.troubles.push(Trouble {
                     change: at,
                     stream: Arc::clone(stream),
-                    id: whole_id(change, stream),
-                    order_key: None,
+                    id: trouble_id(change, stream, &HoldsBack::Stream),
+                    holds: HoldsBack::Stream,
                     reason: reason.clone(),
                 }),
             }
@@ -110,8 +110,8 @@ impl Shaper {
                 Err((stream, reason)) => out.shaped.troubles.push(Trouble {
                     change: at,
                     stream: Arc::clone(stream),
-                    id: whole_id(change, stream),
-                    order_key: None,
+                    id: trouble_id(change, stream, &HoldsBack::Stream),
+                    holds: HoldsBack::Stream,
                     reason: reason.clone(),
                 }),
             }
@@ -140,13 +140,9 @@ impl Shaper {
         self.last
     }
 
-    /// Shapes parked changes again for the stream (and order key) they were parked under, up to the
-    /// first that still cannot go: the batch, the ids of the records in it, and why it ended early.
-    pub fn reshape(
-        &mut self,
-        records: &[Parked],
-        order_key: Option<&[u8]>,
-    ) -> (Shaped, Vec<EventId>, Option<String>) {
+    /// Shapes parked changes again for what they were parked under, up to the first that still cannot
+    /// go: the batch, the ids of the records in it, and why it ended early.
+    pub fn reshape(&mut self, records: &[Parked]) -> (Shaped, Vec<EventId>, Option<String>) {
         let (mut all, mut ids) = (Shaped::default(), Vec::new());
         for record in records {
             let change = match park::decode(&record.change) {
@@ -155,10 +151,11 @@ impl Shaper {
             };
             let mut shaped = self.shape(Batch { changes: vec![change], checkpoint: None });
             if self.routes.outboxes.iter().all(|outbox| outbox.held_as() != *record.stream) {
-                shaped.keep(&record.stream, order_key);
+                shaped.keep(&record.stream, &record.holds);
             }
-            let stuck =
-                shaped.troubles.iter().find(|trouble| order_key.is_some() || trouble.order_key.is_none());
+            let stops =
+                |trouble: &&Trouble| record.holds != HoldsBack::Stream || trouble.holds == HoldsBack::Stream;
+            let stuck = shaped.troubles.iter().find(stops);
             if let Some(trouble) = stuck {
                 return (all, ids, Some(trouble.reason.clone()));
             }
@@ -170,16 +167,18 @@ impl Shaper {
 }
 
 impl Shaped {
-    /// Forgets all that is not of this stream and order key.
-    fn keep(&mut self, stream: &str, order_key: Option<&[u8]>) {
+    /// Forgets all that is not of this stream and, but for a stream held whole, of this order key.
+    fn keep(&mut self, stream: &str, holds: &HoldsBack) {
         let events = std::mem::take(&mut self.events).into_iter().zip(std::mem::take(&mut self.origins));
+        let whole = *holds == HoldsBack::Stream;
         let ours = |(event, origin): &(Event, EventOrigin)| {
-            &*event.stream == stream && order_key.is_none_or(|key| *origin.order_key(event) == *key)
+            let holding = || HoldsBack::key(origin.order_key(event).cloned());
+            &*event.stream == stream && (whole || holding() == *holds)
         };
         (self.events, self.origins) = events.filter(ours).unzip();
         self.troubles.retain(|trouble| {
-            let key = trouble.order_key.as_deref();
-            &*trouble.stream == stream && (order_key.is_none() || key.is_none() || key == order_key)
+            let holding = &trouble.holds;
+            &*trouble.stream == stream && (whole || *holding == HoldsBack::Stream || holding == holds)
         });
     }
 }
@@ -217,8 +216,13 @@ fn warn_of_types(route: &StreamRoute, before: &Table, table: &Table) {
 }
 
 /// The id of what a change would be if its stream could take it.
-pub fn whole_id(change: &Change, stream: &str) -> EventId {
-    let transaction = &change.transaction;
-    let system = transaction.origin.system_id.as_bytes();
-    EventId::derive(transaction.committed_at, &[b"whole", system, stream.as_bytes(), change.position.bytes()])
+pub fn trouble_id(change: &Change, stream: &str, holds: &HoldsBack) -> EventId {
+    let (transaction, place) = (&change.transaction, change.position.bytes());
+    let (time, system) = (transaction.committed_at, transaction.origin.system_id.as_bytes());
+    let whole = EventId::derive(time, &[b"whole", system, stream.as_bytes(), place]);
+    match holds {
+        HoldsBack::Stream => whole,
+        HoldsBack::Key(key) => EventId::derive(time, &[whole.as_bytes(), key]),
+        HoldsBack::Nothing => EventId::derive(time, &[whole.as_bytes(), b""]),
+    }
 }
