@@ -247,6 +247,7 @@ impl Publisher {
                     stream: Arc::clone(&event.stream),
                     id: event.id,
                     holds: HoldsBack::key(origin.order_key(&event).cloned()),
+                    outbox: origin.outbox,
                     reason,
                 }),
             }
@@ -315,7 +316,7 @@ impl Publisher {
                 return Ok(released);
             };
             self.holds.begin_with(oldest);
-            let (batch, ids, stuck) = self.shaper.reshape(&records);
+            let (batch, ids, stuck) = self.reshape(&records);
             if ids.is_empty() {
                 let error = Error::new(Kind::Contract, format!("stream {stream} cannot go on"));
                 return Err(error.because(stuck.unwrap_or_default()));
@@ -327,6 +328,20 @@ impl Publisher {
             outcome?;
             released += ids.len() as u64;
         }
+    }
+
+    /// Shapes parked changes again up to the first that still cannot go: the batch, the ids of the
+    /// records in it, and why it ended early.
+    fn reshape(&mut self, records: &[Parked]) -> (Shaped, Vec<EventId>, Option<String>) {
+        let (mut all, mut ids) = (Shaped::default(), Vec::new());
+        for record in records {
+            match self.shaper.reshape(record) {
+                Ok(shaped) => all.append(shaped),
+                Err(reason) => return (all, ids, Some(reason)),
+            }
+            ids.push(record.id);
+        }
+        (all, ids, None)
     }
 
     async fn publish_and_remove(

@@ -54,7 +54,10 @@ impl OutboxPlan {
         out: &mut Output,
     ) {
         let Some(row) = &change.after else { return };
-        let trouble = |stream: Arc<str>, id, holds, reason| Trouble { change: at, stream, id, holds, reason };
+        let trouble = |stream: Arc<str>, id, holds, reason| {
+            let outbox = Some(Arc::clone(&self.held_as));
+            Trouble { change: at, stream, id, holds, outbox, reason }
+        };
         let row = match self.reader.read(row) {
             Ok(row) => row,
             Err(error) => {

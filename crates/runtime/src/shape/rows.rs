@@ -271,6 +271,6 @@ impl RowShaper<'_> {
 
     fn trouble_of(&mut self, id: EventId, holds: HoldsBack, reason: String) {
         let stream = Arc::clone(&self.plan.stream);
-        self.out.shaped.troubles.push(Trouble { change: self.at, stream, id, holds, reason });
+        self.out.shaped.troubles.push(Trouble { change: self.at, stream, id, holds, outbox: None, reason });
     }
 }

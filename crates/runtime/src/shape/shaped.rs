@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use headwater_core::ports::HoldsBack;
+use headwater_core::ports::{HoldsBack, Parked};
 use headwater_core::{Change, Checkpoint, Event, EventId, StreamSpec};
 
 /// A batch after shaping: its events, what could not become one, and the changes they come from, kept
@@ -56,11 +56,30 @@ pub struct Trouble {
     pub id: EventId,
     /// What waits behind it; the whole stream when the contract is broken or the key cannot be read.
     pub holds: HoldsBack,
+    /// The outbox it was a row of.
+    pub outbox: Option<Arc<str>>,
     /// Why.
     pub reason: String,
 }
 
 impl Shaped {
+    /// Forgets all that is not what a parked change was parked for: its stream, and but for a stream held
+    /// whole its order key; or the outbox it was a row of.
+    pub fn keep(&mut self, record: &Parked) {
+        let whole = record.holds == HoldsBack::Stream;
+        let row = |outbox: &Option<Arc<str>>| outbox.as_ref() == Some(&record.stream);
+        let ours = |(event, origin): &(Event, EventOrigin)| {
+            let holds = || HoldsBack::key(origin.order_key(event).cloned());
+            row(&origin.outbox) || event.stream == record.stream && (whole || holds() == record.holds)
+        };
+        let events = std::mem::take(&mut self.events).into_iter().zip(std::mem::take(&mut self.origins));
+        (self.events, self.origins) = events.filter(ours).unzip();
+        self.troubles.retain(|trouble| {
+            let all = whole || trouble.holds == HoldsBack::Stream;
+            row(&trouble.outbox) || trouble.stream == record.stream && (all || trouble.holds == record.holds)
+        });
+    }
+
     /// Adds the batch that was read after this one.
     pub fn append(&mut self, mut later: Self) {
         let shift = self.changes.len() as u32;
