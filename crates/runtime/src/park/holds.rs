@@ -54,8 +54,8 @@ pub struct Admitted {
     pub events: Vec<Event>,
     /// Where each event comes from.
     pub origins: Vec<EventOrigin>,
-    /// What is set aside.
-    pub parked: Vec<Parked>,
+    /// What is set aside, and which of the batch's changes each is.
+    pub parked: Vec<(u32, Parked)>,
 }
 
 impl Holds {
@@ -249,7 +249,7 @@ impl Sorting<'_> {
             return Ok(());
         }
         self.last = Some(this);
-        self.out.parked.push(Parked {
+        let parked = Parked {
             id: if holds == HoldsBack::Stream { held_id(change, stream) } else { id },
             source: Arc::clone(&self.holds.source),
             stream: Arc::clone(stream),
@@ -258,7 +258,8 @@ impl Sorting<'_> {
             reason,
             change: codec::encode(change)?,
             parked_at: self.now,
-        });
+        };
+        self.out.parked.push((at, parked));
         Ok(())
     }
 }

@@ -1,11 +1,13 @@
 //! Hands shaped batches to the bus in order, and sets aside what cannot go.
 
+mod release;
+
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_core::ports::{Accepted, Bus, HoldsBack, Parked, ParkedStore, Published, Rejection};
-use headwater_core::{Checkpoint, Error, Event, EventId, Kind, Position, Result, StreamSpec};
+use headwater_core::{Checkpoint, Error, Event, Kind, Position, Result, StreamSpec};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backoff::Backoff;
@@ -124,22 +126,6 @@ impl Publisher {
         self.show();
     }
 
-    /// Tries again what is held with whole streams, before anything new is read.
-    pub async fn release_held(&mut self) -> Result<()> {
-        let held: Vec<Arc<str>> = self.holds.held().map(|(stream, _)| Arc::clone(stream)).collect();
-        for stream in held {
-            match self.release(&stream, &HoldsBack::Stream).await {
-                Ok(count) => tracing::info!(%stream, count, "a held stream goes on"),
-                Err(error) if error.kind() == Kind::Contract => {
-                    tracing::error!(%stream, %error, "stream stays stopped");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        self.show();
-        Ok(())
-    }
-
     /// Works until there is no more.
     pub async fn run(mut self, work: mpsc::UnboundedReceiver<Work>, mut line: Line) -> Result<()> {
         let mut todo = Todo { work, passed_by: VecDeque::new() };
@@ -189,7 +175,7 @@ impl Publisher {
         }
         line.drained().await?;
         let ((events, bytes), parked) = self.publish_first(&mut batch, admitted).await?;
-        self.park_when_possible(parked, todo).await?;
+        self.park_when_possible(parked.into_iter().map(|(_, parked)| parked).collect(), todo).await?;
         // Only now, with the parked ones durable, may the checkpoint pass them.
         match self.bus.publish(Vec::new(), batch.checkpoint.clone()).await? {
             Published::Accepted(accepted) => {
@@ -202,7 +188,11 @@ impl Publisher {
 
     /// Publishes what can go, waits until it is durable, and returns the rest, to be parked: so
     /// everything before what is parked is on the bus, and whatever is redelivered later was there before.
-    async fn publish_first(&mut self, batch: &mut Shaped, first: Admitted) -> Result<(Counted, Vec<Parked>)> {
+    async fn publish_first(
+        &mut self,
+        batch: &mut Shaped,
+        first: Admitted,
+    ) -> Result<(Counted, Vec<(u32, Parked)>)> {
         let Admitted { mut events, mut origins, mut parked } = first;
         loop {
             let counted = count(&events);
@@ -292,97 +282,6 @@ impl Publisher {
             tracing::warn!(source = %one.source, stream = %one.stream, id = %one.id, reason = one.reason, "parked");
         }
         Ok(())
-    }
-
-    /// Tries again one line of what is parked, in order. An error of kind `Contract` says why the first
-    /// that is left cannot go.
-    async fn release(&mut self, stream: &Arc<str>, holds: &HoldsBack) -> Result<u64> {
-        let keyed = *holds != HoldsBack::Stream;
-        if self.broken.contains(stream) || !self.shaper.knows(stream) {
-            return Err(Error::new(Kind::Contract, format!("stream {stream} cannot go on"))
-                .hint("it is no longer in the config, or the bus has it with other partitions"));
-        }
-        if keyed && self.holds.is_held(stream) {
-            return Err(Error::new(Kind::Contract, format!("stream {stream} is held back as a whole"))
-                .hint("what holds it is to be mended first; its keys go on after that"));
-        }
-        let mut released = 0;
-        loop {
-            // A key's go one by one, so that what the bus rejects is the first that is left.
-            let bytes = if keyed { 0 } else { TOGETHER };
-            let records = self.parked.list(&self.source, stream, holds, bytes).await?;
-            let Some(oldest) = records.first() else {
-                self.holds.let_go(stream, holds);
-                return Ok(released);
-            };
-            self.holds.begin_with(oldest);
-            let (batch, ids, stuck) = self.reshape(&records);
-            if ids.is_empty() {
-                let error = Error::new(Kind::Contract, format!("stream {stream} cannot go on"));
-                return Err(error.because(stuck.unwrap_or_default()));
-            }
-            // What failed is held again before anything new can pass it.
-            let whole = self.holds.suspend(stream, holds);
-            let outcome = self.publish_and_remove(stream, batch, keyed, &ids).await;
-            self.holds.resume(stream, holds, whole);
-            outcome?;
-            released += ids.len() as u64;
-        }
-    }
-
-    /// Shapes parked changes again up to the first that still cannot go: the batch, the ids of the
-    /// records in it, and why it ended early.
-    fn reshape(&mut self, records: &[Parked]) -> (Shaped, Vec<EventId>, Option<String>) {
-        let (mut all, mut ids) = (Shaped::default(), Vec::new());
-        for record in records {
-            match self.shaper.reshape(record) {
-                Ok(shaped) => all.append(shaped),
-                Err(reason) => return (all, ids, Some(reason)),
-            }
-            ids.push(record.id);
-        }
-        (all, ids, None)
-    }
-
-    async fn publish_and_remove(
-        &mut self,
-        stream: &str,
-        batch: Shaped,
-        keyed: bool,
-        ids: &[EventId],
-    ) -> Result<()> {
-        self.publish_released(batch, keyed, ids).await?;
-        self.parked.remove(&self.source, stream, ids).await
-    }
-
-    /// Publishes what was parked. What is held with its stream and cannot go is parked by its key.
-    async fn publish_released(&mut self, mut batch: Shaped, keyed: bool, ids: &[EventId]) -> Result<()> {
-        self.ensure_new(&mut batch).await?;
-        let admitted = self.holds.admit(&mut batch, now())?;
-        // The bus will not have the stream: what is held with it is held again, as what it is already.
-        if let Some(stays) = admitted.parked.iter().find(|parked| ids.contains(&parked.id)) {
-            return Err(Error::new(Kind::Contract, "it is held back still").because(stays.reason.clone()));
-        }
-        if !keyed {
-            let (_, parked) = self.publish_first(&mut batch, admitted).await?;
-            return match self.park(&parked).await {
-                // It stays held; another release may make room.
-                Err(error) if error.kind() == Kind::Full => {
-                    Err(Error::new(Kind::Contract, "not all of it can go").because(error))
-                }
-                done => done,
-            };
-        }
-        if let Some(waits) = admitted.parked.first() {
-            return Err(Error::new(Kind::Contract, "it is held back still").because(waits.reason.clone()));
-        }
-        match self.bus.publish(admitted.events, None).await? {
-            Published::Accepted(accepted) => accepted.durable().await.map(drop),
-            Published::Rejected { rejections, .. } => {
-                let why = rejections.into_iter().next().map(|first| first.reason).unwrap_or_default();
-                Err(Error::new(Kind::Contract, "the bus rejects it still").because(why))
-            }
-        }
     }
 
     /// Writes down which streams are held back.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use headwater_core::ports::HoldsBack;
 use headwater_core::{Change, Column, ColumnType, Identity, Kind, Op, Table};
 use headwater_runtime::{OutboxRoute, Runtime, StreamConfig};
+use headwater_testkit::faults::{Call, Fault};
 
 use crate::common::{Running, World, all_orders, change, eventually, insert, orders, story, stream};
 use crate::parking::without_note;
@@ -148,4 +149,100 @@ async fn an_outbox_that_goes_on_brings_nothing_else_of_its_table_and_holds_what_
     assert_eq!(arrived.skip(4).collect::<Vec<_>>(), ["order", "order"]);
     let held: Vec<_> = world.parked.all().into_iter().map(|one| (one.stream, one.holds)).collect();
     assert_eq!(held, [("customer".into(), HoldsBack::Stream)]);
+}
+
+/// Of each key the places that arrived, in order and each the first time.
+fn places(world: &World, key: &str) -> Vec<u64> {
+    let mut places = Vec::new();
+    for event in world.bus.events().iter().filter(|event| event.key.as_deref() == Some(key.as_bytes())) {
+        let place = event.position.numbers()[0];
+        if !places.contains(&place) {
+            places.push(place);
+        }
+    }
+    places
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_start_and_every_reconnect_tries_each_key_again() {
+    let world = World::new(64);
+    world.bus.reject_larger_than(Some(2000));
+    world.source.commit([
+        insert(1, 1, &"x".repeat(5000)),
+        insert(2, 2, &"x".repeat(8000)),
+        insert(3, 1, "a"),
+        insert(4, 2, "a"),
+        unreadable(5, "1", "9"),
+        insert(6, 1, "b"),
+        insert(7, 3, "a"),
+    ]);
+    let running = world.run(all_orders());
+    confirmed(&world, 7).await;
+    running.stop().await;
+    assert_eq!((world.parked.all().len(), world.count()), (6, 1));
+
+    // What can go does, of each key up to the first that cannot.
+    world.bus.reject_larger_than(Some(6000));
+    let running = world.run(all_orders());
+    world.source.commit([insert(8, 1, "c"), insert(9, 2, "b"), insert(10, 3, "b")]);
+    confirmed(&world, 10).await;
+    assert_eq!(["1", "2", "3"].map(|key| places(&world, key)), [vec![1, 3], vec![], vec![7, 10]]);
+    assert_eq!(world.parked.all().len(), 6);
+
+    world.bus.reject_larger_than(None);
+    world.faults.inject(Call::Next, Fault::Reject(Kind::Unavailable));
+    world.source.commit([insert(11, 2, "c")]);
+    confirmed(&world, 11).await;
+    running.stop().await;
+    assert_eq!(["1", "2"].map(|key| places(&world, key)), [vec![1, 3], vec![2, 4, 9, 11]]);
+
+    let running = world.run(stream("from = 'shop.orders'\ncolumns = ['id', 'note']\npartitions = 4"));
+    world.source.commit([insert(12, 1, "d")]);
+    confirmed(&world, 12).await;
+    running.stop().await;
+    assert_eq!(places(&world, "1"), [1, 3, 5, 6, 8, 12]);
+    assert_eq!(world.parked.all(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_waits_for_a_held_stream_goes_on_after_it() {
+    let world = World::new(65);
+    world.bus.reject_larger_than(Some(2000));
+    world.source.commit([insert(1, 1, &"x".repeat(5000)), without_note(2, "1"), insert(3, 2, "a")]);
+    let columns = |columns: &str| stream(&format!("from = 'shop.orders'\ncolumns = {columns}"));
+    let running = world.run(columns("['id', 'note']"));
+    confirmed(&world, 3).await;
+    running.stop().await;
+    world.bus.reject_larger_than(None);
+    let running = world.run(columns("['id', 'note']"));
+    world.source.commit([insert(4, 1, "a")]);
+    confirmed(&world, 4).await;
+    running.stop().await;
+    assert_eq!((world.parked.all().len(), world.count()), (4, 0), "the stream is held still");
+    let running = world.run(columns("['id', 'state']"));
+    eventually("all goes on", || world.parked.all().is_empty()).await;
+    running.stop().await;
+    assert_eq!([places(&world, "1"), places(&world, "2")], [vec![1, 2, 4], vec![3]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_key_each_goes_on_by_itself() {
+    let world = World::new(66);
+    world.bus.reject_larger_than(Some(2000));
+    let row = |at: u64, bytes| {
+        let payload = format!("{{\"note\":\"{}\"}}", "x".repeat(bytes));
+        let table = outbox(["id", "aggregatetype", "aggregateid", "type", "payload"]);
+        let id = at.to_string();
+        change(at, Op::Create, &table, None, Some(&[&*id, "order", "NULL", "A", &*payload]))
+    };
+    world.source.commit([row(1, 8000), row(2, 5000), row(3, 10)]);
+    let running = run(&world, &[]);
+    confirmed(&world, 3).await;
+    running.stop().await;
+    world.bus.reject_larger_than(Some(6000));
+    let running = run(&world, &[]);
+    eventually("one goes on", || world.parked.all().len() == 1).await;
+    running.stop().await;
+    let places: Vec<u64> = world.bus.events().iter().map(|event| event.position.numbers()[0]).collect();
+    assert_eq!(places, [3, 2]);
 }
