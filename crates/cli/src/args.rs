@@ -180,7 +180,7 @@ pub struct SnapshotArgs {
 /// `headwater parked`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  headwater parked\n  headwater parked my.toml --json\n\n\
-    A stream that is held whole is tried again whenever `headwater run` starts, so mend its contract or its table and restart.")]
+    All of it is tried again whenever `headwater run` starts: mend the reason (the contract, the table, the topic's limit) and restart.")]
 pub struct ParkedArgs {
     #[command(flatten)]
     #[allow(missing_docs)]

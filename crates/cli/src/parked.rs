@@ -2,7 +2,7 @@
 
 use headwater_cli::config;
 use headwater_core::Result;
-use headwater_core::ports::ParkedUsage;
+use headwater_core::ports::{HoldsBack, ParkedUsage};
 use serde::Serialize;
 
 use crate::args::ParkedArgs;
@@ -10,11 +10,12 @@ use crate::output::table::Table;
 use crate::output::{self, human};
 use crate::wiring;
 
-/// One line: an order key of a stream, or a stream that is held whole.
+/// One line: what is parked of a stream and holds back the same.
 #[derive(Serialize)]
 struct Line<'a> {
     source: &'a str,
     stream: &'a str,
+    holds: &'static str,
     order_key: Option<String>,
     count: u64,
     bytes: u64,
@@ -44,7 +45,11 @@ pub async fn parked(args: &ParkedArgs) -> Result<u8> {
         table.row([
             line.source.into(),
             line.stream.into(),
-            line.order_key.as_deref().unwrap_or("(whole stream)").into(),
+            match (line.holds, &line.order_key) {
+                (_, Some(key)) => key.as_str().into(),
+                ("stream", _) => "(whole stream)".into(),
+                _ => "(no key)".into(),
+            },
             human::count(line.count).into(),
             human::bytes(line.bytes).into(),
             line.reason.into(),
@@ -55,10 +60,16 @@ pub async fn parked(args: &ParkedArgs) -> Result<u8> {
 }
 
 fn line(usage: &ParkedUsage) -> Line<'_> {
+    let (holds, order_key) = match &usage.holds {
+        HoldsBack::Stream => ("stream", None),
+        HoldsBack::Key(key) => ("key", Some(String::from_utf8_lossy(key).into_owned())),
+        HoldsBack::Nothing => ("nothing", None),
+    };
     Line {
         source: &usage.source,
         stream: &usage.stream,
-        order_key: usage.order_key.as_deref().map(|key| String::from_utf8_lossy(key).into_owned()),
+        holds,
+        order_key,
         count: usage.count,
         bytes: usage.bytes,
         reason: &usage.reason,

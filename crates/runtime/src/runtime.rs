@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use headwater_core::ports::{Bus, BusStatus, Connector, ParkedCount, ParkedStore, SourceState};
+use headwater_core::ports::{Bus, BusStatus, Connector, HoldsBack, ParkedCount, ParkedStore, SourceState};
 use headwater_core::{Error, Kind, Micros, Result};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
@@ -70,18 +70,16 @@ impl Runtime {
         first.map_or(Ok(()), Err)
     }
 
-    /// Tries again what is parked of a stream, in order: one order key's changes, or (`None`) those held
-    /// with the whole stream. Returns how many went on; an error of kind `Contract` says why the first
-    /// that is left cannot.
-    pub async fn release(&self, stream: &str, order_key: Option<&[u8]>) -> Result<u64> {
+    /// Tries again what is parked of a stream and holds back the same, in order. Returns how many went on;
+    /// an error of kind `Contract` says why the first that is left cannot.
+    pub async fn release(&self, stream: &str, holds: &HoldsBack) -> Result<u64> {
         let mut released = 0;
         let usage = self.parked.usage().await?;
-        let ours =
-            usage.iter().filter(|usage| *usage.stream == *stream && usage.order_key.as_deref() == order_key);
+        let ours = usage.iter().filter(|usage| *usage.stream == *stream && usage.holds == *holds);
         for usage in ours {
             let source = self.sources.iter().find(|source| source.name == usage.source);
             let (answer, outcome) = oneshot::channel();
-            let release = Release { stream: stream.into(), order_key: order_key.map(<[u8]>::to_vec), answer };
+            let release = Release { stream: stream.into(), holds: holds.clone(), answer };
             let away = || {
                 Error::new(Kind::Unavailable, format!("source {} is not running", usage.source))
                     .hint("what is parked is released through its source's own pipeline")

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use headwater_core::ports::{
-    Accepted, Bus, BusStatus, Check, Connector, Durable, Parked, ParkedCount, ParkedStore, ParkedUsage,
-    Published, Source, SourceStatus, Subscribe, Subscription,
+    Accepted, Bus, BusStatus, Check, Connector, Durable, HoldsBack, Parked, ParkedCount, ParkedStore,
+    ParkedUsage, Published, Source, SourceStatus, Subscribe, Subscription,
 };
 use headwater_core::{Batch, Checkpoint, Error, Event, EventId, Kind, Result, StreamSpec};
 use rand::rngs::SmallRng;
@@ -267,17 +267,11 @@ impl ParkedStore for FaultyParkedStore {
         self.inner.counts().await
     }
 
-    async fn list(
-        &self,
-        source: &str,
-        stream: &str,
-        order_key: Option<&[u8]>,
-        bytes: usize,
-    ) -> Result<Vec<Parked>> {
-        self.faults.around(Call::List, self.inner.list(source, stream, order_key, bytes)).await
+    async fn list(&self, source: &str, stream: &str, holds: &HoldsBack, bytes: usize) -> Result<Vec<Parked>> {
+        self.faults.around(Call::List, self.inner.list(source, stream, holds, bytes)).await
     }
 
-    async fn remove(&self, ids: &[EventId]) -> Result<()> {
-        self.faults.around(Call::Remove, self.inner.remove(ids)).await
+    async fn remove(&self, source: &str, stream: &str, ids: &[EventId]) -> Result<()> {
+        self.faults.around(Call::Remove, self.inner.remove(source, stream, ids)).await
     }
 }

@@ -1,12 +1,14 @@
 //! The parked store: changes set aside, in one fsynced SQLite file (`schema.sql`).
 
+mod file;
+
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use headwater_core::ports::{Parked, ParkedCount, ParkedStore, ParkedUsage};
-use headwater_core::{Error, EventId, Kind, Result, ResultExt};
+use headwater_core::ports::{HoldsBack, Parked, ParkedCount, ParkedStore, ParkedUsage};
+use headwater_core::{Error, EventId, Kind, Position, Result, ResultExt};
 use rusqlite::types::Type;
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 
@@ -30,7 +32,7 @@ impl SqliteParkedStore {
         let connections = blocking(move || {
             std::fs::create_dir_all(&dir).doing(Kind::Unavailable, || format!("making {}", dir.display()))?;
             let path = dir.join("parked.db");
-            Ok((open(&path)?, store::open(&path, Access::Read)?))
+            Ok((file::open(&path)?, store::open(&path, Access::Read)?))
         });
         let (connection, reader) = connections.await?;
         let (connection, reader) = (Arc::new(Mutex::new(connection)), Arc::new(Mutex::new(reader)));
@@ -52,19 +54,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     tokio::task::spawn_blocking(work).await.unwrap_or_else(stopped)
 }
 
-fn open(path: &Path) -> Result<Connection> {
-    let connection = store::open(path, Access::Create)?;
-    let make = || -> rusqlite::Result<()> {
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.execute_batch(include_str!("schema.sql"))
-    };
-    make().sql(&format!("opening {}", path.display()))?;
-    Ok(connection)
-}
-
 fn size(parked: &Parked) -> usize {
-    let key = parked.order_key.as_ref().map_or(0, Bytes::len);
+    let key = columns(&parked.holds).1.map_or(0, <[u8]>::len);
     parked.source.len() + parked.stream.len() + parked.reason.len() + parked.change.len() + key + ROW_BYTES
 }
 
@@ -73,15 +64,18 @@ fn park(connection: &Connection, parked: &[Parked], budget: u64) -> rusqlite::Re
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
     {
         let mut insert = transaction.prepare_cached(
-            "INSERT INTO parked (id, source, stream, order_key, reason, change, parked_at, bytes)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+            "INSERT INTO parked (id, source, stream, holds, order_key, place, reason, change, parked_at, bytes)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source, stream, id) DO NOTHING",
         )?;
         for one in parked {
+            let (holds, order_key) = columns(&one.holds);
             insert.execute(params![
                 &one.id.as_bytes()[..],
                 &*one.source,
                 &*one.stream,
-                one.order_key.as_deref(),
+                holds,
+                order_key,
+                place(&one.position),
                 one.reason,
                 &one.change[..],
                 one.parked_at,
@@ -97,17 +91,18 @@ fn park(connection: &Connection, parked: &[Parked], budget: u64) -> rusqlite::Re
 }
 
 fn usage(connection: &Connection) -> rusqlite::Result<Vec<ParkedUsage>> {
-    let sql = "SELECT source, stream, order_key, count(*), sum(bytes), min(seq), reason FROM parked
-         GROUP BY source, stream, order_key ORDER BY min(seq)";
+    // Reason and seq are those of the row with the least place: SQLite promises that for bare columns.
+    let sql = "SELECT source, stream, holds, order_key, count(*), sum(bytes), reason, min(place) FROM parked
+         GROUP BY source, stream, holds, order_key ORDER BY seq";
     let mut statement = connection.prepare_cached(sql)?;
     let line = |row: &Row<'_>| {
         Ok(ParkedUsage {
             source: row.get_ref(0)?.as_str()?.into(),
             stream: row.get_ref(1)?.as_str()?.into(),
-            order_key: row.get_ref(2)?.as_blob_or_null()?.map(Bytes::copy_from_slice),
-            count: row.get(3)?,
-            bytes: row.get(4)?,
-            reason: row.get(6)?, // of the row with the least seq: SQLite promises that for a bare column
+            holds: holds_of(row, 2)?,
+            count: row.get(4)?,
+            bytes: row.get(5)?,
+            reason: row.get(6)?,
         })
     };
     statement.query_map([], line)?.collect()
@@ -126,13 +121,14 @@ fn counts(connection: &Connection) -> rusqlite::Result<Vec<ParkedCount>> {
 
 fn list(
     connection: &Connection,
-    (source, stream, order_key): (&str, &str, Option<&[u8]>),
+    (source, stream, holds): (&str, &str, &HoldsBack),
     bytes: usize,
 ) -> rusqlite::Result<Vec<Parked>> {
-    let sql = "SELECT id, source, stream, order_key, reason, change, parked_at FROM parked
-         WHERE source = ? AND stream = ? AND order_key IS ? ORDER BY seq";
+    let sql = "SELECT id, source, stream, holds, order_key, place, reason, change, parked_at FROM parked
+         WHERE source = ? AND stream = ? AND holds = ? AND order_key IS ? ORDER BY place, seq";
     let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query(params![source, stream, order_key])?;
+    let (holds, order_key) = columns(holds);
+    let mut rows = statement.query(params![source, stream, holds, order_key])?;
     let (mut listed, mut taken) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
         let parked = parked_of(row)?;
@@ -151,19 +147,52 @@ fn parked_of(row: &Row<'_>) -> rusqlite::Result<Parked> {
         id: EventId::from_bytes(row.get_ref(0)?.as_blob()?.try_into().map_err(wrong)?),
         source: row.get_ref(1)?.as_str()?.into(),
         stream: row.get_ref(2)?.as_str()?.into(),
-        order_key: row.get_ref(3)?.as_blob_or_null()?.map(Bytes::copy_from_slice),
-        reason: row.get(4)?,
-        change: Bytes::copy_from_slice(row.get_ref(5)?.as_blob()?),
-        parked_at: row.get(6)?,
+        holds: holds_of(row, 3)?,
+        position: position_of(row, 5)?,
+        reason: row.get(6)?,
+        change: Bytes::copy_from_slice(row.get_ref(7)?.as_blob()?),
+        parked_at: row.get(8)?,
     })
 }
 
-fn remove(connection: &Connection, ids: &[EventId]) -> rusqlite::Result<()> {
+/// The columns `holds` and `order_key`.
+fn columns(holds: &HoldsBack) -> (i64, Option<&[u8]>) {
+    match holds {
+        HoldsBack::Stream => (0, None),
+        HoldsBack::Key(order_key) => (1, Some(order_key)),
+        HoldsBack::Nothing => (2, None),
+    }
+}
+
+/// What the column `holds`, at `at`, and `order_key` behind it say.
+fn holds_of(row: &Row<'_>, at: usize) -> rusqlite::Result<HoldsBack> {
+    match row.get(at)? {
+        0 => Ok(HoldsBack::Stream),
+        1 => Ok(HoldsBack::Key(Bytes::copy_from_slice(row.get_ref(at + 1)?.as_blob()?))),
+        2 => Ok(HoldsBack::Nothing),
+        other => Err(rusqlite::Error::IntegralValueOutOfRange(at, other)),
+    }
+}
+
+/// A position as bytes that sort as positions do.
+fn place(position: &Position) -> Vec<u8> {
+    [&position.epoch().to_be_bytes()[..], position.bytes()].concat()
+}
+
+fn position_of(row: &Row<'_>, at: usize) -> rusqlite::Result<Position> {
+    let place = row.get_ref(at)?.as_blob()?.split_first_chunk();
+    place
+        .and_then(|(epoch, bytes)| Position::new(u64::from_be_bytes(*epoch), bytes))
+        .ok_or_else(|| rusqlite::Error::InvalidColumnType(at, "place".into(), Type::Blob))
+}
+
+fn remove(connection: &Connection, source: &str, stream: &str, ids: &[EventId]) -> rusqlite::Result<()> {
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
     {
-        let mut delete = transaction.prepare_cached("DELETE FROM parked WHERE id = ?")?;
+        let mut delete =
+            transaction.prepare_cached("DELETE FROM parked WHERE source = ? AND stream = ? AND id = ?")?;
         for id in ids {
-            delete.execute([&id.as_bytes()[..]])?;
+            delete.execute(params![source, stream, &id.as_bytes()[..]])?;
         }
     }
     transaction.commit()
@@ -196,23 +225,19 @@ impl ParkedStore for SqliteParkedStore {
         .await
     }
 
-    async fn list(
-        &self,
-        source: &str,
-        stream: &str,
-        order_key: Option<&[u8]>,
-        bytes: usize,
-    ) -> Result<Vec<Parked>> {
-        let (source, stream, order_key) =
-            (source.to_owned(), stream.to_owned(), order_key.map(<[u8]>::to_vec));
+    async fn list(&self, source: &str, stream: &str, holds: &HoldsBack, bytes: usize) -> Result<Vec<Parked>> {
+        let (source, stream, holds) = (source.to_owned(), stream.to_owned(), holds.clone());
         self.with(move |connection| {
-            list(connection, (&source, &stream, order_key.as_deref()), bytes).sql("reading what is parked")
+            list(connection, (&source, &stream, &holds), bytes).sql("reading what is parked")
         })
         .await
     }
 
-    async fn remove(&self, ids: &[EventId]) -> Result<()> {
-        let ids = ids.to_vec();
-        self.with(move |connection| remove(connection, &ids).sql("removing what was parked")).await
+    async fn remove(&self, source: &str, stream: &str, ids: &[EventId]) -> Result<()> {
+        let (source, stream, ids) = (source.to_owned(), stream.to_owned(), ids.to_vec());
+        let work = move |connection: &Connection| {
+            remove(connection, &source, &stream, &ids).sql("removing what was parked")
+        };
+        self.with(work).await
     }
 }

@@ -1,21 +1,25 @@
--- What is parked, in the order it was parked.
-CREATE TABLE IF NOT EXISTS parked (
+-- Version 2: what is parked.
+CREATE TABLE parked (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    id BLOB NOT NULL UNIQUE,
+    id BLOB NOT NULL,
     source TEXT NOT NULL,
     stream TEXT NOT NULL,
-    order_key BLOB, -- NULL: the whole stream is held
+    holds INTEGER NOT NULL, -- what waits behind it; 0: the whole stream, 1: its order key, 2: nothing
+    order_key BLOB, -- NULL without one
+    place BLOB NOT NULL, -- the position: its epoch (8 bytes, the highest first), then its bytes
     reason TEXT NOT NULL,
     parked_at INTEGER NOT NULL, -- microseconds since 1970
     bytes INTEGER NOT NULL,
-    change BLOB NOT NULL -- last: what is behind a large value is slow to reach
+    change BLOB NOT NULL, -- last: what is behind a large value is slow to reach
+    UNIQUE (source, stream, id)
 ) STRICT;
-CREATE INDEX IF NOT EXISTS parked_by_key ON parked (source, stream, order_key, seq);
+CREATE INDEX parked_by_line ON parked (source, stream, holds, order_key, place, seq);
 
 -- The bytes of all, kept by the triggers.
 CREATE TABLE IF NOT EXISTS total (bytes INTEGER NOT NULL) STRICT;
-INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM total);
-CREATE TRIGGER IF NOT EXISTS parked_added AFTER INSERT ON parked
+DELETE FROM total;
+INSERT INTO total VALUES (0);
+CREATE TRIGGER parked_added AFTER INSERT ON parked
 BEGIN UPDATE total SET bytes = bytes + new.bytes; END;
-CREATE TRIGGER IF NOT EXISTS parked_removed AFTER DELETE ON parked
+CREATE TRIGGER parked_removed AFTER DELETE ON parked
 BEGIN UPDATE total SET bytes = bytes - old.bytes; END;

@@ -6,6 +6,6 @@ mod source;
 mod subscription;
 
 pub use bus::{Accepted, Bus, BusStatus, Durable, GroupStatus, Published, Rejection, StreamStatus};
-pub use parked::{Parked, ParkedCount, ParkedStore, ParkedUsage};
+pub use parked::{HoldsBack, Parked, ParkedCount, ParkedStore, ParkedUsage};
 pub use source::{Check, Connector, Finding, Severity, Source, SourceState, SourceStatus, TableProgress};
 pub use subscription::{Cursor, Delivery, SeekTo, Start, Subscribe, Subscription};

@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use bytes::Bytes;
-use headwater_core::ports::{Parked, ParkedStore};
+use headwater_core::ports::{HoldsBack, Parked, ParkedStore};
 use headwater_core::{Change, Event, EventId, Micros, Position, Result};
 
 use super::codec;
@@ -55,8 +54,8 @@ pub struct Admitted {
     pub events: Vec<Event>,
     /// Where each event comes from.
     pub origins: Vec<EventOrigin>,
-    /// What is set aside.
-    pub parked: Vec<Parked>,
+    /// What is set aside, and which of the batch's changes each is.
+    pub parked: Vec<(u32, Parked)>,
 }
 
 impl Holds {
@@ -64,22 +63,24 @@ impl Holds {
     pub async fn load(source: &Arc<str>, store: &dyn ParkedStore) -> Result<Self> {
         let mut holds = Self { source: Arc::clone(source), ..Self::default() };
         for usage in store.usage().await?.into_iter().filter(|usage| usage.source == *source) {
-            let oldest = store.list(source, &usage.stream, usage.order_key.as_deref(), 0).await?;
+            let oldest = store.list(source, &usage.stream, &usage.holds, 0).await?;
             let Some(oldest) = oldest.first() else { continue };
             // What cannot be read back holds from the beginning: nothing may overtake it.
             let first = codec::decode(&oldest.change).map_or(Position::ZERO, |change| change.position);
-            match &usage.order_key {
-                None => holds.hold(&usage.stream, usage.reason.clone(), first),
-                Some(key) => holds.block(&usage.stream, key, Key { first, behind: oldest.id }),
+            match &usage.holds {
+                HoldsBack::Stream => holds.hold(&usage.stream, usage.reason.clone(), first),
+                HoldsBack::Key(key) => holds.block(&usage.stream, key, Key { first, behind: oldest.id }),
+                HoldsBack::Nothing => {}
             }
         }
         Ok(holds)
     }
 
-    /// Holds back a whole stream: all of it from `first` on.
+    /// Holds back a whole stream: all of it from `first` on, or from where it is held already.
     pub fn hold(&mut self, stream: &Arc<str>, reason: String, first: Position) {
         let holds = self.streams.entry(Arc::clone(stream)).or_default();
-        holds.whole.get_or_insert(Whole { reason, first });
+        let whole = holds.whole.get_or_insert(Whole { reason, first });
+        whole.first = whole.first.min(first);
     }
 
     /// The streams that are held back as a whole, and why.
@@ -98,21 +99,23 @@ impl Holds {
     pub fn begin_with(&mut self, oldest: &Parked) {
         let Ok(change) = codec::decode(&oldest.change) else { return };
         let Some(holds) = self.streams.get_mut(&oldest.stream) else { return };
-        match &oldest.order_key {
-            None => holds.whole.iter_mut().for_each(|whole| whole.first = change.position),
-            Some(order_key) => {
+        match &oldest.holds {
+            HoldsBack::Stream => holds.whole.iter_mut().for_each(|whole| whole.first = change.position),
+            HoldsBack::Key(order_key) => {
                 let key = holds.keys.get_mut(&self.hasher.hash_one(&**order_key));
                 key.into_iter().for_each(|key| *key = Key { first: change.position, behind: oldest.id });
             }
+            HoldsBack::Nothing => {}
         }
     }
 
     /// Lets a stream go on, or one of its keys.
-    pub fn let_go(&mut self, stream: &str, order_key: Option<&[u8]>) {
+    pub fn let_go(&mut self, stream: &str, what: &HoldsBack) {
         let Some(holds) = self.streams.get_mut(stream) else { return };
-        match order_key {
-            None => holds.whole = None,
-            Some(key) => drop(holds.keys.remove(&self.hasher.hash_one(key))),
+        match what {
+            HoldsBack::Stream => holds.whole = None,
+            HoldsBack::Key(key) => drop(holds.keys.remove(&self.hasher.hash_one(&**key))),
+            HoldsBack::Nothing => {}
         }
         if holds.whole.is_none() && holds.keys.is_empty() {
             self.streams.remove(stream);
@@ -120,19 +123,20 @@ impl Holds {
     }
 
     /// Lets what is parked itself go by, while it is published; see [`Holds::resume`].
-    pub fn suspend(&mut self, stream: &str, order_key: Option<&[u8]>) -> Option<Suspended> {
+    pub fn suspend(&mut self, stream: &str, what: &HoldsBack) -> Option<Suspended> {
         let holds = self.streams.get_mut(stream)?;
-        match order_key {
-            None => holds.whole.take().map(Suspended::Whole),
-            Some(key) => holds.keys.remove(&self.hasher.hash_one(key)).map(Suspended::Key),
+        match what {
+            HoldsBack::Stream => holds.whole.take().map(Suspended::Whole),
+            HoldsBack::Key(key) => holds.keys.remove(&self.hasher.hash_one(&**key)).map(Suspended::Key),
+            HoldsBack::Nothing => None,
         }
     }
 
     /// Holds back again what [`Holds::suspend`] let by.
-    pub fn resume(&mut self, stream: &Arc<str>, order_key: Option<&[u8]>, suspended: Option<Suspended>) {
-        match (suspended, order_key) {
+    pub fn resume(&mut self, stream: &Arc<str>, what: &HoldsBack, suspended: Option<Suspended>) {
+        match (suspended, what) {
             (Some(Suspended::Whole(whole)), _) => self.hold(stream, whole.reason, whole.first),
-            (Some(Suspended::Key(key)), Some(order_key)) => self.block(stream, order_key, key),
+            (Some(Suspended::Key(key)), HoldsBack::Key(order_key)) => self.block(stream, order_key, key),
             _ => {}
         }
     }
@@ -142,11 +146,12 @@ impl Holds {
         self.streams.is_empty()
     }
 
+    /// Holds back a key from there on, or from where it is held already.
     fn block(&mut self, stream: &Arc<str>, order_key: &[u8], key: Key) {
-        // Without a key there is no order, so nothing waits.
-        if !order_key.is_empty() {
-            let hash = self.hasher.hash_one(order_key);
-            self.streams.entry(Arc::clone(stream)).or_default().keys.entry(hash).or_insert(key);
+        let hash = self.hasher.hash_one(order_key);
+        let held = self.streams.entry(Arc::clone(stream)).or_default().keys.entry(hash).or_insert(key);
+        if key.first < held.first {
+            *held = key;
         }
     }
 
@@ -177,7 +182,7 @@ struct Sorting<'a> {
     now: Micros,
     out: Admitted,
     /// What was parked last: a delete and its tombstone are one change and parked once.
-    last: Option<(u32, Arc<str>, Option<Bytes>)>,
+    last: Option<(u32, Arc<str>, HoldsBack)>,
 }
 
 impl Sorting<'_> {
@@ -187,18 +192,20 @@ impl Sorting<'_> {
             && event.position >= whole.first
         {
             let reason = whole.reason.clone();
-            return self.park(origin.change, outbox, event.id, None, reason);
+            return self.park(origin.change, outbox, event.id, HoldsBack::Stream, reason);
         }
         let Some(stream) = self.holds.streams.get(&event.stream) else { return self.pass(event, origin) };
         if let Some(whole) = stream.whole.as_ref().filter(|whole| event.position >= whole.first) {
             let reason = whole.reason.clone();
-            return self.park(origin.change, &event.stream, event.id, None, reason);
+            return self.park(origin.change, &event.stream, event.id, HoldsBack::Stream, reason);
         }
-        let order_key = origin.order_key(&event);
-        match stream.keys.get(&self.holds.hasher.hash_one(&*order_key)) {
+        // Without a key there is no order, so nothing is waited for.
+        let Some(order_key) = origin.order_key(&event) else { return self.pass(event, origin) };
+        match stream.keys.get(&self.holds.hasher.hash_one(&**order_key)) {
             Some(key) if event.position >= key.first => {
                 let reason = format!("waits behind {}", key.behind);
-                self.park(origin.change, &event.stream, event.id, Some(order_key), reason)
+                let holds = HoldsBack::Key(order_key.clone());
+                self.park(origin.change, &event.stream, event.id, holds, reason)
             }
             _ => self.pass(event, origin),
         }
@@ -214,15 +221,18 @@ impl Sorting<'_> {
         let Some(change) = self.changes.get(trouble.change as usize) else { return Ok(()) };
         let (stream, position) = (Arc::clone(&trouble.stream), change.position);
         let held = self.holds.streams.get(&stream).and_then(|holds| holds.whole.as_ref());
-        let order_key = match held {
-            Some(whole) if position >= whole.first => None,
-            _ => trouble.order_key,
+        let holds = match held {
+            Some(whole) if position >= whole.first => HoldsBack::Stream,
+            _ => trouble.holds,
         };
-        match &order_key {
-            None => self.holds.hold(&stream, trouble.reason.clone(), position),
-            Some(key) => self.holds.block(&stream, key, Key { first: position, behind: trouble.id }),
+        match &holds {
+            HoldsBack::Stream => self.holds.hold(&stream, trouble.reason.clone(), position),
+            HoldsBack::Key(key) => {
+                self.holds.block(&stream, key, Key { first: position, behind: trouble.id });
+            }
+            HoldsBack::Nothing => {}
         }
-        self.park(trouble.change, &stream, trouble.id, order_key, trouble.reason)
+        self.park(trouble.change, &stream, trouble.id, holds, trouble.reason)
     }
 
     fn park(
@@ -230,24 +240,26 @@ impl Sorting<'_> {
         at: u32,
         stream: &Arc<str>,
         id: EventId,
-        order_key: Option<Bytes>,
+        holds: HoldsBack,
         reason: String,
     ) -> Result<()> {
         let Some(change) = self.changes.get(at as usize) else { return Ok(()) };
-        let this = (at, Arc::clone(stream), order_key.clone());
+        let this = (at, Arc::clone(stream), holds.clone());
         if self.last.as_ref() == Some(&this) {
             return Ok(());
         }
         self.last = Some(this);
-        self.out.parked.push(Parked {
-            id: if order_key.is_some() { id } else { held_id(change, stream) },
+        let parked = Parked {
+            id: if holds == HoldsBack::Stream { held_id(change, stream) } else { id },
             source: Arc::clone(&self.holds.source),
             stream: Arc::clone(stream),
-            order_key,
+            holds,
+            position: change.position,
             reason,
             change: codec::encode(change)?,
             parked_at: self.now,
-        });
+        };
+        self.out.parked.push((at, parked));
         Ok(())
     }
 }

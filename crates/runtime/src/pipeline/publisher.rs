@@ -1,11 +1,13 @@
 //! Hands shaped batches to the bus in order, and sets aside what cannot go.
 
+mod release;
+
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_core::ports::{Accepted, Bus, Parked, ParkedStore, Published, Rejection};
-use headwater_core::{Checkpoint, Error, Event, EventId, Kind, Position, Result, StreamSpec};
+use headwater_core::ports::{Accepted, Bus, HoldsBack, Parked, ParkedStore, Published, Rejection};
+use headwater_core::{Checkpoint, Error, Event, Kind, Position, Result, StreamSpec};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backoff::Backoff;
@@ -25,12 +27,12 @@ pub enum Work {
     Release(Release),
 }
 
-/// A person's wish to try again what is parked of a stream, or of one key.
+/// A person's wish to try again one line of what is parked.
 pub struct Release {
     /// The stream.
     pub stream: Arc<str>,
-    /// The key; `None` for what is held with the whole stream.
-    pub order_key: Option<Vec<u8>>,
+    /// What the line holds back.
+    pub holds: HoldsBack,
     /// Where the outcome goes: how many changes went on, or why the first of them still cannot.
     pub answer: oneshot::Sender<Result<u64>>,
 }
@@ -124,22 +126,6 @@ impl Publisher {
         self.show();
     }
 
-    /// Tries again what is held with whole streams, before anything new is read.
-    pub async fn release_held(&mut self) -> Result<()> {
-        let held: Vec<Arc<str>> = self.holds.held().map(|(stream, _)| Arc::clone(stream)).collect();
-        for stream in held {
-            match self.release(&stream, None).await {
-                Ok(count) => tracing::info!(%stream, count, "a held stream goes on"),
-                Err(error) if error.kind() == Kind::Contract => {
-                    tracing::error!(%stream, %error, "stream stays stopped");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        self.show();
-        Ok(())
-    }
-
     /// Works until there is no more.
     pub async fn run(mut self, work: mpsc::UnboundedReceiver<Work>, mut line: Line) -> Result<()> {
         let mut todo = Todo { work, passed_by: VecDeque::new() };
@@ -164,7 +150,7 @@ impl Publisher {
 
     /// Does what a person wishes; whether anything went on.
     async fn answer(&mut self, release: Release) -> bool {
-        let outcome = self.release(&release.stream, release.order_key.as_deref()).await;
+        let outcome = self.release(&release.stream, &release.holds).await;
         self.show();
         let went_on = outcome.as_ref().is_ok_and(|count| *count > 0);
         // Whoever asked may be gone.
@@ -189,7 +175,7 @@ impl Publisher {
         }
         line.drained().await?;
         let ((events, bytes), parked) = self.publish_first(&mut batch, admitted).await?;
-        self.park_when_possible(parked, todo).await?;
+        self.park_when_possible(parked.into_iter().map(|(_, parked)| parked).collect(), todo).await?;
         // Only now, with the parked ones durable, may the checkpoint pass them.
         match self.bus.publish(Vec::new(), batch.checkpoint.clone()).await? {
             Published::Accepted(accepted) => {
@@ -202,7 +188,11 @@ impl Publisher {
 
     /// Publishes what can go, waits until it is durable, and returns the rest, to be parked: so
     /// everything before what is parked is on the bus, and whatever is redelivered later was there before.
-    async fn publish_first(&mut self, batch: &mut Shaped, first: Admitted) -> Result<(Counted, Vec<Parked>)> {
+    async fn publish_first(
+        &mut self,
+        batch: &mut Shaped,
+        first: Admitted,
+    ) -> Result<(Counted, Vec<(u32, Parked)>)> {
         let Admitted { mut events, mut origins, mut parked } = first;
         loop {
             let counted = count(&events);
@@ -246,7 +236,8 @@ impl Publisher {
                     change: origin.change,
                     stream: Arc::clone(&event.stream),
                     id: event.id,
-                    order_key: Some(origin.order_key(&event)),
+                    holds: HoldsBack::key(origin.order_key(&event).cloned()),
+                    outbox: origin.outbox,
                     reason,
                 }),
             }
@@ -291,72 +282,6 @@ impl Publisher {
             tracing::warn!(source = %one.source, stream = %one.stream, id = %one.id, reason = one.reason, "parked");
         }
         Ok(())
-    }
-
-    /// Tries again what is parked of a stream or a key, in order. An error of kind `Contract` says why
-    /// the first that is left cannot go.
-    async fn release(&mut self, stream: &Arc<str>, order_key: Option<&[u8]>) -> Result<u64> {
-        if self.broken.contains(stream) || !self.shaper.knows(stream) {
-            return Err(Error::new(Kind::Contract, format!("stream {stream} cannot go on"))
-                .hint("it is no longer in the config, or the bus has it with other partitions"));
-        }
-        if order_key.is_some() && self.holds.is_held(stream) {
-            return Err(Error::new(Kind::Contract, format!("stream {stream} is held back as a whole"))
-                .hint("what holds it is to be mended first; its keys go on after that"));
-        }
-        let mut released = 0;
-        loop {
-            // A key's go one by one, so that what the bus rejects is the first that is left.
-            let bytes = if order_key.is_some() { 0 } else { TOGETHER };
-            let records = self.parked.list(&self.source, stream, order_key, bytes).await?;
-            let Some(oldest) = records.first() else {
-                self.holds.let_go(stream, order_key);
-                return Ok(released);
-            };
-            self.holds.begin_with(oldest);
-            let (batch, ids, stuck) = self.shaper.reshape(&records, order_key);
-            if ids.is_empty() {
-                let error = Error::new(Kind::Contract, format!("stream {stream} cannot go on"));
-                return Err(error.because(stuck.unwrap_or_default()));
-            }
-            // What failed is held again before anything new can pass it.
-            let whole = self.holds.suspend(stream, order_key);
-            let outcome = self.publish_and_remove(batch, order_key.is_some(), &ids).await;
-            self.holds.resume(stream, order_key, whole);
-            outcome?;
-            released += ids.len() as u64;
-        }
-    }
-
-    async fn publish_and_remove(&mut self, batch: Shaped, keyed: bool, ids: &[EventId]) -> Result<()> {
-        self.publish_released(batch, keyed).await?;
-        self.parked.remove(ids).await
-    }
-
-    /// Publishes what was parked. What is held with its stream and cannot go is parked by its key.
-    async fn publish_released(&mut self, mut batch: Shaped, keyed: bool) -> Result<()> {
-        self.ensure_new(&mut batch).await?;
-        let admitted = self.holds.admit(&mut batch, now())?;
-        if !keyed {
-            let (_, parked) = self.publish_first(&mut batch, admitted).await?;
-            return match self.park(&parked).await {
-                // It stays held; another release may make room.
-                Err(error) if error.kind() == Kind::Full => {
-                    Err(Error::new(Kind::Contract, "not all of it can go").because(error))
-                }
-                done => done,
-            };
-        }
-        if let Some(waits) = admitted.parked.first() {
-            return Err(Error::new(Kind::Contract, "it is held back still").because(waits.reason.clone()));
-        }
-        match self.bus.publish(admitted.events, None).await? {
-            Published::Accepted(accepted) => accepted.durable().await.map(drop),
-            Published::Rejected { rejections, .. } => {
-                let why = rejections.into_iter().next().map(|first| first.reason).unwrap_or_default();
-                Err(Error::new(Kind::Contract, "the bus rejects it still").because(why))
-            }
-        }
     }
 
     /// Writes down which streams are held back.

@@ -124,7 +124,7 @@ impl SourceTask {
         }
     }
 
-    /// Makes sure of the streams, releases what was held and may go on, and opens the source from
+    /// Makes sure of the streams, releases what is parked and may go on, and opens the source from
     /// the bus's checkpoint.
     async fn open(&self) -> Result<(Publisher, impl FnOnce(Work, Taken, Durable) -> Reader + use<>)> {
         let checkpoint = self.bus.checkpoint(&self.name).await?;
@@ -140,7 +140,7 @@ impl SourceTask {
         for spec in &self.specs {
             publisher.ensure(spec).await?;
         }
-        publisher.release_held().await?;
+        publisher.release_parked().await?;
         let source = self.connector.open(checkpoint.as_ref()).await?;
         let (name, board) = (Arc::clone(&self.name), Arc::clone(&self.board));
         let (settings, routes) = (self.settings.clone(), Arc::clone(&self.routes));

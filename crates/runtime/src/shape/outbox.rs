@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use headwater_core::ports::HoldsBack;
 use headwater_core::{Change, EventId, Header, Micros, Result, Row, Table};
 use headwater_wire::format::{Headers, OutboxEncoder, OutboxReader, OutboxRow, OutboxView};
 
 use super::Trouble;
 use super::output::{Head, Output, Parts, To};
 use super::routes::{Named, OutboxTable, Routes, version_header};
-use super::shaper::whole_id;
+use super::shaper::trouble_id;
 use crate::config::StreamConfig;
 
 /// How the rows of one shape of an outbox table become events.
@@ -53,24 +54,20 @@ impl OutboxPlan {
         out: &mut Output,
     ) {
         let Some(row) = &change.after else { return };
-        let trouble =
-            |stream: Arc<str>, id, order_key, reason| Trouble { change: at, stream, id, order_key, reason };
+        let trouble = |stream: Arc<str>, id, holds, reason| {
+            let outbox = Some(Arc::clone(&self.held_as));
+            Trouble { change: at, stream, id, holds, outbox, reason }
+        };
         let row = match self.reader.read(row) {
             Ok(row) => row,
             Err(error) => {
-                let (stream, order_key) = self.behind(row);
-                let id = match &order_key {
-                    Some(key) => {
-                        let whole = whole_id(change, &stream);
-                        EventId::derive(change.transaction.committed_at, &[whole.as_bytes(), key])
-                    }
-                    None => whole_id(change, &stream),
-                };
-                return out.shaped.troubles.push(trouble(stream, id, order_key, error.to_string()));
+                let (stream, holds) = self.behind(row);
+                let id = trouble_id(change, &stream, &holds);
+                return out.shaped.troubles.push(trouble(stream, id, holds, error.to_string()));
             }
         };
         let id = event_id(change, &row);
-        let key = || Some(order_key(row.aggregate_id.as_deref()));
+        let key = || order_key(row.aggregate_id.as_deref());
         let name = self.stream(&row.aggregate_type);
         let (stream, config) = match named.get(&name, routes, &mut out.shaped.new_streams) {
             Ok(found) => found,
@@ -117,18 +114,18 @@ impl OutboxPlan {
 
     /// What must wait behind a row that cannot be read: its key; where that is what cannot be read, its
     /// stream; where it does not even say which stream it is for, the outbox.
-    fn behind(&self, row: &Row) -> (Arc<str>, Option<Bytes>) {
+    fn behind(&self, row: &Row) -> (Arc<str>, HoldsBack) {
         let Ok(aggregate_type) = self.reader.aggregate_type(row) else {
-            return (Arc::clone(&self.held_as), None);
+            return (Arc::clone(&self.held_as), HoldsBack::Stream);
         };
-        let key = self.reader.aggregate_id(row).ok().map(|id| order_key(id.as_deref()));
-        (self.stream(&aggregate_type).into(), key)
+        let holds = self.reader.aggregate_id(row).map(|id| order_key(id.as_deref()));
+        (self.stream(&aggregate_type).into(), holds.unwrap_or(HoldsBack::Stream))
     }
 }
 
-/// The order key of a row's event; empty when it has none.
-fn order_key(aggregate_id: Option<&str>) -> Bytes {
-    Bytes::copy_from_slice(aggregate_id.unwrap_or_default().as_bytes())
+/// What waits behind a row's event.
+fn order_key(aggregate_id: Option<&str>) -> HoldsBack {
+    HoldsBack::key(aggregate_id.map(|id| Bytes::copy_from_slice(id.as_bytes())))
 }
 
 /// The encoder of a stream, and the version of the stream's contract.

@@ -31,7 +31,8 @@ pub struct Plan {
     own_key: Vec<usize>,
     /// Whether events have a key.
     keyed: bool,
-    condition: Option<Bound>,
+    /// Which changes are events.
+    pub condition: Option<Bound>,
 }
 
 impl Plan {

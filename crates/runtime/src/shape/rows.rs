@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use headwater_core::ports::HoldsBack;
 use headwater_core::{Change, EventId, Micros, Op, Result, Row};
 use headwater_wire::format::{EventView, Headers, Moved};
 use smallvec::SmallVec;
@@ -12,7 +13,7 @@ use super::Trouble;
 use super::condition::Decision;
 use super::output::{Head, Output, Parts, To};
 use super::plan::{Plan, complete};
-use super::shaper::{Words, whole_id};
+use super::shaper::{Words, trouble_id};
 
 /// Tells the events apart that come from one change.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -62,7 +63,7 @@ impl RowShaper<'_> {
             return self.truncate();
         }
         if let Some(reason) = self.plan.unidentified(change) {
-            return self.trouble(None, reason);
+            return self.trouble(HoldsBack::Stream, reason);
         }
         let filled = match (&change.before, &change.after) {
             (Some(before), Some(after)) => complete(before, after),
@@ -119,10 +120,10 @@ impl RowShaper<'_> {
             let from = self.out.begin();
             match self.keys(row) {
                 Ok(parts) => {
-                    let key = self.out.order_key(&parts).map(Bytes::copy_from_slice).unwrap_or_default();
-                    self.trouble(Some(key), why.to_owned());
+                    let key = self.out.order_key(&parts).map(Bytes::copy_from_slice);
+                    self.trouble(HoldsBack::key(key), why.to_owned());
                 }
-                Err(error) => self.trouble(None, error.to_string()),
+                Err(error) => self.trouble(HoldsBack::Stream, error.to_string()),
             }
             self.out.buffer.truncate(from);
         }
@@ -143,7 +144,7 @@ impl RowShaper<'_> {
             Err(error) => {
                 self.out.buffer.truncate(from);
                 // Without its key nobody can say what must wait behind it: the whole stream does.
-                return self.trouble(None, format!("the key cannot be read: {error}"));
+                return self.trouble(HoldsBack::Stream, format!("the key cannot be read: {error}"));
             }
         };
         let id = self.id(draft.piece);
@@ -162,9 +163,9 @@ impl RowShaper<'_> {
                 }
             }
             Err(error) => {
-                let key = self.out.order_key(&parts).map(Bytes::copy_from_slice).unwrap_or_default();
+                let key = self.out.order_key(&parts).map(Bytes::copy_from_slice);
                 self.out.buffer.truncate(from);
-                self.trouble_of(id, Some(key), error.to_string());
+                self.trouble_of(id, HoldsBack::key(key), error.to_string());
             }
         }
     }
@@ -264,19 +265,12 @@ impl RowShaper<'_> {
         )
     }
 
-    fn trouble(&mut self, order_key: Option<Bytes>, reason: String) {
-        let id = match &order_key {
-            Some(key) => EventId::derive(
-                self.change.transaction.committed_at,
-                &[whole_id(self.change, &self.plan.stream).as_bytes(), key],
-            ),
-            None => whole_id(self.change, &self.plan.stream),
-        };
-        self.trouble_of(id, order_key, reason);
+    fn trouble(&mut self, holds: HoldsBack, reason: String) {
+        self.trouble_of(trouble_id(self.change, &self.plan.stream, &holds), holds, reason);
     }
 
-    fn trouble_of(&mut self, id: EventId, order_key: Option<Bytes>, reason: String) {
+    fn trouble_of(&mut self, id: EventId, holds: HoldsBack, reason: String) {
         let stream = Arc::clone(&self.plan.stream);
-        self.out.shaped.troubles.push(Trouble { change: self.at, stream, id, order_key, reason });
+        self.out.shaped.troubles.push(Trouble { change: self.at, stream, id, holds, outbox: None, reason });
     }
 }

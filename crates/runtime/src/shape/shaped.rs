@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use headwater_core::ports::{HoldsBack, Parked};
 use headwater_core::{Change, Checkpoint, Event, EventId, StreamSpec};
 
 /// A batch after shaping: its events, what could not become one, and the changes they come from, kept
@@ -38,9 +39,9 @@ pub struct EventOrigin {
 }
 
 impl EventOrigin {
-    /// The order key of an event; empty when it has none.
-    pub fn order_key(&self, event: &Event) -> Bytes {
-        self.order_key.as_ref().or(event.key.as_ref()).cloned().unwrap_or_default()
+    /// The order key of an event, where it has one.
+    pub fn order_key<'a>(&'a self, event: &'a Event) -> Option<&'a Bytes> {
+        self.order_key.as_ref().or(event.key.as_ref())
     }
 }
 
@@ -53,14 +54,32 @@ pub struct Trouble {
     pub stream: Arc<str>,
     /// The id its event would have.
     pub id: EventId,
-    /// What waits behind it: its order key, empty when it has none (nothing waits); `None` when the
-    /// whole stream must wait, because the contract is broken or the key cannot be read.
-    pub order_key: Option<Bytes>,
+    /// What waits behind it; the whole stream when the contract is broken or the key cannot be read.
+    pub holds: HoldsBack,
+    /// The outbox it was a row of.
+    pub outbox: Option<Arc<str>>,
     /// Why.
     pub reason: String,
 }
 
 impl Shaped {
+    /// Forgets all that is not what a parked change was parked for: its stream, and but for a stream held
+    /// whole its order key; or the outbox it was a row of.
+    pub fn keep(&mut self, record: &Parked) {
+        let whole = record.holds == HoldsBack::Stream;
+        let row = |outbox: &Option<Arc<str>>| outbox.as_ref() == Some(&record.stream);
+        let ours = |(event, origin): &(Event, EventOrigin)| {
+            let holds = || HoldsBack::key(origin.order_key(event).cloned());
+            row(&origin.outbox) || event.stream == record.stream && (whole || holds() == record.holds)
+        };
+        let events = std::mem::take(&mut self.events).into_iter().zip(std::mem::take(&mut self.origins));
+        (self.events, self.origins) = events.filter(ours).unzip();
+        self.troubles.retain(|trouble| {
+            let all = whole || trouble.holds == HoldsBack::Stream;
+            row(&trouble.outbox) || trouble.stream == record.stream && (all || trouble.holds == record.holds)
+        });
+    }
+
     /// Adds the batch that was read after this one.
     pub fn append(&mut self, mut later: Self) {
         let shift = self.changes.len() as u32;

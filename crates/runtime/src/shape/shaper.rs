@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use headwater_core::ports::Parked;
+use headwater_core::ports::{HoldsBack, Parked};
 use headwater_core::{Batch, Change, Event, EventId, Kind, Op, Table};
 
 use super::outbox::OutboxPlan;
@@ -11,7 +11,7 @@ use super::plan::Plan;
 use super::routes::{Named, Routes, StreamRoute};
 use super::rows::RowShaper;
 use super::seen::retyped;
-use super::{EventOrigin, Shaped, Trouble};
+use super::{Shaped, Trouble};
 use crate::park;
 
 /// How many shapes of tables are remembered.
@@ -95,8 +95,9 @@ impl Shaper {
                 Err(reason) => out.shaped.troubles.push(Trouble {
                     change: at,
                     stream: Arc::clone(stream),
-                    id: whole_id(change, stream),
-                    order_key: None,
+                    id: trouble_id(change, stream, &HoldsBack::Stream),
+                    holds: HoldsBack::Stream,
+                    outbox: None,
                     reason: reason.clone(),
                 }),
             }
@@ -110,8 +111,9 @@ impl Shaper {
                 Err((stream, reason)) => out.shaped.troubles.push(Trouble {
                     change: at,
                     stream: Arc::clone(stream),
-                    id: whole_id(change, stream),
-                    order_key: None,
+                    id: trouble_id(change, stream, &HoldsBack::Stream),
+                    holds: HoldsBack::Stream,
+                    outbox: None,
                     reason: reason.clone(),
                 }),
             }
@@ -140,48 +142,54 @@ impl Shaper {
         self.last
     }
 
-    /// Shapes parked changes again for the stream (and order key) they were parked under, up to the
-    /// first that still cannot go: the batch, the ids of the records in it, and why it ended early.
-    pub fn reshape(
-        &mut self,
-        records: &[Parked],
-        order_key: Option<&[u8]>,
-    ) -> (Shaped, Vec<EventId>, Option<String>) {
-        let (mut all, mut ids) = (Shaped::default(), Vec::new());
-        for record in records {
-            let change = match park::decode(&record.change) {
-                Ok(change) => change,
-                Err(error) => return (all, ids, Some(error.to_string())),
-            };
-            let mut shaped = self.shape(Batch { changes: vec![change], checkpoint: None });
-            if self.routes.outboxes.iter().all(|outbox| outbox.held_as() != *record.stream) {
-                shaped.keep(&record.stream, order_key);
-            }
-            let stuck =
-                shaped.troubles.iter().find(|trouble| order_key.is_some() || trouble.order_key.is_none());
-            if let Some(trouble) = stuck {
-                return (all, ids, Some(trouble.reason.clone()));
-            }
-            all.append(shaped);
-            ids.push(record.id);
+    /// Shapes a parked change again, for what it was parked for. An error says why it still cannot go.
+    pub fn reshape(&mut self, record: &Parked) -> Result<Shaped, String> {
+        let change = park::decode(&record.change).map_err(|error| error.to_string())?;
+        let left_out = self.left_out(record, &change);
+        let mut shaped = self.shape(Batch { changes: vec![change], checkpoint: None });
+        shaped.keep(record);
+        let stops = |trouble: &&Trouble| {
+            let again = trouble.holds == HoldsBack::Stream && trouble.stream == record.stream;
+            record.holds != HoldsBack::Stream || again
+        };
+        if let Some(trouble) = shaped.troubles.iter().find(stops) {
+            return Err(trouble.reason.clone());
         }
-        (all, ids, None)
+        if shaped.events.is_empty() && shaped.troubles.is_empty() && !left_out {
+            return Err(nothing_comes_of(record, &shaped.changes));
+        }
+        Ok(shaped)
+    }
+
+    /// Whether a parked change would be something of its stream but for the stream's `where`.
+    fn left_out(&mut self, record: &Parked, change: &Change) -> bool {
+        let index = self.find(&change.table);
+        let Some(uses) = self.tables.get_mut(index) else { return false };
+        let plan = uses.streams.iter_mut().find(|(stream, _)| *stream == record.stream);
+        let Some((_, Ok(plan))) = plan else { return false };
+        let Some(condition) = plan.condition.take() else { return false };
+        let mut out = Output::default();
+        RowShaper { plan, words: &self.words, change, at: 0, captured_at: 0, out: &mut out }.shape();
+        plan.condition = Some(condition);
+        let mut shaped = out.finish();
+        shaped.keep(record);
+        !shaped.events.is_empty() || !shaped.troubles.is_empty()
     }
 }
 
-impl Shaped {
-    /// Forgets all that is not of this stream and order key.
-    fn keep(&mut self, stream: &str, order_key: Option<&[u8]>) {
-        let events = std::mem::take(&mut self.events).into_iter().zip(std::mem::take(&mut self.origins));
-        let ours = |(event, origin): &(Event, EventOrigin)| {
-            &*event.stream == stream && order_key.is_none_or(|key| *origin.order_key(event) == *key)
-        };
-        (self.events, self.origins) = events.filter(ours).unzip();
-        self.troubles.retain(|trouble| {
-            let key = trouble.order_key.as_deref();
-            &*trouble.stream == stream && (order_key.is_none() || key.is_none() || key == order_key)
-        });
-    }
+/// Why a parked change cannot go when there is nothing that could: the config is another.
+fn nothing_comes_of(record: &Parked, changes: &[Change]) -> String {
+    let table = changes.first().map(|change| change.table.full_name()).unwrap_or_default();
+    let key = match record.holds {
+        HoldsBack::Stream => "",
+        HoldsBack::Key(_) | HoldsBack::Nothing => " with the key that it had",
+    };
+    format!(
+        "by the config as it is now, nothing of stream {}{key} comes of this change of {table}: bring back what \
+         it said when the change was parked (the stream, its `from`, `key`, `order_key` and `format`; of an \
+         outbox row `outbox`), and start Headwater again",
+        record.stream
+    )
 }
 
 fn compile(routes: &Routes, table: &Arc<Table>) -> Uses {
@@ -217,8 +225,13 @@ fn warn_of_types(route: &StreamRoute, before: &Table, table: &Table) {
 }
 
 /// The id of what a change would be if its stream could take it.
-pub fn whole_id(change: &Change, stream: &str) -> EventId {
-    let transaction = &change.transaction;
-    let system = transaction.origin.system_id.as_bytes();
-    EventId::derive(transaction.committed_at, &[b"whole", system, stream.as_bytes(), change.position.bytes()])
+pub fn trouble_id(change: &Change, stream: &str, holds: &HoldsBack) -> EventId {
+    let (transaction, place) = (&change.transaction, change.position.bytes());
+    let (time, system) = (transaction.committed_at, transaction.origin.system_id.as_bytes());
+    let whole = EventId::derive(time, &[b"whole", system, stream.as_bytes(), place]);
+    match holds {
+        HoldsBack::Stream => whole,
+        HoldsBack::Key(key) => EventId::derive(time, &[whole.as_bytes(), key]),
+        HoldsBack::Nothing => EventId::derive(time, &[whole.as_bytes(), b""]),
+    }
 }

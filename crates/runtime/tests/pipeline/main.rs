@@ -8,4 +8,5 @@ mod faults;
 mod flow;
 mod outbox;
 mod parking;
+mod release;
 mod shaping;

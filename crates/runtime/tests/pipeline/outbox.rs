@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use headwater_core::ports::Parked;
+use headwater_core::ports::{HoldsBack, Parked};
 use headwater_core::{Change, Column, ColumnType, Event, Identity, Op, Table, partition_of};
 use headwater_runtime::{OutboxRoute, StreamConfig, TableRef};
 
@@ -108,8 +108,12 @@ async fn a_row_for_an_impossible_stream_is_parked_by_its_key() {
 /// Stream and order key of all that is parked, in order.
 fn parked(world: &World) -> Vec<String> {
     let one = |parked: Parked| {
-        let key = parked.order_key.map(|key| String::from_utf8_lossy(&key).into_owned());
-        format!("{}/{}", parked.stream, key.as_deref().unwrap_or("all"))
+        let holds = match parked.holds {
+            HoldsBack::Stream => "all".to_owned(),
+            HoldsBack::Key(key) => String::from_utf8_lossy(&key).into_owned(),
+            HoldsBack::Nothing => "nothing".to_owned(),
+        };
+        format!("{}/{holds}", parked.stream)
     };
     world.parked.all().into_iter().map(one).collect()
 }
@@ -182,4 +186,52 @@ async fn a_message_in_the_log_is_an_outbox_row_without_a_table() {
     let events = world.bus.events();
     assert_eq!((&*events[0].stream, &*events[0].kind), ("order", "OrderPlaced"));
     assert_eq!(events[0].id.to_string(), ID);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_of_a_stream_that_the_bus_will_not_have_stays_until_it_will() {
+    let world = World::new(47);
+    world.bus.set_partitions("order", 5);
+    world.source.commit([add(1, ["a", "order", "o-1", "A", "{}"]), add(2, ["b", "order", "o-2", "A", "{}"])]);
+    let running = run(&world, "{aggregatetype}", &[]);
+    confirmed(&world, 2).await;
+    running.stop().await;
+    assert_eq!(parked(&world), ["order/all", "order/all"]);
+
+    // The next start tries again, and the bus says no again.
+    let running = run(&world, "{aggregatetype}", &[]);
+    world.source.commit([add(3, ["c", "order", "o-1", "A", "{}"])]);
+    confirmed(&world, 3).await;
+    running.stop().await;
+    assert_eq!((parked(&world).len(), arrived(&world).len()), (3, 0), "nothing is forgotten");
+
+    world.bus.set_partitions("order", 8);
+    let running = run(&world, "{aggregatetype}", &[]);
+    eventually("all goes on", || world.count() == 3).await;
+    running.stop().await;
+    assert_eq!(arrived(&world), ["1 order/o-1", "2 order/o-2", "3 order/o-1"]);
+    assert_eq!(world.parked.all(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_aggregate_id_is_a_key_and_none_is_not() {
+    let world = World::new(48);
+    world.bus.reject_larger_than(Some(2000));
+    let large = format!("{{\"note\":\"{}\"}}", "x".repeat(5000));
+    world.source.commit([
+        add(1, ["a", "order", "", "A", &large]),
+        add(2, ["b", "order", "NULL", "A", &large]),
+        add(3, ["c", "order", "", "A", "{}"]),
+        add(4, ["d", "order", "NULL", "A", "{}"]),
+    ]);
+    let running = run(&world, "{aggregatetype}", &[]);
+    confirmed(&world, 4).await;
+    running.kill().await;
+    let running = run(&world, "{aggregatetype}", &[]);
+    world.source.commit([add(5, ["e", "order", "", "A", "{}"]), add(6, ["f", "order", "NULL", "A", "{}"])]);
+    confirmed(&world, 6).await;
+    running.stop().await;
+    assert_eq!(parked(&world), ["order/", "order/nothing", "order/", "order/"]);
+    let places: Vec<u64> = world.bus.events().iter().map(|event| event.position.numbers()[0]).collect();
+    assert_eq!(places, [4, 6]);
 }

@@ -1,9 +1,15 @@
 //! What is set aside, what waits behind it, and how it goes on.
 
+use headwater_core::ports::{HoldsBack, ParkedStore};
 use headwater_core::{Identity, Kind, Op};
 use headwater_testkit::faults::{Call, Fault};
+use headwater_testkit::memory::MemorySource;
 
 use crate::common::{Running, World, all_orders, change, eventually, insert, orders, story, stream};
+
+fn key(key: &str) -> HoldsBack {
+    HoldsBack::Key(key.as_bytes().to_vec().into())
+}
 
 #[tokio::test(start_paused = true)]
 async fn what_is_rejected_holds_back_its_key_and_nothing_else() {
@@ -36,13 +42,13 @@ async fn what_is_rejected_holds_back_its_key_and_nothing_else() {
     assert_eq!((status.sources[0].parked, status.streams[0].parked), (3, 3));
 
     // It still cannot go; then it can, in order, and what comes then follows.
-    let error = running.runtime.release("orders", Some(b"1")).await.unwrap_err();
+    let error = running.runtime.release("orders", &key("1")).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Contract);
     world.source.commit([insert(8, 1, "still waiting")]);
     eventually("all is confirmed", || world.source.confirmed().is_some_and(all(8))).await;
     assert_eq!(world.parked.all().len(), 4, "a release that failed lets nothing pass");
     world.bus.reject_larger_than(None);
-    assert_eq!(running.runtime.release("orders", Some(b"1")).await.unwrap(), 4);
+    assert_eq!(running.runtime.release("orders", &key("1")).await.unwrap(), 4);
     world.source.commit([insert(9, 1, "last")]);
     eventually("all is confirmed", || world.source.confirmed().is_some_and(all(9))).await;
     running.stop().await;
@@ -73,7 +79,7 @@ async fn what_cannot_be_read_is_parked_by_its_key() {
     eventually("two are parked", || world.parked.all().len() == 2).await;
     running.stop().await;
     assert_eq!(story(&world.bus.events()), ["2 create"]);
-    assert!(world.parked.all().iter().all(|parked| parked.order_key.as_deref() == Some(b"1")));
+    assert!(world.parked.all().iter().all(|parked| parked.holds == key("1")));
 }
 
 #[tokio::test(start_paused = true)]
@@ -231,7 +237,8 @@ async fn a_release_makes_room_in_a_full_parked_store() {
     world.source.commit([insert(6, 1, "later"), insert(7, 2, "c")]);
     // What cannot go on changes nothing.
     let release = || {
-        let released = running.runtime.release("orders", Some(b"1"));
+        let (runtime, of_1) = (&running.runtime, key("1"));
+        let released = async move { runtime.release("orders", &of_1).await };
         async { tokio::time::timeout(std::time::Duration::from_secs(60), released).await.expect("it waits") }
     };
     let error = release().await.unwrap_err();
@@ -299,8 +306,59 @@ async fn a_stream_that_goes_on_in_part_loses_nothing() {
     assert_eq!(places(), [1, 2, 1, 2], "what was published and is read again is published again");
     assert_eq!(world.parked.all().len(), 3);
     world.bus.reject_larger_than(None);
-    let error = running.runtime.release("orders", Some(b"1")).await.unwrap_err();
+    let error = running.runtime.release("orders", &key("1")).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Contract);
     assert_eq!(world.parked.all().len(), 3, "nothing goes before the stream does: {error}");
     running.stop().await;
+}
+
+/// What the bus rejects is found after what cannot be shaped, though it may stand before it.
+#[tokio::test(start_paused = true)]
+async fn nothing_overtakes_what_is_rejected_before_something_that_cannot_be_shaped() {
+    let (mut world, table) = (World::new(12), orders(Identity::Key));
+    world.source = MemorySource::of_whole_batches("shop");
+    world.bus.reject_larger_than(Some(2000));
+    let bad = |at| change(at, Op::Create, &table, None, Some(&["1", "9", "!", "a"]));
+    world.source.commit([
+        insert(1, 2, "a"),
+        insert(5, 1, &"x".repeat(5000)),
+        insert(7, 1, "b"),
+        bad(10),
+        insert(11, 1, "c"),
+    ]);
+    let running = world.run(all_orders());
+    eventually("all is confirmed", || {
+        world.source.confirmed().is_some_and(|at| at.position.numbers()[0] == 11)
+    })
+    .await;
+    running.stop().await;
+    assert_eq!(story(&world.bus.events()), ["2 create"]);
+    let waiting = world.parked.list("shop", "orders", &key("1"), usize::MAX).await.unwrap();
+    let places: Vec<u64> = waiting.iter().map(|one| one.position.numbers()[0]).collect();
+    assert_eq!(places, [5, 7, 10, 11]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_with_other_partitions_takes_nothing_even_of_what_comes_again() {
+    let mut world = World::new(13);
+    world.source = MemorySource::of_whole_batches("shop");
+    world.source.commit([insert(1, 1, "a"), without_note(2, "1")]);
+    // The second is held, and no checkpoint says so: both will be read again.
+    world.faults.inject(Call::Park, Fault::HoldResponse);
+    let columns = |columns: &str| stream(&format!("from = 'shop.orders'\ncolumns = {columns}"));
+    let running = world.run(columns("['id', 'note']"));
+    eventually("it is held", || world.parked.all().len() == 1).await;
+    running.kill().await;
+    world.faults.stop();
+    world.bus.set_partitions("orders", 5);
+    let running = world.run(columns("['id', 'state']"));
+    eventually("both are held", || world.parked.all().len() == 2).await;
+    running.stop().await;
+    assert_eq!(world.count(), 1, "nothing goes where its key does not belong");
+    world.bus.set_partitions("orders", 8);
+    let running = world.run(columns("['id', 'state']"));
+    eventually("they go on", || world.parked.all().is_empty()).await;
+    running.stop().await;
+    let places: Vec<u64> = world.bus.events().iter().map(|event| event.position.numbers()[0]).collect();
+    assert_eq!(places, [1, 1, 2]);
 }

@@ -25,6 +25,7 @@ struct State {
     log: Vec<Change>,
     confirmed: Option<Checkpoint>,
     cut: SmallRng,
+    smallest_batch: usize,
     largest_batch: usize,
     opened: u64,
     closed: u64,
@@ -38,11 +39,21 @@ type OnConfirm = Box<dyn Fn(&Checkpoint) + Send>;
 impl MemorySource {
     /// An empty log; batches have at most `largest_batch` changes.
     pub fn new(name: &str, seed: u64, largest_batch: usize) -> Self {
+        Self::cutting(name, seed, (1, largest_batch.max(1)))
+    }
+
+    /// An empty log that is read in batches of all that there is.
+    pub fn of_whole_batches(name: &str) -> Self {
+        Self::cutting(name, 0, (usize::MAX, usize::MAX))
+    }
+
+    fn cutting(name: &str, seed: u64, (smallest_batch, largest_batch): (usize, usize)) -> Self {
         let state = State {
             log: Vec::new(),
             confirmed: None,
             cut: SmallRng::seed_from_u64(seed),
-            largest_batch: largest_batch.max(1),
+            smallest_batch,
+            largest_batch,
             opened: 0,
             closed: 0,
             read: 0,
@@ -115,8 +126,8 @@ struct Open {
 impl Open {
     fn ready(&mut self, budget: usize) -> Option<Batch> {
         let mut state = self.source.state();
-        let most = state.largest_batch;
-        let count = state.cut.random_range(1..=most);
+        let sizes = state.smallest_batch..=state.largest_batch;
+        let count = state.cut.random_range(sizes);
         let mut size = 0;
         let changes: Vec<Change> = state
             .log
