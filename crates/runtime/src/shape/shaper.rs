@@ -92,14 +92,7 @@ impl Shaper {
         for (stream, plan) in &mut uses.streams {
             match plan {
                 Ok(plan) => RowShaper { plan, words: &self.words, change, at, captured_at, out }.shape(),
-                Err(reason) => out.shaped.troubles.push(Trouble {
-                    change: at,
-                    stream: Arc::clone(stream),
-                    id: trouble_id(change, stream, &HoldsBack::Stream),
-                    holds: HoldsBack::Stream,
-                    outbox: None,
-                    reason: reason.clone(),
-                }),
+                Err(reason) => out.shaped.troubles.push(untaken(change, at, stream, reason)),
             }
         }
         if !matches!(change.op, Op::Create | Op::Read) {
@@ -108,14 +101,7 @@ impl Shaper {
         for outbox in &mut uses.outboxes {
             match outbox {
                 Ok(plan) => plan.shape(change, at, captured_at, &self.routes, &mut self.named, out),
-                Err((stream, reason)) => out.shaped.troubles.push(Trouble {
-                    change: at,
-                    stream: Arc::clone(stream),
-                    id: trouble_id(change, stream, &HoldsBack::Stream),
-                    holds: HoldsBack::Stream,
-                    outbox: None,
-                    reason: reason.clone(),
-                }),
+                Err((stream, reason)) => out.shaped.troubles.push(untaken(change, at, stream, reason)),
             }
         }
     }
@@ -145,7 +131,6 @@ impl Shaper {
     /// Shapes a parked change again, for what it was parked for. An error says why it still cannot go.
     pub fn reshape(&mut self, record: &Parked) -> Result<Shaped, String> {
         let change = park::decode(&record.change).map_err(|error| error.to_string())?;
-        let left_out = self.left_out(record, &change);
         let mut shaped = self.shape(Batch { changes: vec![change], checkpoint: None });
         shaped.keep(record);
         let stops = |trouble: &&Trouble| {
@@ -155,8 +140,12 @@ impl Shaper {
         if let Some(trouble) = shaped.troubles.iter().find(stops) {
             return Err(trouble.reason.clone());
         }
-        if shaped.events.is_empty() && shaped.troubles.is_empty() && !left_out {
-            return Err(nothing_comes_of(record, &shaped.changes));
+        if shaped.events.is_empty()
+            && shaped.troubles.is_empty()
+            && let Some(change) = shaped.changes.first()
+            && !self.left_out(record, change)
+        {
+            return Err(nothing_comes_of(record, change));
         }
         Ok(shaped)
     }
@@ -178,8 +167,8 @@ impl Shaper {
 }
 
 /// Why a parked change cannot go when there is nothing that could: the config is another.
-fn nothing_comes_of(record: &Parked, changes: &[Change]) -> String {
-    let table = changes.first().map(|change| change.table.full_name()).unwrap_or_default();
+fn nothing_comes_of(record: &Parked, change: &Change) -> String {
+    let table = change.table.full_name();
     let key = match record.holds {
         HoldsBack::Stream => "",
         HoldsBack::Key(_) | HoldsBack::Nothing => " with the key that it had",
@@ -221,6 +210,18 @@ fn warn_of_types(route: &StreamRoute, before: &Table, table: &Table) {
             tracing::warn!(stream = %route.name, table = table.full_name(), column = new.name, old = ?old.ty,
                 new = ?new.ty, "a column changed its type: its values are written as the new type's from now on");
         }
+    }
+}
+
+/// A change of a table that its stream cannot take at all.
+fn untaken(change: &Change, at: u32, stream: &Arc<str>, reason: &str) -> Trouble {
+    Trouble {
+        change: at,
+        stream: Arc::clone(stream),
+        id: trouble_id(change, stream, &HoldsBack::Stream),
+        holds: HoldsBack::Stream,
+        outbox: None,
+        reason: reason.to_owned(),
     }
 }
 

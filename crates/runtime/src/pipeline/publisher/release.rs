@@ -40,7 +40,7 @@ impl Publisher {
             line.source == self.source && line.holds != HoldsBack::Stream && !self.holds.is_held(&line.stream)
         });
         let mut lines = ours.map(|line| (line.stream, line.holds)).collect::<Vec<_>>().into_iter();
-        let (mut gone, mut kept) = (0, Stays::new());
+        let (mut gone, mut kept) = (0, Vec::new());
         loop {
             let records = self.firsts(&mut lines).await?;
             if records.is_empty() {
@@ -58,13 +58,12 @@ impl Publisher {
                     Err(error) => return Err(error),
                 }
             }
-            let before = kept.len();
-            kept.extend(stays.into_values().enumerate().map(|(at, why)| (before + at, why)));
+            kept.extend(stays.into_values());
         }
         if gone > 0 {
             tracing::info!(source = %self.source, changes = gone, "what was parked goes on");
         }
-        if let Some(why) = kept.get(&0) {
+        if let Some(why) = kept.first() {
             tracing::warn!(source = %self.source, keys = kept.len(), reason = why,
                 "not all that is parked can go on; `headwater parked` lists it");
         }
