@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use headwater_core::ports::GroupStatus;
 use headwater_core::{Error, Result};
@@ -13,6 +13,7 @@ use rdkafka::{Message, Offset, TopicPartitionList};
 use super::context::Listener;
 use super::topics::Topic;
 use super::{KafkaConfig, errors};
+use crate::store::now;
 
 /// How long single records are looked at, at most: how old they are is not worth a longer wait.
 const LOOK: Duration = Duration::from_secs(2);
@@ -116,7 +117,6 @@ fn committed_at<'u>(
 fn age(unread: &[Unread], times: &BTreeMap<Place, i64>) -> Option<f64> {
     let behind = unread.iter().filter(|unread| unread.events > 0);
     let times: Option<Vec<i64>> = behind.map(|unread| times.get(&unread.place).copied()).collect();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_millis();
     let oldest = times?.into_iter().min();
-    Some(oldest.map_or(0.0, |oldest| (i64::try_from(now).unwrap_or(i64::MAX) - oldest).max(0) as f64 / 1e3))
+    Some(oldest.map_or(0.0, |oldest| (now() / 1000 - oldest).max(0) as f64 / 1e3))
 }

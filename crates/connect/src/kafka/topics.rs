@@ -26,7 +26,7 @@ pub struct Topics {
 }
 
 /// A stream's topic, as it was when the stream was ensured.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Topic {
     /// Its name.
     pub name: String,
@@ -42,14 +42,6 @@ pub struct Topic {
     pub needs_key: bool,
     /// What is wrong with it since.
     pub wrong: Option<String>,
-}
-
-impl Topic {
-    /// One of which nothing else is known.
-    fn new(name: String, partitions: u32) -> Self {
-        let (limit, compacted, refused, needs_key, wrong) = (None, false, None, false, None);
-        Self { name, partitions, limit, compacted, refused, needs_key, wrong }
-    }
 }
 
 /// What the cluster says of a topic.
@@ -121,7 +113,7 @@ impl Topics {
         if self.get(&spec.name).is_none() {
             self.compare(&name, &settings, &described);
         }
-        let topic = Topic { limit, compacted, ..Topic::new(name, partitions) };
+        let topic = Topic { name, partitions, limit, compacted, ..Topic::default() };
         let mut known = self.write();
         if known.get(&spec.name).is_some_and(|before| before.limit != limit) {
             self.learned.forget(&topic.name);
@@ -160,7 +152,7 @@ impl Topics {
             return Err(Error::new(Kind::Refused, format!("there is no stream {stream} (topic {name})"))
                 .hint("streams are made by `headwater run`; is its name right, and `topic_prefix`?"));
         };
-        self.write().entry(Arc::clone(stream)).or_insert(Topic::new(name, partitions));
+        self.write().entry(Arc::clone(stream)).or_insert(Topic { name, partitions, ..Topic::default() });
         Ok(())
     }
 
