@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 
 use crate::checker::History;
 
@@ -67,6 +67,43 @@ impl Load {
         for worker in self.workers {
             worker.await.expect("a load worker panicked");
         }
+    }
+}
+
+/// One who writes to a database, and makes its transactions up.
+trait Writer {
+    /// What it knows of its keys.
+    type Known: Clone;
+
+    /// Begins a transaction.
+    const BEGIN: &str;
+    /// Goes back to the savepoint `s`.
+    const BACK: &str;
+
+    /// Chooses what is done.
+    fn random(&mut self) -> &mut StdRng;
+
+    /// One statement, and a line of history for each change that it makes.
+    fn step(&mut self, known: &mut Self::Known, note: &str) -> String;
+
+    /// One transaction as SQL text, what is known after it, and whether it commits.
+    fn transaction(&mut self, known: &Self::Known) -> (String, Self::Known, bool) {
+        let mut after = known.clone();
+        let mut sql = Self::BEGIN.to_owned();
+        // Now and then a large one, so that transactions are cut by batches, and sent before they end.
+        let steps = if self.random().random_ratio(1, 50) { 300 } else { self.random().random_range(1..=5) };
+        for _ in 0..steps {
+            if self.random().random_ratio(1, 10) {
+                let mut discarded = after.clone();
+                sql += "savepoint s;";
+                sql += &self.step(&mut discarded, "rolled back to a savepoint");
+                sql += Self::BACK;
+            }
+            sql += &self.step(&mut after, "");
+        }
+        let commits = self.random().random_ratio(4, 5);
+        sql += if commits { "commit;" } else { "rollback;" };
+        (sql, after, commits)
     }
 }
 

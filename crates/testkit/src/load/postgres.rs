@@ -8,7 +8,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use sqlx::{Connection, Executor, PgConnection, Row};
 
-use super::{KEYS, Shared};
+use super::{KEYS, Shared, Writer};
 use crate::checker::{History, Step};
 
 /// The captured tables and, beside them, the history that the load keeps of them (not to be captured). Rows
@@ -38,6 +38,26 @@ pub struct Worker {
 /// The last version of a stream's key, and whether its row is there.
 type Versions = HashMap<(String, i64), (i64, bool)>;
 
+impl Writer for Worker {
+    type Known = Versions;
+
+    const BEGIN: &str = "begin;";
+    const BACK: &str = "rollback to s;";
+
+    fn random(&mut self) -> &mut StdRng {
+        &mut self.random
+    }
+
+    fn step(&mut self, versions: &mut Versions, note: &str) -> String {
+        match self.random.random_range(0..40) {
+            0 if self.truncates => self.truncate(versions),
+            1..=4 => self.publish(versions),
+            5..=8 => self.change_key(versions, note),
+            _ => self.change(versions, note),
+        }
+    }
+}
+
 impl Worker {
     /// Writes until it is stopped.
     pub async fn run(mut self) {
@@ -57,6 +77,7 @@ impl Worker {
         let mut connection = PgConnection::connect(&self.url).await?;
         let mut versions = self.versions(&mut connection).await?;
         while !self.shared.stop.load(Ordering::Relaxed) {
+            self.messages = self.random.random_ratio(1, 8);
             let (sql, after, commits) = self.transaction(&versions);
             connection.execute(sqlx::AssertSqlSafe(sql)).await?;
             if commits {
@@ -77,37 +98,6 @@ impl Worker {
         );
         let rows = connection.fetch_all(sqlx::AssertSqlSafe(sql)).await?;
         Ok(rows.iter().map(|row| ((row.get(0), row.get(1)), (row.get(2), row.get(3)))).collect())
-    }
-
-    /// One transaction as SQL text, the versions after it, and whether it commits.
-    fn transaction(&mut self, versions: &Versions) -> (String, Versions, bool) {
-        let mut after = versions.clone();
-        self.messages = self.random.random_ratio(1, 8);
-        let mut sql = String::from("begin;");
-        // Now and then a large one, so that transactions are cut by batches, and sent before they end.
-        let steps = if self.random.random_ratio(1, 50) { 300 } else { self.random.random_range(1..=5) };
-        for _ in 0..steps {
-            if self.random.random_ratio(1, 10) {
-                let mut discarded = after.clone();
-                sql += "savepoint s;";
-                sql += &self.step(&mut discarded, "rolled back to a savepoint");
-                sql += "rollback to s;";
-            }
-            sql += &self.step(&mut after, "");
-        }
-        let commits = self.random.random_ratio(4, 5);
-        sql += if commits { "commit;" } else { "rollback;" };
-        (sql, after, commits)
-    }
-
-    /// One statement, and a line of history for each change that it makes.
-    fn step(&mut self, versions: &mut Versions, note: &str) -> String {
-        match self.random.random_range(0..40) {
-            0 if self.truncates => self.truncate(versions),
-            1..=4 => self.publish(versions),
-            5..=8 => self.change_key(versions, note),
-            _ => self.change(versions, note),
-        }
     }
 
     fn change(&mut self, versions: &mut Versions, note: &str) -> String {

@@ -9,7 +9,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use rusqlite::Connection;
 
-use super::{KEYS, Shared};
+use super::{KEYS, Shared, Writer};
 use crate::checker::{History, Step};
 
 /// The tables, as [`super::TABLES`]; of the rows that have a `handle`, only one has the same.
@@ -30,7 +30,7 @@ pub struct Worker {
 
 /// A key's last version, and while its row is there, the row's handle.
 #[derive(Debug, Clone, Default)]
-struct Known {
+pub struct Known {
     version: i64,
     alive: bool,
     handle: Option<i64>,
@@ -38,42 +38,16 @@ struct Known {
 
 type Keys = BTreeMap<i64, Known>;
 
-impl Worker {
-    /// Writes until it is stopped. Blocks.
-    pub fn run(mut self, path: &Path) {
-        let connection = Connection::open(path).expect("the database opens");
-        connection.busy_timeout(Duration::from_secs(60)).expect("a timeout can be set");
-        let mut keys = Keys::new();
-        while !self.shared.stop.load(Ordering::Relaxed) {
-            let (sql, after, commits) = self.transaction(&keys);
-            connection.execute_batch(&sql).unwrap_or_else(|error| panic!("{error}: {sql}"));
-            if commits {
-                keys = after;
-                self.shared.committed.fetch_add(1, Ordering::Relaxed);
-            }
-        }
+impl Writer for Worker {
+    type Known = Keys;
+
+    const BEGIN: &str = "begin immediate;";
+    const BACK: &str = "rollback to s; release s;";
+
+    fn random(&mut self) -> &mut StdRng {
+        &mut self.random
     }
 
-    /// One transaction as SQL text, the keys after it, and whether it commits.
-    fn transaction(&mut self, keys: &Keys) -> (String, Keys, bool) {
-        let mut after = keys.clone();
-        let mut sql = String::from("begin immediate;");
-        let steps = if self.random.random_ratio(1, 50) { 300 } else { self.random.random_range(1..=5) };
-        for _ in 0..steps {
-            if self.random.random_ratio(1, 10) {
-                let mut discarded = after.clone();
-                sql += "savepoint s;";
-                sql += &self.step(&mut discarded, "rolled back to a savepoint");
-                sql += "rollback to s; release s;";
-            }
-            sql += &self.step(&mut after, "");
-        }
-        let commits = self.random.random_ratio(4, 5);
-        sql += if commits { "commit;" } else { "rollback;" };
-        (sql, after, commits)
-    }
-
-    /// One statement, and a line of history for each change that it makes.
     fn step(&mut self, keys: &mut Keys, note: &str) -> String {
         let id = self.first + self.random.random_range(0..KEYS);
         let handle = self.first + self.random.random_range(0..HANDLES);
@@ -118,6 +92,23 @@ impl Worker {
             format!("insert into history (id, version, op) values ({id}, {version}, '{op}');")
         });
         format!("{change};{}", lines.collect::<String>())
+    }
+}
+
+impl Worker {
+    /// Writes until it is stopped. Blocks.
+    pub fn run(mut self, path: &Path) {
+        let connection = Connection::open(path).expect("the database opens");
+        connection.busy_timeout(Duration::from_secs(60)).expect("a timeout can be set");
+        let mut keys = Keys::new();
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            let (sql, after, commits) = self.transaction(&keys);
+            connection.execute_batch(&sql).unwrap_or_else(|error| panic!("{error}: {sql}"));
+            if commits {
+                keys = after;
+                self.shared.committed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
     }
 }
 
