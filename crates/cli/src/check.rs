@@ -61,10 +61,12 @@ pub async fn check(args: &CheckArgs) -> Result<u8> {
     };
     let findings = findings(&config, &args.config.config).await;
     let ok = findings.iter().all(|found| found.finding.severity != Severity::Error);
-    let code = match findings.iter().any(|found| found.of_config) {
-        _ if ok => 0,
-        true => 2,
-        false => 3,
+    let code = if ok {
+        0
+    } else if findings.iter().any(|found| found.of_config) {
+        2
+    } else {
+        3
     };
     let report = Report { ok, findings };
     if args.json {
@@ -182,8 +184,8 @@ fn streams(config: &Config, connectors: &Connectors, checks: &[(&str, Result<Che
     let verify = || {
         let builder = wiring::builder(config, connectors)?;
         builder.verify()?;
-        let known = checks.iter().filter_map(|(name, check)| Some((name, check.as_ref().ok()?)));
-        let known = known.filter_map(|(name, check)| Some((name, check.tables.as_deref()?)));
+        let known =
+            checks.iter().filter_map(|(name, check)| Some((name, check.as_ref().ok()?.tables.as_deref()?)));
         let misfits = known.map(|(name, tables)| builder.verify_tables(name, tables));
         let misfits = misfits.collect::<Result<Vec<_>>>()?;
         Ok::<_, Error>(misfits.into_iter().flatten().collect::<Vec<_>>())

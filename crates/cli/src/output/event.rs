@@ -9,7 +9,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Colour, human, paint};
+use super::{Colour, human, one_line, paint};
 
 /// One line of JSON for an event, as `tail --json` prints it.
 #[derive(Serialize)]
@@ -114,16 +114,6 @@ pub fn shorten(text: &str, width: usize) -> String {
         None => text.to_owned(),
         Some(_) => text.chars().take(width.saturating_sub(1)).chain(['…']).collect(),
     }
-}
-
-/// Control characters of what others wrote must not reach the terminal.
-pub fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-/// The same of what may have several lines.
-pub fn lines(text: &str) -> String {
-    text.lines().map(one_line).collect::<Vec<_>>().join("\n")
 }
 
 fn difference(before: &Object<'_>, after: &Object<'_>) -> String {

@@ -47,6 +47,16 @@ pub fn paint(text: &str, colour: Colour, coloured: bool) -> String {
     if coloured { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
+/// Control characters of what others wrote must not reach the terminal.
+pub fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// The same of what may have several lines.
+pub fn lines(text: &str) -> String {
+    text.lines().map(one_line).collect::<Vec<_>>().join("\n")
+}
+
 /// How many columns a line may have; `None` when nobody looks at them.
 pub fn width() -> Option<usize> {
     if !io::stdout().is_terminal() {

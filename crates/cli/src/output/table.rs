@@ -1,7 +1,6 @@
 //! Aligned tables.
 
-use super::event::one_line;
-use super::{Colour, paint};
+use super::{Colour, one_line, paint};
 
 /// A cell: what it says, on one line, and in which colour.
 #[derive(Debug, Clone)]

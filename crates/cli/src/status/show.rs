@@ -5,9 +5,8 @@ use headwater_core::ports::{BusStatus, StreamStatus};
 use headwater_runtime::{Phase, RuntimeStatus, SourceReport, StreamReport};
 
 use super::Answer;
-use crate::output::event::lines;
 use crate::output::table::{Cell, Table};
-use crate::output::{self, Colour, human, paint};
+use crate::output::{self, Colour, human, lines, paint};
 
 /// Prints an answer.
 pub fn print(answer: &Answer) -> Result<()> {
