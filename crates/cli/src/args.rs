@@ -55,7 +55,7 @@ pub struct RunArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub config: ConfigArg,
-    /// Log JSON, one object a line, whatever `format` under [log] says
+    /// Log JSON, one object a line, whatever `[log]` says
     #[arg(long)]
     pub json: bool,
 }
