@@ -107,6 +107,16 @@ impl PostgresConnector {
             Some(_) => SourceState::Snapshot,
             None => SourceState::Streaming,
         });
+        let (out, batches) = tokio::sync::mpsc::channel(AHEAD);
+        let pulse = Pulse {
+            options: self.config.url.clone(),
+            heartbeat: self.config.heartbeat,
+            monitor: self.monitor.clone(),
+            tables: prepared.tables.clone(),
+            listing: prepared.listing,
+            out: out.downgrade(),
+            end: end.clone(),
+        };
         let time = self.config.outbox.as_ref().and_then(|outbox| outbox.columns.timestamp.clone());
         let snapshots = snapshot::Settings {
             options: self.config.url.clone(),
@@ -119,7 +129,6 @@ impl PostgresConnector {
             requests: self.requests.clone(),
             tasks: Handle::current(),
         };
-        let (out, batches) = tokio::sync::mpsc::channel(AHEAD);
         let before = state.checkpoint(&self.names.source, position)?;
         let follow = Follow {
             source: self.names.source.clone(),
@@ -136,12 +145,6 @@ impl PostgresConnector {
             out,
             monitor: self.monitor.clone(),
             turn: Turn::default(),
-        };
-        let pulse = Pulse {
-            options: self.config.url.clone(),
-            heartbeat: self.config.heartbeat,
-            monitor: self.monitor.clone(),
-            end: end.clone(),
         };
         let others = [lane.spawn(follow.run()), tokio::spawn(pulse.run())];
         let (monitor, requests) = (self.monitor.clone(), self.requests.clone());

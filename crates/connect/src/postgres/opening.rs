@@ -11,6 +11,7 @@ use super::setup::{self, CapturedTable, Prepared, Server};
 use super::snapshot::{Exported, Upcoming, wanted};
 use super::state::State;
 use crate::requests::SnapshotRequest;
+use crate::settings::SnapshotMode;
 
 /// How long the server may take to let go of a slot.
 const LINGER: Duration = Duration::from_secs(5);
@@ -99,14 +100,38 @@ impl Wish<'_> {
             // comes again, under the new epoch, rather than a part of it never.
             state.confirmed = prepared.slot.as_ref().map_or(state.confirmed, |slot| slot.confirmed);
         }
+        for table in wanted::published(&mut state, &prepared.listing) {
+            self.warn_of_gap(&table);
+        }
         let unread = self.unread(&mut state, &prepared.tables);
         let upcoming = self.temporary(unread).await?;
         Ok(self.opening(connection, prepared, state, upcoming))
     }
 
+    /// Says that changes of a table are missing.
+    fn warn_of_gap(&self, table: &str) {
+        let source = &self.names.source;
+        if self.config.snapshot == SnapshotMode::Never {
+            tracing::warn!(
+                source,
+                table,
+                "the table was not published, or not whole, for a while: its changes since are missing; \
+                 have it read anew: headwater snapshot --source {source} --table {table}"
+            );
+        } else {
+            tracing::warn!(
+                source,
+                table,
+                "the table was not published, or not whole, for a while: it is read anew; rows that were \
+                 deleted meanwhile cannot be told"
+            );
+        }
+    }
+
     /// Begins where the slot begins, which is made if need be.
     async fn begin(&self, mut connection: Connection, prepared: Prepared, epoch: u64) -> Result<Opening> {
         let mut state = self.first(&prepared.server, epoch);
+        wanted::published(&mut state, &prepared.listing);
         let unread = self.unread(&mut state, &prepared.tables);
         let upcoming = match &prepared.slot {
             Some(slot) => {
@@ -165,6 +190,8 @@ impl Wish<'_> {
             epoch,
             confirmed: 0,
             snapshots: Default::default(),
+            publications: Default::default(),
+            entries: Default::default(),
             run: None,
             request: None,
         }

@@ -1,9 +1,12 @@
-//! What a source does beside reading: asks how long the log is, writes heartbeats, and sees the server shut
-//! down.
+//! What a source does beside reading: asks how long the log is, looks whether its tables are still the same
+//! and published as they were, writes heartbeats, and sees the server shut down.
 //!
 //! The server keeps the log for a slot until something of the slot's own database is confirmed. Where
 //! that database is idle and others of the server are busy, a heartbeat is that something: a message that
 //! comes back as an empty transaction.
+//!
+//! Of a table that is not published the log says nothing, so the log alone would never tell that a name has
+//! come to mean such a table.
 //!
 //! A server that shuts down ends ordinary connections at once, but waits until what reads its log has confirmed
 //! all of it. That may be never: while the bus is away, or a snapshot is taken. Then we have to go.
@@ -12,15 +15,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_core::{Error, Kind, Result};
-use tokio::time::sleep;
+use tokio::sync::mpsc::WeakSender;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::client::{Connection, Mode, PgError};
+use super::follow::Ready;
 use super::lsn;
 use super::monitor::Monitor;
+use super::setup::{CapturedTable, Listing, another};
 use super::url::ConnectOptions;
 
-/// How often the server is asked for the end of its log.
+/// How often the server is asked for the end of its log, and for what else may have changed.
 const LOOK: Duration = Duration::from_secs(10);
 
 /// How long a server that shuts down waits for us while nothing is confirmed.
@@ -39,6 +45,12 @@ pub struct Pulse {
     pub heartbeat: Option<Duration>,
     /// Who is told of the log's end.
     pub monitor: Arc<Monitor>,
+    /// The captured tables.
+    pub tables: Vec<CapturedTable>,
+    /// How they are published.
+    pub listing: Listing,
+    /// Where it is said that the source has to be opened again.
+    pub out: WeakSender<Result<Ready>>,
     /// Gives up the connection that reads the log.
     pub end: CancellationToken,
 }
@@ -48,10 +60,13 @@ impl Pulse {
     /// stream sees for itself when the server is away.
     pub async fn run(mut self) {
         let mut connection = None;
+        let mut due = Instant::now();
         loop {
-            let error = match self.once(&mut connection).await {
-                Ok(connection) => tokio::select! {
-                    () = sleep(self.pause()) => continue,
+            let beat = self.heartbeat.filter(|_| Instant::now() >= due);
+            due = beat.map_or(due, |heartbeat| Instant::now() + heartbeat);
+            let error = match self.once(&mut connection, beat.is_some()).await {
+                Ok((connection, changed)) => tokio::select! {
+                    () = self.rest(changed) => continue,
                     error = connection.ended() => error,
                 },
                 Err(error) => error,
@@ -70,7 +85,15 @@ impl Pulse {
     }
 
     fn pause(&self) -> Duration {
-        self.heartbeat.unwrap_or(LOOK)
+        self.heartbeat.map_or(LOOK, |heartbeat| heartbeat.min(LOOK))
+    }
+
+    /// Waits for the next time; says first that the source has to be opened again, where it has.
+    async fn rest(&self, changed: Option<Error>) {
+        if let (Some(changed), Some(out)) = (changed, self.out.upgrade()) {
+            let _ = out.send(Err(changed)).await;
+        }
+        sleep(self.pause()).await;
     }
 
     /// The server shuts down. As long as more and more is confirmed it can wait for the rest; it ends the
@@ -84,17 +107,35 @@ impl Pulse {
         self.end.cancel();
     }
 
-    async fn once<'a>(&self, connection: &'a mut Option<Connection>) -> Result<&'a mut Connection> {
+    /// Also says why the source has to be opened again, if it has to.
+    async fn once<'a>(
+        &self,
+        connection: &'a mut Option<Connection>,
+        beat: bool,
+    ) -> Result<(&'a mut Connection, Option<Error>)> {
         let connection = match connection {
             Some(connection) => connection,
             None => connection.insert(Connection::connect(&self.options, Mode::Sql).await?),
         };
-        if self.heartbeat.is_some() {
+        if beat {
             connection.query(BEAT).await?;
         }
         let rows = connection.query(END).await?;
         let row = rows.first().ok_or_else(|| Error::new(Kind::Decode, "the log has no end"))?;
         self.monitor.heard(lsn::parse(row.text(0)?)?);
-        Ok(connection)
+        let changed = self.changed(connection).await?;
+        Ok((connection, changed))
+    }
+
+    async fn changed(&self, connection: &mut Connection) -> Result<Option<Error>> {
+        let again = |what: String| Ok(Some(Error::new(Kind::Unavailable, what)));
+        if let Some(name) = another(connection, &self.tables).await? {
+            return again(format!("{name} is another table than when the source was opened"));
+        }
+        let publications: Vec<String> = self.listing.publications.keys().cloned().collect();
+        if Listing::read(connection, &publications, &self.tables).await? != self.listing {
+            return again(format!("publication {} was altered", publications.join(", ")));
+        }
+        Ok(None)
     }
 }

@@ -26,6 +26,14 @@ pub struct State {
     /// The captured tables, `schema.name`, that were read whole, or did not have to be, with the object
     /// identifier that each had then. 0 while a snapshot that was asked for is to come.
     pub snapshots: BTreeMap<String, u32>,
+    /// The publications that are followed, with the object identifier of each. Empty in a checkpoint that
+    /// does not say.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub publications: BTreeMap<String, u32>,
+    /// The captured tables, `schema.name`, that these list one by one, with the object identifier of each
+    /// entry: a table that is taken out and put in again has another.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub entries: BTreeMap<String, u32>,
     /// With `snapshot = "always"`: the run of Headwater in which all tables were last asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,

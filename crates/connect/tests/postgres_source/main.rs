@@ -9,6 +9,7 @@ mod large;
 mod outbox;
 mod owner;
 mod place;
+mod published;
 mod renamed;
 mod restart;
 mod snapshot;

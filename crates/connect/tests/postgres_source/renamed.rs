@@ -50,6 +50,25 @@ async fn what_the_log_says_under_an_earlier_name_is_of_the_table_as_it_is_called
 }
 
 #[tokio::test]
+async fn a_new_table_under_the_name_is_noticed_also_when_nobody_publishes_it() {
+    let mut place = Place::new(TABLES, &["t"]).await;
+    place.config.heartbeat = Some(std::time::Duration::from_secs(1));
+    let mut capture = place.capture().await;
+    place.each("INSERT INTO t VALUES (1, 'a'); CREATE TABLE next (id int PRIMARY KEY, v text)").await;
+    assert_eq!(capture.take(1).await, ["create t (1, a)"]);
+    let end = place.end().await;
+    capture.until(|state| state.confirmed >= end).await;
+    place
+        .each("ALTER TABLE t RENAME TO t_old; ALTER TABLE next RENAME TO t; INSERT INTO t VALUES (6, 'f')")
+        .await;
+    let error = capture.failure().await;
+    assert!(error.is_retryable(), "{error}");
+    assert!(error.to_string().contains("public.t is another table"), "{error}");
+    capture.open().await.unwrap();
+    assert_eq!(capture.take(1).await, ["read t (6, f)"]);
+}
+
+#[tokio::test]
 async fn a_new_table_under_the_name_is_not_mixed_in_but_read_when_the_source_opens_again() {
     let sql = format!("{TABLES}; CREATE PUBLICATION every FOR ALL TABLES");
     let mut place = Place::new(&sql, &["t"]).await;

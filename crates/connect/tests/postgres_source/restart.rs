@@ -189,6 +189,26 @@ async fn a_publication_that_is_gone_is_mended() {
 }
 
 #[tokio::test]
+async fn a_publication_that_was_made_anew_is_mended() {
+    let place = place().await;
+    let mut capture = closed(&place).await;
+    let name = &place.names.publication;
+    place.each(&format!("DROP PUBLICATION {name}; CREATE PUBLICATION {name} FOR TABLE t")).await;
+    is_mended(&place, &mut capture, "was dropped and made anew").await;
+}
+
+#[tokio::test]
+async fn another_publication_is_mended() {
+    let mut place = place().await;
+    let mut capture = closed(&place).await;
+    place.each("CREATE PUBLICATION other FOR TABLE t").await;
+    place.config.publication = Some("other".to_owned());
+    let connector = PostgresConnector::new(&place.names.source, place.config.clone(), capture.data.path());
+    capture.connector = connector.unwrap();
+    is_mended(&place, &mut capture, "not of other").await;
+}
+
+#[tokio::test]
 async fn a_slot_that_is_lost_is_mended() {
     let limits = Postgres::settings().set("max_slot_wal_keep_size", "1MB").set("max_wal_size", "32MB");
     let server = limits.start().await.unwrap();

@@ -72,6 +72,8 @@ impl Place {
             epoch: 1,
             confirmed: created.consistent_point,
             snapshots: Default::default(),
+            publications: Default::default(),
+            entries: Default::default(),
             run: None,
             request: None,
         }

@@ -103,10 +103,19 @@ impl ReplicationReader {
 
     fn ended(&mut self) -> Error {
         match Message::parse(&mut self.reader.take()) {
-            Ok(Some(Message::ErrorResponse(body))) => PgError::from_body(&body).into_error("replicating"),
+            Ok(Some(Message::ErrorResponse(body))) => refused(PgError::from_body(&body)),
             _ => Error::new(Kind::Unavailable, "PostgreSQL ended the replication"),
         }
     }
+}
+
+/// A publication that is gone, or was not there yet where the log is read, is looked for when the source
+/// is opened again.
+fn refused(error: PgError) -> Error {
+    if error.code == "42704" {
+        return Error::new(Kind::Unavailable, "replicating").because(error);
+    }
+    error.into_error("replicating")
 }
 
 impl Replicated {

@@ -1,11 +1,13 @@
 //! Getting a database ready: what must be there before a source can start, made where we may make it, and
 //! otherwise an error that says what the owner has to run.
 
+mod listing;
 mod publication;
 mod server;
 mod slot;
 mod tables;
 
+pub use listing::Listing;
 pub use publication::{Narrow, Plan};
 pub use server::{Server, connect};
 pub use slot::{CreatedSlot, Slot, continues, create_slot, drop_slot};
@@ -18,7 +20,7 @@ use super::config::{Names, PostgresConfig};
 use super::state::State;
 
 pub(super) use publication::plan;
-pub(super) use tables::resolve;
+pub(super) use tables::{another, resolve};
 
 /// A database that is ready.
 #[derive(Debug, Clone)]
@@ -30,6 +32,8 @@ pub struct Prepared {
     pub tables: Vec<CapturedTable>,
     /// The publications to ask for.
     pub publications: Vec<String>,
+    /// What these are now.
+    pub listing: Listing,
     /// The slot; when `None`, it has to be made before anything is read.
     pub slot: Option<Slot>,
 }
@@ -69,6 +73,10 @@ pub async fn prepare(
         return Err(older_slot(names, missing, stored.is_some()));
     }
     plan.apply(connection, &server.user).await?;
+    let listing = Listing::read(connection, &plan.publications, &tables).await?;
+    if let Some(stored) = stored {
+        listing.continues(stored, names)?;
+    }
     for table in tables.iter().filter(|table| table.changes) {
         if let Some(InsertsOnly { why, mend }) = &table.inserts_only {
             let theirs = plan.theirs;
@@ -78,7 +86,7 @@ pub async fn prepare(
     for Narrow { what, mend } in &plan.narrow {
         tracing::warn!(mend, "{what}");
     }
-    Ok(Prepared { server, tables, publications: plan.publications, slot })
+    Ok(Prepared { server, tables, publications: plan.publications, listing, slot })
 }
 
 /// Several errors as one.

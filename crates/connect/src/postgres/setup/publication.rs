@@ -112,7 +112,8 @@ impl Publication {
         }))
     }
 
-    /// The statements that change it into what it should be.
+    /// The statements that change it into what it should be. A table that was not published whole gets a
+    /// new entry: that is what tells it, also after a crash, from one that always was.
     fn alter(&self, shape: &Shape<'_>) -> Vec<String> {
         let name = quote_ident(shape.name);
         let mut statements = Vec::new();
@@ -120,8 +121,10 @@ impl Publication {
         if self.publishes != shape.publishes || !self.via_root || !generated {
             statements.push(format!("ALTER PUBLICATION {name} SET ({});", shape.options()));
         }
+        let kinds = shape.publishes.chars().all(|kind| self.publishes.contains(kind));
+        let all = kinds && self.via_root && generated;
         // One that somebody narrowed is taken out and put in again whole.
-        let whole = |listed: &&Listed| !listed.filtered && !listed.cut;
+        let whole = |listed: &&Listed| all && !listed.filtered && !listed.cut;
         let wanted = |listed: &Listed| shape.tables.iter().any(|table| table.oid == listed.oid);
         let surplus = self.listed.iter().filter(|listed| !wanted(listed) || !whole(listed));
         let surplus: Vec<&str> = surplus.map(|listed| listed.name.as_str()).collect();

@@ -336,6 +336,23 @@ async fn called(connection: &mut Connection, oid: u32) -> Result<Option<String>>
     Ok(connection.query(&sql).await?.first().and_then(|row| row.get(0)).map(str::to_owned))
 }
 
+/// A name that by now means another table than the captured one.
+pub async fn another(connection: &mut Connection, tables: &[CapturedTable]) -> Result<Option<String>> {
+    if tables.is_empty() {
+        return Ok(None);
+    }
+    let values = tables.iter().map(|table| {
+        format!("({}, {}, {})", quote_literal(&table.schema), quote_literal(&table.name), table.oid)
+    });
+    let sql = format!(
+        "SELECT t.schema || '.' || t.name FROM (VALUES {}) t (schema, name, oid) \
+         JOIN pg_namespace n ON n.nspname = t.schema \
+         JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.name WHERE c.oid <> t.oid LIMIT 1",
+        values.collect::<Vec<_>>().join(", ")
+    );
+    Ok(connection.query(&sql).await?.first().and_then(|row| row.get(0)).map(str::to_owned))
+}
+
 /// Says which names of `known` no longer mean the tables that they meant.
 pub async fn warn_of_others(
     connection: &mut Connection,

@@ -1,6 +1,6 @@
 //! Which tables are still to be read.
 
-use crate::postgres::setup::CapturedTable;
+use crate::postgres::setup::{CapturedTable, Listing};
 use crate::postgres::state::State;
 use crate::requests::SnapshotRequest;
 use crate::settings::SnapshotMode;
@@ -29,6 +29,22 @@ pub fn update(state: &mut State, tables: &[CapturedTable], mode: SnapshotMode, r
             }
         }
     }
+}
+
+/// Takes in how the tables are published now. Those whose entries are others than they were count as
+/// unread: what happened to them meanwhile was not published, or not all of it. Returns their names.
+pub fn published(state: &mut State, listing: &Listing) -> Vec<String> {
+    let other = |name: &String| {
+        let entry = state.entries.get(name);
+        entry.is_some() && entry != listing.entries.get(name)
+    };
+    let others: Vec<String> = state.snapshots.keys().filter(|name| other(name)).cloned().collect();
+    for name in &others {
+        state.snapshots.remove(name);
+    }
+    state.publications.clone_from(&listing.publications);
+    state.entries.clone_from(&listing.entries);
+    others
 }
 
 /// Takes in a request; says whether it is a new one.
@@ -79,6 +95,8 @@ mod tests {
             epoch: 1,
             confirmed: 0,
             snapshots: snapshots.iter().map(|(name, oid)| (format!("public.{name}"), *oid)).collect(),
+            publications: Default::default(),
+            entries: Default::default(),
             run: None,
             request: None,
         }
