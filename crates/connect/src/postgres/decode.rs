@@ -45,6 +45,8 @@ pub struct Captured {
     oids: HashMap<u32, Name>,
     names: HashMap<Name, u32>,
     outbox: Option<Name>,
+    /// Whether the outbox is nothing else.
+    outbox_only: bool,
 }
 
 /// Schema and name.
@@ -68,10 +70,12 @@ impl Captured {
     /// whatever had them then.
     pub fn new(tables: &[CapturedTable]) -> Self {
         let name = |table: &CapturedTable| (table.schema.clone(), table.name.clone());
+        let outbox = tables.iter().find(|table| table.outbox);
         Self {
             oids: tables.iter().map(|table| (table.oid, name(table))).collect(),
             names: tables.iter().map(|table| (name(table), table.oid)).collect(),
-            outbox: tables.iter().find(|table| table.outbox).map(name),
+            outbox: outbox.map(name),
+            outbox_only: outbox.is_some_and(|table| !table.changes),
         }
     }
 
@@ -92,7 +96,7 @@ impl Captured {
     fn role(&self, name: &Name) -> Role {
         match self.names.contains_key(name) {
             false => Role::Other,
-            true if self.outbox.as_ref() == Some(name) => Role::Outbox,
+            true if self.outbox_only && self.outbox.as_ref() == Some(name) => Role::Outbox,
             true => Role::Changes,
         }
     }
@@ -101,7 +105,7 @@ impl Captured {
 /// What a table's changes are to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
-    /// Changes.
+    /// Changes; of an outbox that `tables` names too, its inserts are events as well.
     Changes,
     /// Events, once they are inserted: updates, deletes and truncates mean nothing.
     Outbox,

@@ -38,6 +38,20 @@ async fn a_row_that_is_deleted_by_the_transaction_that_wrote_it_comes_and_delete
 }
 
 #[tokio::test]
+async fn an_outbox_that_is_among_the_tables_is_captured_with_every_change() {
+    let mut place = place(true).await;
+    place.config.tables.push("outbox".to_owned());
+    let mut capture = place.capture().await;
+    let sql =
+        "INSERT INTO outbox VALUES ('00000000-0000-0000-0000-000000000001', 'order', '7', 'Placed', '1');
+        UPDATE outbox SET type = 'Paid'; DELETE FROM outbox; TRUNCATE outbox";
+    place.each(sql).await;
+    let changes = capture.take(4).await;
+    let words: Vec<&str> = changes.iter().map(|change| change.split(' ').next().unwrap()).collect();
+    assert_eq!(words, ["create", "update", "delete", "truncate"]);
+}
+
+#[tokio::test]
 async fn messages_are_rows_of_the_outbox() {
     for outbox in [true, false] {
         let place = place(outbox).await;
