@@ -208,13 +208,17 @@ async fn another_publication_is_mended() {
     is_mended(&place, &mut capture, "not of other").await;
 }
 
-#[tokio::test]
-async fn a_slot_that_is_lost_is_mended() {
+/// A place on a server that keeps little log.
+async fn forgetful() -> (Postgres, Place) {
     let limits = Postgres::settings().set("max_slot_wal_keep_size", "1MB").set("max_wal_size", "32MB");
     let server = limits.start().await.unwrap();
     let mut place = Place::on(&server, TABLE, &["t"]).await;
     place.config.snapshot = SnapshotMode::Never;
-    let mut capture = closed(&place).await;
+    (server, place)
+}
+
+/// Has the server remove the log that the slot needs.
+async fn lose(place: &Place) {
     let status =
         format!("SELECT wal_status FROM pg_replication_slots WHERE slot_name = '{}'", place.names.slot);
     place.each("CREATE TABLE filler (a int)").await;
@@ -224,7 +228,31 @@ async fn a_slot_that_is_lost_is_mended() {
         }
         place.each("SELECT pg_switch_wal(); INSERT INTO filler VALUES (1); CHECKPOINT").await;
     }
+}
+
+#[tokio::test]
+async fn a_slot_that_is_lost_is_mended() {
+    let (_server, place) = forgetful().await;
+    let mut capture = closed(&place).await;
+    lose(&place).await;
     is_mended(&place, &mut capture, "is lost: the server removed log that it needed").await;
+}
+
+#[tokio::test]
+async fn a_slot_that_was_lost_before_anything_was_stored_is_mended() {
+    let (_server, place) = forgetful().await;
+    place.prepare(None).await.unwrap();
+    place.slot().await;
+    place.each("INSERT INTO t VALUES (1, 'a')").await;
+    lose(&place).await;
+    let mut capture = place.closed();
+    let error = capture.open().await.unwrap_err();
+    assert!(error.kind() == Kind::Hole && error.to_string().contains("is lost"), "{error}");
+    assert!(error.hint_text().unwrap().contains("headwater snapshot --source"), "{error}");
+    let requests = Requests::new(capture.data.path(), &place.names.source);
+    requests.write(&SnapshotRequest::new(Vec::new())).unwrap();
+    capture.open().await.unwrap();
+    assert_eq!(capture.take(1).await, ["read t (1, a)"]);
 }
 
 #[tokio::test]

@@ -52,17 +52,15 @@ pub async fn prepare(
 ) -> Result<Prepared> {
     let server = Server::read(connection).await?;
     let slot = Slot::find(connection, &names.slot).await?;
-    if server.standby && stored.is_some() && slot.is_none() {
-        // It was captured from a primary: during a failover this one is about to be that.
-        return Err(Error::new(Kind::Unavailable, "this server is a standby: waiting for it to be promoted")
-            .hint("if it stays one, let the url name the primary"));
-    }
+    slot::awaits(slot.as_ref(), stored, &server)?;
     server.ready()?;
     if let Some(slot) = &slot {
         slot.usable(&server, names)?;
     }
-    if let Some(stored) = stored {
-        continues(slot.as_ref(), stored, &server, names)?;
+    match (stored, &slot) {
+        (Some(stored), slot) => continues(slot.as_ref(), stored, &server, names)?,
+        (None, Some(slot)) => slot.intact(names)?,
+        (None, None) => {}
     }
     let known = stored.map(|stored| stored.snapshots.clone()).unwrap_or_default();
     let (tables, wrong) = resolve(connection, config, &known).await?;

@@ -33,6 +33,9 @@ pub struct Slot {
     pub wal_status: Option<String>,
     /// Why it can no longer be used, as the server says it.
     pub invalidation: Option<String>,
+    /// Whether a standby has it from its primary (17), to be used once it is promoted. Means nothing on a
+    /// primary.
+    pub synced: bool,
     /// Bytes of log that the server keeps for it.
     pub kept: Option<u64>,
     /// Bytes that may still be written before it may be lost; `None` without a limit.
@@ -52,7 +55,7 @@ pub struct CreatedSlot {
 impl Slot {
     /// Looks the slot up.
     pub async fn find(connection: &mut Connection, name: &str) -> Result<Option<Self>> {
-        // As JSON, because the columns differ between versions: conflicting (16), invalidation_reason (17).
+        // As JSON, because the columns differ between versions: conflicting (16), invalidation_reason and synced (17).
         // Version 16 says `conflicting` of every lost slot, but only a standby has conflicts.
         let sql = format!(
             "SELECT plugin, database, CASE WHEN active_pid <> pg_backend_pid() THEN active_pid END, \
@@ -62,7 +65,7 @@ impl Slot {
                            THEN 'it conflicted with recovery' END), \
              pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
                              ELSE pg_current_wal_lsn() END, restart_lsn), \
-             safe_wal_size FROM pg_replication_slots s WHERE slot_name = {}",
+             safe_wal_size, to_jsonb(s)->>'synced' = 'true' FROM pg_replication_slots s WHERE slot_name = {}",
             quote_literal(name)
         );
         let rows = connection.query(&sql).await?;
@@ -79,6 +82,7 @@ impl Slot {
             invalidation: text(6),
             kept: row.get(7).and_then(|bytes| bytes.parse().ok()),
             left: row.get(8).and_then(|bytes| bytes.parse().ok()),
+            synced: row.is_true(9),
         }))
     }
 
@@ -109,6 +113,14 @@ impl Slot {
         Ok(())
     }
 
+    /// Whether the log that it needs is there.
+    pub(super) fn intact(&self, names: &Names) -> Result<()> {
+        match self.lost() {
+            Some(why) => Err(hole(names, format!("slot \"{}\" is lost: {why}", names.slot), "")),
+            None => Ok(()),
+        }
+    }
+
     /// Why the log that it needs is gone, if it is.
     pub fn lost(&self) -> Option<String> {
         match (self.invalidation.as_deref(), self.wal_status.as_deref()) {
@@ -118,6 +130,31 @@ impl Slot {
             (Some(reason), _) => Some(format!("the server invalidated it: {reason}")),
             _ => None,
         }
+    }
+}
+
+/// What is waited for on a standby that is not, or not yet, what `stored` was captured from: that it is
+/// promoted, or has replayed what it received before it was restarted.
+pub fn awaits(slot: Option<&Slot>, stored: Option<&State>, server: &Server) -> Result<()> {
+    if !server.standby {
+        return Ok(());
+    }
+    // It was captured from a primary: during a failover this one is about to be that.
+    if slot.is_none() && stored.is_some() || slot.is_some_and(|slot| slot.synced) {
+        return Err(Error::new(Kind::Unavailable, "this server is a standby: waiting for it to be promoted")
+            .hint("if it stays one, let the url name the primary"));
+    }
+    match stored {
+        Some(stored) if server.end < stored.confirmed => Err(Error::new(
+            Kind::Unavailable,
+            format!(
+                "this standby has come to {}, but what is stored ends at {}: waiting for it to catch up",
+                lsn::text(server.end),
+                lsn::text(stored.confirmed)
+            ),
+        )
+        .hint("see that it receives the primary's log: SELECT * FROM pg_stat_wal_receiver;")),
+        _ => Ok(()),
     }
 }
 
@@ -156,9 +193,7 @@ pub fn continues(slot: Option<&Slot>, stored: &State, server: &Server, names: &N
             "",
         ));
     };
-    if let Some(why) = slot.lost() {
-        return Err(hole(names, format!("slot \"{name}\" is lost: {why}"), ""));
-    }
+    slot.intact(names)?;
     if server.end < stored.confirmed {
         let (end, stored) = (lsn::text(server.end), lsn::text(stored.confirmed));
         return Err(hole(
@@ -243,4 +278,55 @@ fn with_hint(error: Error, name: &str) -> Error {
         _ => return error,
     };
     error.hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(confirmed: u64) -> State {
+        State {
+            system_id: "1".into(),
+            database: "d".into(),
+            timeline: 1,
+            slot: "s".into(),
+            epoch: 1,
+            confirmed,
+            snapshots: Default::default(),
+            publications: Default::default(),
+            entries: Default::default(),
+            run: None,
+            request: None,
+        }
+    }
+
+    #[test]
+    fn a_standby_is_waited_for_until_it_is_promoted_or_has_caught_up() {
+        let server = |standby| Server {
+            version: 170_000,
+            system_id: "1".into(),
+            timeline: 1,
+            end: 100,
+            database: "d".into(),
+            user: "u".into(),
+            encoding: "UTF8".into(),
+            wal_level: "logical".into(),
+            standby,
+        };
+        let slot = |synced| Slot { synced, ..Slot::default() };
+        for (slot, stored, part) in [
+            (None, Some(stored(50)), "waiting for it to be promoted"),
+            (Some(slot(true)), Some(stored(50)), "waiting for it to be promoted"),
+            (Some(slot(true)), None, "waiting for it to be promoted"),
+            (Some(slot(false)), Some(stored(101)), "waiting for it to catch up"),
+        ] {
+            let error = awaits(slot.as_ref(), stored.as_ref(), &server(true)).unwrap_err();
+            assert!(error.kind() == Kind::Unavailable && error.hint_text().is_some(), "{error}");
+            assert!(error.to_string().contains(part), "{error}");
+            // A primary is what it is: a slot that was synced to it is its own.
+            awaits(slot.as_ref(), stored.as_ref(), &server(false)).unwrap();
+        }
+        awaits(Some(&slot(false)), Some(&stored(100)), &server(true)).unwrap();
+        awaits(None, None, &server(true)).unwrap();
+    }
 }
