@@ -34,6 +34,21 @@ async fn queries_and_copies_over_tcp_and_the_unix_socket() {
 }
 
 #[tokio::test]
+async fn nobodys_functions_take_the_place_of_the_servers_own() {
+    let database = Postgres::shared().await.unwrap().create_database().await.unwrap();
+    // Whoever may create in a schema of the path: it fits a name better than the server's, which takes text.
+    let shadow = "create function public.lower(varchar) returns text language sql as $$ select 'shadow' $$";
+    let path = format!("alter database {} set search_path = public, pg_catalog", database.name());
+    database.execute(&format!("{shadow}; {path}")).await.unwrap();
+    let options = ConnectOptions::parse(database.url()).unwrap();
+    for mode in [Mode::Sql, Mode::Replication] {
+        let mut connection = Connection::connect(&options, mode).await.unwrap();
+        let rows = connection.query("select lower('A'::varchar)").await.unwrap();
+        assert_eq!(rows[0].get(0), Some("a"));
+    }
+}
+
+#[tokio::test]
 async fn a_failing_copy_is_an_error_and_the_connection_goes_on() {
     let database = Postgres::shared().await.unwrap().create_database().await.unwrap();
     let options = ConnectOptions::parse(database.url()).unwrap();

@@ -202,7 +202,7 @@ async fn an_exported_snapshot_is_what_was_there_before() {
     let mut reader = Connection::connect(&place.config.url, Mode::Sql).await.unwrap();
     reader.query("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ").await.unwrap();
     reader.query(&format!("SET TRANSACTION SNAPSHOT '{}'", created.snapshot.unwrap())).await.unwrap();
-    assert_eq!(reader.query("SELECT count(*) FROM a").await.unwrap()[0].text(0).unwrap(), "1");
+    assert_eq!(reader.query("SELECT count(*) FROM public.a").await.unwrap()[0].text(0).unwrap(), "1");
 }
 
 #[tokio::test]

@@ -36,7 +36,9 @@ struct Place {
 impl Database for Place {
     async fn session(&self) -> Box<dyn Session> {
         let options = ConnectOptions::parse(self.database.unix_url()).unwrap();
-        Box::new(OneSession { connection: Connection::connect(&options, Mode::Sql).await.unwrap() })
+        let mut connection = Connection::connect(&options, Mode::Sql).await.unwrap();
+        connection.query("SET search_path = public").await.unwrap();
+        Box::new(OneSession { connection })
     }
 
     async fn connector(&self, tables: &[&str], snapshot: bool) -> Arc<dyn Connector> {

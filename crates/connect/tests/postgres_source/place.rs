@@ -12,7 +12,9 @@ impl Place {
     /// A session of the owner.
     pub async fn session(&self) -> Connection {
         let options = ConnectOptions::parse(self.database.unix_url()).unwrap();
-        Connection::connect(&options, Mode::Sql).await.unwrap()
+        let mut session = Connection::connect(&options, Mode::Sql).await.unwrap();
+        session.query("SET search_path = public").await.unwrap();
+        session
     }
 
     /// Runs statements, each in a transaction of its own.

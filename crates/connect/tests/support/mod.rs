@@ -82,6 +82,7 @@ impl Place {
     pub async fn query(&self, sql: &str) -> Vec<String> {
         let options = ConnectOptions::parse(self.database.unix_url()).unwrap();
         let mut connection = Connection::connect(&options, Mode::Sql).await.unwrap();
+        connection.query("SET search_path = public").await.unwrap();
         let rows = connection.query(sql).await.unwrap();
         rows.iter().map(|row| row.text(0).unwrap().to_owned()).collect()
     }

@@ -34,8 +34,10 @@ pub enum Mode {
     Replication,
 }
 
-/// Settings under which values have the canonical text of `ColumnType`.
-const CANONICAL: [(&str, &str); 9] = [
+/// Settings under which values have the canonical text of `ColumnType`, and names mean what they should:
+/// without a search path nobody's function or operator takes the place of the server's own (CVE-2018-1058).
+const CANONICAL: [(&str, &str); 10] = [
+    ("search_path", ""),
     ("client_encoding", "UTF8"),
     ("DateStyle", "ISO"),
     ("TimeZone", "UTC"),
