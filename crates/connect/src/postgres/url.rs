@@ -45,7 +45,7 @@ pub struct ConnectOptions {
     pub ssl_client: Option<(PathBuf, PathBuf)>,
     /// What `pg_stat_activity` shows.
     pub application_name: String,
-    /// How long connecting may take.
+    /// How long connecting may take; [`Duration::MAX`] is without limit.
     pub connect_timeout: Duration,
 }
 
@@ -76,13 +76,31 @@ impl ConnectOptions {
             connect_timeout: Duration::from_secs(10),
         };
         let (mut certificate, mut key) = (None, None);
+        let (mut mode, mut system) = (None, false);
         for (name, value) in url.query_pairs() {
             match &*name {
+                "sslmode" => mode = Some(ssl_mode(&value)?),
                 "sslcert" => certificate = Some(PathBuf::from(&*value)),
                 "sslkey" => key = Some(PathBuf::from(&*value)),
+                "sslrootcert" => {
+                    system = value == "system";
+                    options.ssl_root_cert = (!system).then(|| PathBuf::from(&*value));
+                }
                 _ => options.set(&name, &value)?,
             }
         }
+        options.ssl_mode = match (mode, system) {
+            // As libpq: anybody can get a certificate from some authority that the system trusts.
+            (None | Some(SslMode::VerifyFull), true) => SslMode::VerifyFull,
+            (Some(_), true) => {
+                return Err(Error::new(
+                    Kind::Config,
+                    "sslrootcert=system does not go with an sslmode weaker than verify-full",
+                )
+                .hint("leave sslmode out or use sslmode=verify-full, or name a file with the authority's certificate as sslrootcert"));
+            }
+            (mode, false) => mode.unwrap_or(SslMode::Prefer),
+        };
         options.ssl_client = match (certificate, key) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
@@ -102,14 +120,13 @@ impl ConnectOptions {
             "user" => value.clone_into(&mut self.user),
             "password" => self.password = Some(value.to_owned()),
             "dbname" => value.clone_into(&mut self.database),
-            "sslmode" => self.ssl_mode = ssl_mode(value)?,
-            "sslrootcert" => self.ssl_root_cert = (value != "system").then(|| PathBuf::from(value)),
             "application_name" => value.clone_into(&mut self.application_name),
             "connect_timeout" => {
                 let seconds = value
                     .parse()
                     .doing(Kind::Config, || format!("connect_timeout={value} is not seconds"))?;
-                self.connect_timeout = Duration::from_secs(seconds);
+                self.connect_timeout =
+                    if seconds == 0 { Duration::MAX } else { Duration::from_secs(seconds) };
             }
             _ => {
                 return Err(Error::new(Kind::Config, format!("the PostgreSQL URL has an unknown parameter \"{name}\""))
@@ -179,19 +196,19 @@ fn decoded(text: &str) -> Result<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
-        let digits = if byte == b'%' { (rest.next(), rest.next()) } else { (None, None) };
-        bytes.push(match digits {
-            (Some(high), Some(low)) => match (char::from(high).to_digit(16), char::from(low).to_digit(16)) {
-                (Some(high), Some(low)) => (high << 4 | low) as u8,
-                _ => {
-                    return Err(Error::new(
-                        Kind::Config,
-                        "the PostgreSQL URL has a % that is not followed by two hex digits",
-                    ));
-                }
-            },
-            _ => byte,
-        });
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || char::from(rest.next()?).to_digit(16);
+        let (Some(high), Some(low)) = (digit(), digit()) else {
+            return Err(Error::new(
+                Kind::Config,
+                "the PostgreSQL URL has a % that is not followed by two hex digits",
+            )
+            .hint("write a % that means itself as %25"));
+        };
+        bytes.push((high << 4 | low) as u8);
     }
     String::from_utf8(bytes).doing(Kind::Config, || "the PostgreSQL URL is not UTF-8".to_owned())
 }
@@ -229,6 +246,27 @@ mod tests {
     }
 
     #[test]
+    fn a_timeout_of_zero_is_none() {
+        let options = ConnectOptions::parse("postgres://u@h/d?connect_timeout=0").unwrap();
+        assert_eq!(options.connect_timeout, Duration::MAX);
+    }
+
+    #[test]
+    fn the_systems_authorities_are_trusted_for_the_host_they_name_only() {
+        let mode = |query: &str| {
+            ConnectOptions::parse(&format!("postgres://u@h/d?{query}")).map(|options| options.ssl_mode)
+        };
+        for query in ["sslrootcert=system", "sslrootcert=system&sslmode=verify-full"] {
+            assert_eq!(mode(query).unwrap(), SslMode::VerifyFull, "{query}");
+        }
+        for weak in ["disable", "allow", "prefer", "require", "verify-ca"] {
+            let error = mode(&format!("sslmode={weak}&sslrootcert=system")).unwrap_err();
+            assert!(error.kind() == Kind::Config && error.to_string().contains("weaker"), "{error}");
+        }
+        assert_eq!(mode("sslrootcert=/ca.crt").unwrap(), SslMode::Prefer);
+    }
+
+    #[test]
     fn wrong_urls_say_what_is_wrong() {
         for (url, part) in [
             ("mysql://x", "postgres://user@host"),
@@ -236,6 +274,10 @@ mod tests {
             ("postgres://u@h/d?ssl=on", "unknown parameter \"ssl\""),
             ("postgres://u@h/d?sslcert=/c", "go together"),
             ("postgres://u@h/d?port=x", "port=x"),
+            ("postgres://u:p%@h/d", "two hex digits"),
+            ("postgres://u:p%4@h/d", "two hex digits"),
+            ("postgres://u:p%4x@h/d", "two hex digits"),
+            ("postgres://u@h/d%", "two hex digits"),
         ] {
             let error = ConnectOptions::parse(url).unwrap_err();
             assert_eq!(error.kind(), Kind::Config);
