@@ -309,3 +309,16 @@ async fn a_snapshot_needs_to_see_every_row() {
     place.config.snapshot = SnapshotMode::Never;
     place.prepare(None).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_snapshot_needs_to_see_every_row_of_the_outbox_too() {
+    let sql = "CREATE TABLE o (id uuid PRIMARY KEY); CREATE PUBLICATION theirs FOR ALL TABLES";
+    let mut place = Place::new(sql, &[]).await.user(true).await;
+    place.config.outbox = Some(Outbox::new("o"));
+    place.config.publication = Some("theirs".into());
+    place.names = place.config.names(place.database.name()).unwrap();
+    let error = place.error().await;
+    assert!(error.to_string().contains("public.o cannot be read by user"), "{error}");
+    place.config.snapshot = SnapshotMode::Never;
+    place.prepare(None).await.unwrap();
+}

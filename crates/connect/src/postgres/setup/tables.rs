@@ -89,7 +89,7 @@ pub async fn resolve(
         let mut any = false;
         for found in of_pattern {
             any = true;
-            match found.capturable(config, is_outbox) {
+            match found.capturable(config) {
                 Ok(()) => add(&mut tables, found, is_outbox),
                 Err(error) => wrong.push(error),
             }
@@ -130,7 +130,7 @@ impl Found {
                 && !outbox.is_some_and(|outbox| outbox.names(&self.table))
     }
 
-    fn capturable(&self, config: &PostgresConfig, is_outbox: bool) -> Result<()> {
+    fn capturable(&self, config: &PostgresConfig) -> Result<()> {
         let name = self.table.full_name();
         let wrong =
             |what: &str, hint: String| Err(Error::new(Kind::Refused, format!("{name} {what}")).hint(hint));
@@ -151,7 +151,7 @@ impl Found {
             (_, 't') => return wrong("is a temporary table", "take it out of `tables`".to_owned()),
             _ => {}
         }
-        if is_outbox || config.snapshot == SnapshotMode::Never {
+        if config.snapshot == SnapshotMode::Never {
             return Ok(());
         }
         let user = quote_ident(&config.url.user);
