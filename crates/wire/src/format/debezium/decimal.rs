@@ -43,8 +43,13 @@ pub(super) fn write_money(out: &mut Vec<u8>, mode: DecimalMode, text: &[u8]) -> 
     if digits.is_empty() {
         return Err(Malformed::Not("an amount of money"));
     }
-    let point = text.iter().rposition(|byte| matches!(byte, b'.' | b','));
-    let after = point.map_or(0, |at| text.iter().skip(at).filter(|byte| byte.is_ascii_digit()).count());
+    // What stands before the first digit or after the last is the currency's.
+    let first = text.iter().position(u8::is_ascii_digit).unwrap_or_default();
+    let amount = text.get(first..).unwrap_or_default();
+    let last = amount.iter().rposition(u8::is_ascii_digit).unwrap_or_default();
+    let amount = amount.get(..=last).unwrap_or_default();
+    let point = amount.iter().rposition(|byte| matches!(byte, b'.' | b','));
+    let after = point.map_or(0, |at| amount.iter().skip(at).filter(|byte| byte.is_ascii_digit()).count());
     if after != 2 {
         digits.extend_from_slice(b"00");
     }
@@ -227,6 +232,8 @@ mod tests {
             ("($0.50)", "-0.50"),
             ("1.234,11 €", "1234.11"),
             ("¥1,234", "1234.00"),
+            ("1 234,50 лв.", "1234.50"),
+            ("Rs.77", "77.00"),
         ] {
             assert_eq!(written(DecimalMode::String, text), Ok(format!("\"{expected}\"")), "{text}");
         }
