@@ -4,6 +4,8 @@ use headwater_connect::postgres::client::{Connection, Mode, PgError, Replicated}
 use headwater_connect::postgres::url::ConnectOptions;
 use headwater_core::Kind;
 use headwater_testkit::servers::Postgres;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 #[tokio::test]
 async fn queries_and_copies_over_tcp_and_the_unix_socket() {
@@ -119,4 +121,27 @@ async fn what_the_server_refuses_says_why() {
     assert!(wrong.contains("28P01") && !wrong.contains("wrong-password"), "{wrong}");
     assert!(connect(url("app", "")).await.unwrap_err().contains("wants a password"));
     assert!(connect(url("app:s3cret", "?sslmode=require")).await.unwrap_err().contains("offers no TLS"));
+}
+
+#[tokio::test]
+async fn a_pooler_that_refuses_our_settings_is_not_tried_again() {
+    let pooler = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = pooler.local_addr().unwrap().port();
+    let answer = async {
+        let (mut stream, _) = pooler.accept().await.unwrap();
+        let length = stream.read_u32().await.unwrap() as usize;
+        stream.read_exact(&mut vec![0; length - 4]).await.unwrap();
+        // As PgBouncer says it.
+        let fields = b"SFATAL\0C08P01\0Munsupported startup parameter: search_path\0\0";
+        stream
+            .write_all(&[b"E", &(fields.len() as u32 + 4).to_be_bytes()[..], fields].concat())
+            .await
+            .unwrap();
+    };
+    let url = format!("postgres://u@127.0.0.1:{port}/d?sslmode=disable");
+    let options = ConnectOptions::parse(&url).unwrap();
+    let ((), connected) = tokio::join!(answer, Connection::connect(&options, Mode::Sql));
+    let error = connected.err().unwrap();
+    assert_eq!(error.kind(), Kind::Refused, "{error}");
+    assert!(error.hint_text().unwrap().contains("PostgreSQL itself"), "{error}");
 }

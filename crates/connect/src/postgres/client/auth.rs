@@ -32,7 +32,7 @@ pub async fn log_in(connection: &mut Connection, options: &ConnectOptions) -> Re
                 scram(connection, options).await?;
             }
             Message::ErrorResponse(body) => {
-                return Err(PgError::from_body(&body).into_error(doing(options)));
+                return Err(PgError::from_body(&body).into_startup_error(doing(options)));
             }
             _ => return Err(unsupported(options, "this way of logging in")),
         }

@@ -56,6 +56,17 @@ impl PgError {
         Error::new(self.kind(), doing).because(self)
     }
 
+    /// As Headwater's error, where it answers what we connect with. A pooler refuses our settings with the
+    /// code of a broken connection, but will not take them later either.
+    pub(super) fn into_startup_error(self, doing: impl Into<String>) -> Error {
+        if self.code == "08P01" && self.message.contains("startup parameter") {
+            return Error::new(Kind::Refused, doing).because(self).hint(
+                "let the url name PostgreSQL itself: replication does not go through a pooler such as PgBouncer",
+            );
+        }
+        self.into_error(doing)
+    }
+
     /// By SQLSTATE (PostgreSQL documentation, appendix A): what may pass by itself, and what will not.
     fn kind(&self) -> Kind {
         match self.code.get(..2).unwrap_or_default() {

@@ -123,7 +123,7 @@ impl Connection {
                 Message::ReadyForQuery(_) => break,
                 Message::ErrorResponse(body) => {
                     return Err(PgError::from_body(&body)
-                        .into_error(format!("logging in to PostgreSQL at {options}")));
+                        .into_startup_error(format!("logging in to PostgreSQL at {options}")));
                 }
                 _ => {}
             }
