@@ -15,6 +15,25 @@ use super::snapshot::{self, Published};
 /// A `wal_sender_timeout` below this leaves our status replies little room, in milliseconds.
 const SHORT_TIMEOUT: u64 = 5_000;
 
+/// The encodings whose every byte is a character to PostgreSQL.
+const WHOLE: [&str; 15] = [
+    "UTF8",
+    "LATIN1",
+    "LATIN2",
+    "LATIN4",
+    "LATIN5",
+    "LATIN6",
+    "LATIN7",
+    "LATIN8",
+    "LATIN9",
+    "LATIN10",
+    "ISO_8859_5",
+    "KOI8R",
+    "KOI8U",
+    "WIN866",
+    "WIN1256",
+];
+
 /// All that can be said of the source; what keeps the rest from being known ends it.
 pub(super) async fn check(names: &Names, config: &PostgresConfig) -> Check {
     let mut check = Check::default();
@@ -89,12 +108,20 @@ fn finding(error: &Error) -> Finding {
 }
 
 fn encoding(server: &Server) -> Option<Finding> {
-    (server.encoding == "SQL_ASCII").then(|| {
-        Finding::warning(
-            format!("database \"{}\" has the encoding SQL_ASCII: it may hold text that is not UTF-8", server.database),
+    let (database, encoding) = (&server.database, &server.encoding);
+    match encoding.as_str() {
+        "SQL_ASCII" => Some(Finding::warning(
+            format!("database \"{database}\" has the encoding SQL_ASCII: it may hold text that is not UTF-8"),
             "a row with such text cannot be an event and is parked; give the database a real encoding (dump and restore into one made WITH ENCODING 'UTF8')",
-        )
-    })
+        )),
+        known if WHOLE.contains(&known) => None,
+        _ => Some(Finding::warning(
+            format!(
+                "database \"{database}\" has the encoding {encoding}: it may hold bytes that are no character of it, and a row with such bytes stops the source"
+            ),
+            "look for such rows (docs/operations.md, \"Text that is no text\", has the SQL), or give the database the encoding UTF8 (dump and restore into one made WITH ENCODING 'UTF8')",
+        )),
+    }
 }
 
 fn of_table(table: &CapturedTable, plan: &Plan) -> Finding {

@@ -1,6 +1,8 @@
 //! Every type, exactly: the text that cells have, in the stream and in the snapshot.
 
-use headwater_core::{CellKind, ColumnType, Value};
+use headwater_connect::requests::{Requests, SnapshotRequest};
+use headwater_core::ports::Connector;
+use headwater_core::{CellKind, ColumnType, Kind, Value};
 
 use crate::capture::say;
 use crate::support::Place;
@@ -237,4 +239,39 @@ async fn bytes_of_a_database_without_an_encoding_come_as_they_are() {
     for change in &capture.changes {
         assert_eq!(change.after.as_ref().unwrap().value(1), Value::Bytes(CellKind::Text, b"\xff\x41"));
     }
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_character_of_the_encoding_stop_the_source_until_they_are_mended() {
+    let settings =
+        headwater_testkit::servers::Postgres::settings().initdb("--encoding=WIN1252").initdb("--locale=C");
+    let server = settings.start().await.unwrap();
+    let place = Place::on(&server, "CREATE TABLE t (id int PRIMARY KEY, v text)", &["t"]).await;
+    let mut capture = place.capture().await;
+    place.each("INSERT INTO t VALUES (1, 'a' || chr(128))").await;
+    assert_eq!(capture.take(1).await, ["create t (1, a\u{20ac})"]);
+    place.each("INSERT INTO t VALUES (2, 'b' || chr(129))").await;
+    let error = capture.failure().await;
+    assert_eq!(error.kind(), Kind::Refused, "{error}");
+    let hint = error.hint_text().unwrap();
+    assert!(hint.contains("mend its rows") && hint.contains("drop the slot"), "{error}");
+    let findings = capture.connector.check().await.unwrap().findings;
+    assert!(
+        findings.iter().any(|finding| finding.message.contains("has the encoding WIN1252")),
+        "{findings:?}"
+    );
+    // As docs/operations.md has it.
+    let find = "CREATE FUNCTION pg_temp.is_no_text(t text) RETURNS boolean LANGUAGE plpgsql AS $$
+        BEGIN PERFORM convert_to(t, 'UTF8'); RETURN false;
+        EXCEPTION WHEN untranslatable_character THEN RETURN true; END $$;
+        SELECT id FROM t WHERE pg_temp.is_no_text(t::text)";
+    assert_eq!(place.query(find).await, ["2"]);
+    place.each("UPDATE t SET v = 'b' WHERE id = 2").await;
+    capture.source = None;
+    place.wait_for("the slot to be free", async |place| !place.is_active().await).await;
+    place.query(&format!("SELECT pg_drop_replication_slot('{}')::text", place.names.slot)).await;
+    let requests = Requests::new(capture.data.path(), &place.names.source);
+    requests.write(&SnapshotRequest::new(Vec::new())).unwrap();
+    capture.open().await.unwrap();
+    assert_eq!(capture.take(2).await, ["read t (1, a\u{20ac})", "read t (2, b)"]);
 }

@@ -6,6 +6,11 @@ use fallible_iterator::FallibleIterator;
 use headwater_core::{Error, Kind};
 use postgres_protocol::message::backend::{ErrorFields, ErrorResponseBody};
 
+/// What to do about bytes that are no character: the server does not send them.
+const UNTRANSLATABLE: &str = "a text of the database holds bytes that are no character of its encoding: mend \
+    its rows (docs/operations.md, \"Text that is no text\", has SQL that finds them); where the log holds them \
+    too, drop the slot and have all read anew: headwater snapshot --source NAME";
+
 /// An ErrorResponse of the server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PgError {
@@ -53,7 +58,9 @@ impl PgError {
 
     /// As Headwater's error.
     pub fn into_error(self, doing: impl Into<String>) -> Error {
-        Error::new(self.kind(), doing).because(self)
+        let untranslatable = self.code == "22P05";
+        let error = Error::new(self.kind(), doing).because(self);
+        if untranslatable { error.hint(UNTRANSLATABLE) } else { error }
     }
 
     /// As Headwater's error, where it answers what we connect with. A pooler refuses our settings with the
