@@ -107,9 +107,12 @@ impl Capture {
 
     /// Reads on until there are `count` changes, and takes them, in words.
     pub async fn take(&mut self, count: usize) -> Vec<String> {
-        while self.changes.len() < count {
-            self.batch().await.unwrap();
-        }
+        let reading = async {
+            while self.changes.len() < count {
+                self.batch().await.unwrap();
+            }
+        };
+        tokio::time::timeout(PATIENCE, reading).await.expect("too few changes come");
         assert_eq!(self.changes.len(), count, "{:#?}", self.changes.iter().map(say).collect::<Vec<_>>());
         std::mem::take(&mut self.changes).iter().map(say).collect()
     }
@@ -123,11 +126,14 @@ impl Capture {
 
     /// What the next failure is.
     pub async fn failure(&mut self) -> headwater_core::Error {
-        loop {
-            if let Err(error) = self.batch().await {
-                return error;
+        let failing = async {
+            loop {
+                if let Err(error) = self.batch().await {
+                    return error;
+                }
             }
-        }
+        };
+        tokio::time::timeout(PATIENCE, failing).await.expect("nothing fails")
     }
 
     /// Confirms the last checkpoint.
