@@ -6,6 +6,7 @@
 //! the log's connection, its reactor and the task that reads it share one thread.
 
 use std::future::Future;
+use std::sync::mpsc::sync_channel;
 
 use headwater_core::{Kind, Result, ResultExt};
 use tokio::runtime::{Builder, Handle};
@@ -22,13 +23,21 @@ impl Lane {
     /// Starts the thread, named after the source as far as the system allows.
     pub fn start(source: &str) -> Result<Self> {
         let doing = || format!("starting a thread for source {source}");
-        let runtime = Builder::new_current_thread().enable_all().build().doing(Kind::Internal, doing)?;
-        let reactor = runtime.handle().clone();
         let end = CancellationToken::new();
         let ended = end.clone().cancelled_owned();
+        let (hand_over, handed_over) = sync_channel(1);
+        // Made on its thread: dropped on one that must not block, a runtime panics.
+        let run = move || match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => {
+                let _ = hand_over.send(Ok(runtime.handle().clone()));
+                runtime.block_on(ended);
+            }
+            Err(error) => drop(hand_over.send(Err(error))),
+        };
         let thread = std::thread::Builder::new().name(format!("log {source}"));
-        thread.spawn(move || runtime.block_on(ended)).doing(Kind::Internal, doing)?;
-        Ok(Self { reactor, _end: end.drop_guard() })
+        thread.spawn(run).doing(Kind::Internal, doing)?;
+        let reactor = handed_over.recv().map_err(std::io::Error::other).flatten();
+        Ok(Self { reactor: reactor.doing(Kind::Internal, doing)?, _end: end.drop_guard() })
     }
 
     /// Runs a task on the thread.

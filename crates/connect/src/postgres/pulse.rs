@@ -35,7 +35,9 @@ const GRACE: Duration = Duration::from_secs(5);
 const END: &str =
     "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END";
 
-const BEAT: &str = "SELECT pg_logical_emit_message(true, 'headwater-heartbeat', '')";
+/// Nothing on a standby, which may write nothing until it is promoted.
+const BEAT: &str =
+    "SELECT pg_logical_emit_message(true, 'headwater-heartbeat', '') WHERE NOT pg_is_in_recovery()";
 
 /// The task of one open source.
 pub struct Pulse {
@@ -74,7 +76,7 @@ impl Pulse {
             connection = None;
             match PgError::code_of(&error) {
                 Some("57P01" | "57P03") => return self.leave().await,
-                // No right, no such function, read only: it would be refused for ever.
+                // No right, no such function, read only by a setting: it would be refused for ever.
                 Some("42501" | "42883" | "25006") if self.heartbeat.take().is_some() => {
                     tracing::warn!(%error, "no heartbeats are written");
                 }
