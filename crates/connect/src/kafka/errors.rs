@@ -98,6 +98,10 @@ fn hint_of(code: Code) -> Option<&'static str> {
         Code::AllBrokersDown | Code::BrokerTransportFailure | Code::OperationTimedOut | Code::Resolve => {
             Some(REACH)
         }
+        Code::InvalidRecord => Some(
+            "the brokers hold this topic's records to rules that this one breaks, such as a schema: change the rule, or \
+             give the stream another topic",
+        ),
         Code::InvalidTimestamp => Some(
             "the brokers take no record whose time is far from theirs: compare the clocks of this machine, the \
              database and the brokers",

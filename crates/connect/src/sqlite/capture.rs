@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use headwater_core::ports::{SourceState, SourceStatus};
 use headwater_core::{Batch, Change, Checkpoint, Error, Kind, Origin, Position, Result};
+use headwater_wire::format::OutboxColumns;
 use rusqlite::Connection;
 
 use super::config::SqliteConfig;
@@ -291,8 +292,7 @@ fn in_step(setup: &Setup, conn: &mut Connection, read: u64) -> Result<Plan> {
                 Note::New(table) => format!("table \"{table}\" has no triggers that capture it"),
                 _ => "the database is not set up for capture".into(),
             };
-            return Err(Error::new(Kind::Refused, what)
-                .hint(format!("run: {}; or set install = true", init_command(&setup.config))));
+            return Err(Error::new(Kind::Refused, what).hint(how_to_install(&setup.config)));
         }
     }
     let plan = bring_in_step(conn, setup.wanted(read))?;
@@ -311,14 +311,24 @@ fn in_step(setup: &Setup, conn: &mut Connection, read: u64) -> Result<Plan> {
     Ok(plan)
 }
 
-/// The command that installs what a config asks for.
-pub fn init_command(config: &SqliteConfig) -> String {
-    let mut command = format!("headwater init sqlite://{}", config.path.display());
+/// How what a config asks for gets installed where `install` is false.
+pub fn how_to_install(config: &SqliteConfig) -> String {
+    let mut command = format!("headwater init {}", shell(&format!("sqlite://{}", config.path.display())));
     if !config.tables.is_empty() {
-        command += &format!(" --tables '{}'", config.tables.join(","));
+        command += &format!(" --tables {}", shell(&config.tables.join(",")));
     }
-    if let Some(outbox) = &config.outbox {
-        command += &format!(" --outbox {}", outbox.table);
+    match &config.outbox {
+        Some(outbox) if outbox.columns != OutboxColumns::default() => {
+            return "set install = true: `headwater init` knows outboxes by the usual names of columns only"
+                .into();
+        }
+        Some(outbox) => command += &format!(" --outbox {}", shell(&outbox.table)),
+        None => command += " --no-outbox",
     }
-    command
+    format!("run: {command}; or set install = true")
+}
+
+/// A word for a POSIX shell, whatever it holds.
+fn shell(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
 }

@@ -7,7 +7,7 @@ use headwater_core::ports::{Check, Finding};
 use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{Access, access};
 
-use super::capture::{Setup, init_command};
+use super::capture::{Setup, how_to_install};
 use super::definition::{Captures, Definition};
 use super::errors::Sql as _;
 use super::plan::{Note, Plan, plan};
@@ -95,17 +95,16 @@ fn capture(setup: &Setup, plan: &Plan) -> Vec<Finding> {
 
 /// What is not so yet, or no longer so.
 fn finding(setup: &Setup, note: &Note) -> Finding {
-    let init = format!("run: {}", init_command(&setup.config));
     let by_itself = "the source will see to it when it starts".to_owned();
     match note {
         Note::Dropped(table) => {
             Finding::warning(format!("table \"{table}\" is not there any more"), "remove it from `tables`")
         }
         Note::Installed | Note::OutboxMade(_) | Note::New(_) if !setup.config.install => {
-            Finding::error(format!("not done yet: {note}"), init)
+            Finding::error(format!("not done yet: {note}"), how_to_install(&setup.config))
         }
         Note::Installed | Note::OutboxMade(_) | Note::New(_) => {
-            Finding::warning(format!("not done yet: {note}"), format!("{by_itself}; or {init}"))
+            Finding::warning(format!("not done yet: {note}"), by_itself)
         }
         other => Finding::warning(other.to_string(), by_itself),
     }

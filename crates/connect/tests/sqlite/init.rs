@@ -174,12 +174,18 @@ async fn without_install_only_init_installs() {
     config.install = false;
     let error = shop.refusal(config.clone(), None).await;
     assert_eq!(error.kind(), Kind::Refused);
-    assert!(
-        error.to_string().contains("headwater init sqlite://")
-            && error.to_string().contains("--tables 't,marker'")
-    );
+    let command =
+        format!("headwater init 'sqlite://{}' --tables 't,marker' --no-outbox;", shop.path.display());
+    assert!(error.to_string().contains(&command), "{error}");
     install(&shop.path, &names(&["t", "marker"]), None).unwrap();
-    drop(shop.read(config, None).await);
+    drop(shop.read(config.clone(), None).await);
+    config.outbox = Some(Outbox::new("what's new"));
+    let error = shop.refusal(config.clone(), None).await.to_string();
+    assert!(error.contains(r"--outbox 'what'\''s new'; or set install = true"), "{error}");
+    // What `init` cannot make is not what it is asked for.
+    config.outbox.as_mut().unwrap().columns.id = "number".into();
+    let error = shop.refusal(config, None).await.to_string();
+    assert!(error.contains("set install = true") && !error.contains("--outbox"), "{error}");
 }
 
 #[tokio::test]
