@@ -12,7 +12,10 @@ pub fn describe() {
     describe_counter!("headwater_events_total", "events made durable, by source and stream");
     describe_counter!("headwater_bytes_total", Unit::Bytes, "bytes of events made durable, by source");
     describe_counter!("headwater_retries_total", "times that a source was opened again after a failure");
-    describe_counter!("headwater_parked_total", "changes that were parked, by source and stream");
+    describe_counter!(
+        "headwater_parked_total",
+        "changes that were parked, by source and stream; those read again after a failure again"
+    );
     describe_histogram!("headwater_batch_events", "events of a batch");
     describe_histogram!("headwater_batch_bytes", Unit::Bytes, "bytes of a batch, as read and as written");
     describe_gauge!("headwater_source_up", "1 while the source is being read, 0 otherwise");
@@ -44,8 +47,8 @@ pub fn set_gauges(status: &RuntimeStatus) {
         let up = matches!(source.phase, Phase::Snapshot | Phase::Streaming);
         gauge!("headwater_source_up", &labels).set(f64::from(u8::from(up)));
         gauge!("headwater_in_flight_bytes", &labels).set(source.in_flight_bytes as f64);
-        gauge!("headwater_parked", &labels).set(source.parked as f64);
         // What is not known now must not look as it was.
+        gauge!("headwater_parked", &labels).set(source.parked.map_or(f64::NAN, |parked| parked as f64));
         gauge!("headwater_lag_bytes", &labels).set(source.lag_bytes.map_or(f64::NAN, |lag| lag as f64));
         gauge!("headwater_lag_seconds", &labels).set(source.lag_seconds.unwrap_or(f64::NAN));
     }

@@ -92,7 +92,7 @@ impl Runtime {
 
     /// Why it is not ready, a sentence for each source; empty when every source is reading. Asks nobody.
     pub fn not_ready(&self) -> Vec<String> {
-        self.sources.iter().filter_map(|source| source.report(0).not_ready()).collect()
+        self.sources.iter().filter_map(|source| source.report(None).not_ready()).collect()
     }
 
     /// What it is doing now. Asks the bus and the parked store too, each at most once a second, and waits
@@ -112,9 +112,9 @@ impl Runtime {
     pub async fn own_status(&self) -> RuntimeStatus {
         let parked = Arc::clone(&self.parked);
         let parked = self.parked_asked.ask(async move { parked.counts().await });
-        let parked = parked.await.unwrap_or_default();
-        let count = |of: &dyn Fn(&ParkedCount) -> bool| -> u64 {
-            parked.iter().filter(|parked| of(parked)).map(|parked| parked.count).sum()
+        let parked = parked.await.ok();
+        let count = |of: &dyn Fn(&ParkedCount) -> bool| -> Option<u64> {
+            Some(parked.as_ref()?.iter().filter(|parked| of(parked)).map(|parked| parked.count).sum())
         };
         let mut streams: BTreeMap<String, StreamReport> = BTreeMap::new();
         for (name, partitions) in &self.streams {
@@ -151,7 +151,7 @@ fn named(name: &str) -> StreamReport {
 }
 
 impl SourceHandle {
-    fn report(&self, parked: u64) -> SourceReport {
+    fn report(&self, parked: Option<u64>) -> SourceReport {
         let (own, board) = (self.connector.status(), self.board.lock());
         let open = board.phase == Phase::Streaming;
         let phase = match (board.phase, own.state) {

@@ -24,9 +24,9 @@ pub struct RuntimeStatus {
 }
 
 impl SourceReport {
-    /// Why it is not ready, in a sentence; `None` when it is reading.
+    /// Why it is not ready, in a sentence; `None` when it is reading and gets on.
     pub(crate) fn not_ready(&self) -> Option<String> {
-        if matches!(self.phase, Phase::Snapshot | Phase::Streaming) {
+        if self.error.is_none() && matches!(self.phase, Phase::Snapshot | Phase::Streaming) {
             return None;
         }
         let error = self.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
@@ -63,8 +63,8 @@ pub struct SourceReport {
     pub events_per_second: f64,
     /// Bytes that were read and are not yet durable.
     pub in_flight_bytes: u64,
-    /// Changes that are parked.
-    pub parked: u64,
+    /// Changes that are parked; `None` when the store of them did not answer.
+    pub parked: Option<u64>,
 }
 
 /// What a source is doing.
@@ -114,8 +114,8 @@ pub struct StreamReport {
     pub partitions: u32,
     /// Events made durable since the start.
     pub events: u64,
-    /// Changes that are parked.
-    pub parked: u64,
+    /// Changes that are parked; `None` when the store of them did not answer.
+    pub parked: Option<u64>,
 }
 
 /// The memory that the process has resident, in bytes, where the system tells.

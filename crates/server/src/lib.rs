@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -15,11 +16,15 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+/// How often what histograms were given is counted: until then it is kept, one by one.
+const UPKEEP: Duration = Duration::from_secs(5);
+
 /// The admin server of one runtime.
 pub struct Server {
     listener: TcpListener,
     addr: SocketAddr,
     routes: Router,
+    metrics: PrometheusHandle,
 }
 
 #[derive(Clone)]
@@ -34,14 +39,15 @@ impl Server {
     pub async fn bind(addr: SocketAddr, runtime: Arc<Runtime>) -> Result<Self> {
         let listener = listen(addr).await?;
         let addr = listener.local_addr().doing(Kind::Internal, || "asking for the port".to_owned())?;
-        let admin = Admin { runtime, metrics: recorder()? };
+        let metrics = recorder()?;
+        let admin = Admin { runtime, metrics: metrics.clone() };
         let routes = Router::new()
             .route("/healthz", get(async || "ok\n"))
             .route("/readyz", get(readyz))
             .route("/metrics", get(render))
             .route("/status", get(status))
             .with_state(admin);
-        Ok(Self { listener, addr, routes })
+        Ok(Self { listener, addr, routes, metrics })
     }
 
     /// The address it listens on.
@@ -52,12 +58,20 @@ impl Server {
     /// Serves until `stop` is cancelled.
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
         let ends = async move { stop.cancelled().await };
+        let metrics = self.metrics;
+        let upkeep = async {
+            loop {
+                tokio::time::sleep(UPKEEP).await;
+                metrics.run_upkeep();
+            }
+        };
         // A client that keeps its connection open must not keep the process from ending.
         tokio::select! {
             served = axum::serve(self.listener, self.routes).into_future() => {
                 served.doing(Kind::Unavailable, || format!("serving http://{}", self.addr))
             }
             () = ends => Ok(()),
+            () = upkeep => Ok(()),
         }
     }
 }
@@ -109,7 +123,6 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 
 async fn render(State(admin): State<Admin>) -> Response {
     metrics::set_gauges(&admin.runtime.own_status().await);
-    admin.metrics.run_upkeep();
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (kind, admin.metrics.render()).into_response()
 }

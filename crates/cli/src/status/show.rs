@@ -99,8 +99,12 @@ fn behind(seconds: f64) -> Cell {
     if seconds <= 0.0 { "0".into() } else { human::seconds(seconds).into() }
 }
 
-fn parked(count: u64) -> Cell {
-    if count == 0 { "0".into() } else { Cell::coloured(human::count(count), Colour::Red) }
+fn parked(count: Option<u64>) -> Cell {
+    match count {
+        None => "-".into(),
+        Some(0) => "0".into(),
+        Some(count) => Cell::coloured(human::count(count), Colour::Red),
+    }
 }
 
 fn phase_colour(phase: Phase) -> Colour {

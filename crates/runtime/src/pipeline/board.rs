@@ -68,6 +68,36 @@ impl Board {
         self.lock().phase = Phase::Streaming;
     }
 
+    /// Events of a source became durable: how many of each stream, and their bytes.
+    pub fn published(&self, source: &str, events: &[(Arc<str>, u64)], bytes: u64) {
+        let mut state = self.lock();
+        state.progressed = true;
+        state.bytes += bytes;
+        for (stream, count) in events {
+            state.events += count;
+            state.rate.add(*count);
+            match state.streams.get_mut(stream) {
+                Some(total) => *total += count,
+                None => drop(state.streams.insert(Arc::clone(stream), *count)),
+            }
+            ::metrics::counter!("headwater_events_total", "source" => source.to_owned(),
+                "stream" => stream.to_string())
+            .increment(*count);
+        }
+        drop(state);
+        ::metrics::counter!("headwater_bytes_total", "source" => source.to_owned()).increment(bytes);
+    }
+
+    /// These streams are held back as a whole, and no others; a stream that was ever held is known from
+    /// then on, so that it can be said of it that it goes on.
+    pub fn holds(&self, held: HashMap<Arc<str>, String>) {
+        let mut state = self.lock();
+        for stream in held.keys() {
+            state.streams.entry(Arc::clone(stream)).or_default();
+        }
+        state.held = held;
+    }
+
     /// Something that a retry may mend.
     pub fn retrying(&self, error: &Error, attempts: u32) {
         let mut state = self.lock();

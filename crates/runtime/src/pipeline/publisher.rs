@@ -287,7 +287,7 @@ impl Publisher {
     /// Writes down which streams are held back.
     fn show(&self) {
         let held = self.holds.held().map(|(stream, why)| (Arc::clone(stream), why.to_owned()));
-        self.board.lock().held = held.collect();
+        self.board.holds(held.collect());
     }
 }
 

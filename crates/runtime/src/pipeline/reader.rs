@@ -186,23 +186,7 @@ impl Reader {
             let done = flow.outstanding.pop_front();
             flow.bytes = flow.bytes.saturating_sub(done.map_or(0, |done| done.bytes));
         }
-        let events: u64 = kept.events.iter().map(|(_, events)| events).sum();
-        let mut board = self.board.lock();
-        board.progressed = true;
-        board.events += events;
-        board.bytes += kept.bytes;
-        board.rate.add(events);
-        for (stream, events) in &kept.events {
-            match board.streams.get_mut(stream) {
-                Some(total) => *total += events,
-                None => drop(board.streams.insert(Arc::clone(stream), *events)),
-            }
-            ::metrics::counter!("headwater_events_total", "source" => self.name.to_string(),
-                "stream" => stream.to_string())
-            .increment(*events);
-        }
-        drop(board);
-        ::metrics::counter!("headwater_bytes_total", "source" => self.name.to_string()).increment(kept.bytes);
+        self.board.published(&self.name, &kept.events, kept.bytes);
         self.durable.send_modify(|durable| *durable += 1);
     }
 

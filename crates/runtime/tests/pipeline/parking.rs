@@ -39,7 +39,7 @@ async fn what_is_rejected_holds_back_its_key_and_nothing_else() {
     eventually("all is confirmed", || world.source.confirmed().is_some_and(all(7))).await;
     assert_eq!(world.parked.all().len(), 3);
     let status = running.runtime.status().await;
-    assert_eq!((status.sources[0].parked, status.streams[0].parked), (3, 3));
+    assert_eq!((status.sources[0].parked, status.streams[0].parked), (Some(3), Some(3)));
 
     // It still cannot go; then it can, in order, and what comes then follows.
     let error = running.runtime.release("orders", &key("1")).await.unwrap_err();
@@ -51,9 +51,16 @@ async fn what_is_rejected_holds_back_its_key_and_nothing_else() {
     assert_eq!(running.runtime.release("orders", &key("1")).await.unwrap(), 4);
     world.source.commit([insert(9, 1, "last")]);
     eventually("all is confirmed", || world.source.confirmed().is_some_and(all(9))).await;
+    let status = running.runtime.status().await;
     running.stop().await;
     assert_eq!(world.parked.all(), []);
     let events = world.bus.events();
+    let published = (status.sources[0].events, status.streams[0].events);
+    assert_eq!(
+        published,
+        (events.len() as u64 - 3, events.len() as u64 - 3),
+        "with those that were released"
+    );
     let notes: Vec<_> = events
         .iter()
         .filter(|event| event.key.as_deref() == Some(b"1"))
@@ -207,13 +214,14 @@ async fn a_full_parked_store_stops_confirming_until_there_is_room() {
         status = running.runtime.status().await;
     }
     assert!(status.sources[0].error.as_ref().unwrap().contains("full"), "{:?}", status.sources[0].error);
+    assert!(running.runtime.not_ready()[0].contains("nothing more is confirmed"));
     assert!(world.source.confirmed().is_none_or(|at| at.position.numbers()[0] < 2));
     world.parked.set_budget(None);
     eventually("all is confirmed", || {
         world.source.confirmed().is_some_and(|at| at.position.numbers()[0] == 2)
     })
     .await;
-    assert_eq!(running.runtime.status().await.sources[0].error, None);
+    assert_eq!(running.runtime.not_ready(), [""; 0]);
     running.stop().await;
     assert_eq!(world.count(), 1, "nothing was published twice");
 }

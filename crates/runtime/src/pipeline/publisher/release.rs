@@ -164,7 +164,8 @@ impl Publisher {
     async fn publish_released(&mut self, mut batch: Shaped, tried: &[(usize, &Parked)]) -> Result<Stays> {
         self.ensure_new(&mut batch).await?;
         let admitted = self.holds.admit(&mut batch, now())?;
-        let (_, parked) = self.publish_first(&mut batch, admitted).await?;
+        let ((events, bytes), parked) = self.publish_first(&mut batch, admitted).await?;
+        self.board.published(&self.source, &events, bytes);
         let (mut stays, mut moved) = (Stays::new(), Vec::new());
         for (change, again) in parked {
             match tried.get(change as usize) {
