@@ -33,23 +33,11 @@ impl SourceConfig {
         }
     }
 
-    /// Whether `table`, as an operator writes it, is one that it reads in a snapshot. SQLite's `*` is any
-    /// table: which there are only the source knows.
+    /// Whether `table`, as an operator writes it, is one that it reads in a snapshot, as far as the config tells.
     pub fn reads(&self, table: &str) -> bool {
         match self {
-            Self::Postgres(config) => {
-                let whole =
-                    |name: &str| if name.contains('.') { name.into() } else { format!("public.{name}") };
-                let table = whole(table);
-                let all_of = |schema: &str| table.split_once('.').is_some_and(|(own, _)| own == schema);
-                let outbox = config.outbox.iter().map(|outbox| &outbox.table);
-                let mut names = config.tables.iter().chain(outbox);
-                names.any(|name| name.strip_suffix(".*").is_some_and(all_of) || whole(name) == table)
-            }
-            Self::Sqlite(config) => {
-                let bare = |name: &str| name.strip_prefix("main.").unwrap_or(name).to_ascii_lowercase();
-                config.tables.iter().any(|name| name == "*" || bare(name) == bare(table))
-            }
+            Self::Postgres(config) => config.reads(table),
+            Self::Sqlite(config) => config.reads(table),
         }
     }
 

@@ -54,6 +54,13 @@ pub struct PostgresConfig {
 }
 
 impl PostgresConfig {
+    /// Whether `table`, as an operator writes it, is one that a snapshot reads.
+    pub fn reads(&self, table: &str) -> bool {
+        let names = self.tables.iter().chain(self.outbox.iter().map(|outbox| &outbox.table));
+        let mut patterns = names.filter_map(|name| TablePattern::parse(name).ok());
+        TablePattern::parse(table).is_ok_and(|asked| patterns.any(|pattern| pattern.covers(&asked)))
+    }
+
     /// The settings for one database, all others at their defaults.
     pub fn new(url: ConnectOptions, tables: &[&str]) -> Self {
         Self {
@@ -129,6 +136,13 @@ impl TablePattern {
         }
         let table = (table != "*").then(|| table.to_owned());
         Ok(Self { schema: schema.to_owned(), table })
+    }
+
+    /// Whether another one is a table that this one means.
+    fn covers(&self, other: &Self) -> bool {
+        other.table.is_some()
+            && self.schema == other.schema
+            && (self.table.is_none() || self.table == other.table)
     }
 }
 

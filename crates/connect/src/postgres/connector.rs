@@ -117,7 +117,6 @@ impl PostgresConnector {
             out: out.downgrade(),
             end: end.clone(),
         };
-        let time = self.config.outbox.as_ref().and_then(|outbox| outbox.columns.timestamp.clone());
         let snapshots = snapshot::Settings {
             options: self.config.url.clone(),
             slot: self.names.slot.clone(),
@@ -125,7 +124,7 @@ impl PostgresConnector {
             version: prepared.server.version,
             publications: prepared.publications,
             tables: prepared.tables,
-            time: time.unwrap_or_else(|| "timestamp".to_owned()),
+            time: self.config.outbox.as_ref().map(|outbox| outbox.columns.timestamp().to_owned()),
             requests: self.requests.clone(),
             tasks: Handle::current(),
         };

@@ -267,8 +267,7 @@ impl Follow {
         if wanted::ask(&mut self.state, tables, &request) {
             self.turn.moved = true;
             let unread = wanted::unread(&self.state, tables);
-            let snapshot::Settings { options, slot, .. } = &self.snapshots;
-            self.upcoming = Some(Upcoming::temporary(options, slot, unread).await?);
+            self.upcoming = Some(self.snapshots.upcoming(unread).await?);
         }
         Ok(())
     }

@@ -29,8 +29,8 @@ impl Messages {
             column(&columns.aggregateid, ColumnType::Text),
             column(&columns.kind, ColumnType::Text),
             column(&columns.payload, ColumnType::Json),
-            column(columns.headers.as_deref().unwrap_or("headers"), ColumnType::Json),
-            column(columns.timestamp.as_deref().unwrap_or("timestamp"), ColumnType::Dynamic),
+            column(columns.headers(), ColumnType::Json),
+            column(columns.timestamp(), ColumnType::Dynamic),
         ];
         described.iter_mut().take(1).for_each(|id| id.key = true);
         let (schema, name) = table.cloned().unwrap_or_else(|| (TABLE.0.to_owned(), TABLE.1.to_owned()));

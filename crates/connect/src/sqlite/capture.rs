@@ -15,7 +15,7 @@ use super::definition;
 use super::errors::Sql as _;
 use super::install::{bring_in_step, connect};
 use super::layout;
-use super::plan::{Note, Plan, Wanted};
+use super::plan::{Note, Plan, Wanted, bare};
 use super::reader::Reader;
 use super::resume::{replaced, resume};
 use super::snapshot::Tables;
@@ -240,7 +240,6 @@ impl Capture {
             return Ok(());
         };
         let (source, id) = (self.setup.name.as_str(), request.id);
-        let bare = |name: &str| name.strip_prefix("main.").unwrap_or(name).to_owned();
         let named = |name: &str, table: &str| bare(name).eq_ignore_ascii_case(table);
         for name in request.tables.iter().filter(|name| !self.tables.names().any(|table| named(name, table)))
         {

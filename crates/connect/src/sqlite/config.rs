@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
+use super::plan::bare;
 use crate::settings::{Outbox, SnapshotMode};
 
 /// `[source.NAME] kind = "sqlite"`: the settings of a SQLite source. Durations are written `"5ms"`.
@@ -36,6 +37,13 @@ pub struct SqliteConfig {
 }
 
 impl SqliteConfig {
+    /// Whether `table`, as an operator writes it, is one that a snapshot reads. `*` is any table: which there
+    /// are only the database knows.
+    pub fn reads(&self, table: &str) -> bool {
+        let same = |name: &String| bare(name).eq_ignore_ascii_case(bare(table));
+        self.tables.iter().any(|name| name == "*" || same(name))
+    }
+
     /// The settings for one database, all others at their defaults.
     pub fn new(path: impl Into<PathBuf>, tables: &[&str]) -> Self {
         Self {

@@ -416,6 +416,7 @@ fn find<'a>(there: &'a [String], name: &str) -> Result<Option<&'a str>> {
     }
 }
 
-fn bare(name: &str) -> &str {
+/// A table's name without the schema that every table here has.
+pub fn bare(name: &str) -> &str {
     name.strip_prefix("main.").unwrap_or(name)
 }

@@ -90,7 +90,7 @@ pub async fn table(
     catalog: &mut Catalog,
     captured: &CapturedTable,
     published: &Published<'_>,
-    time: &str,
+    time: Option<&str>,
 ) -> Result<Option<(Arc<Planned>, Vec<Chunk>)>> {
     let rows = catalog.query(&size_sql(captured.oid)).await?;
     let Some(size) = rows.first() else { return Ok(None) };
@@ -142,13 +142,13 @@ pub async fn describe(
 /// The order in which rows were written, as far as they tell: by their times; then by the numbers of their
 /// transactions and commands, which are given in order; then by place. Places alone say little, as new rows go
 /// where old ones were deleted.
-fn order(table: &Table, time: &str) -> String {
+fn order(table: &Table, time: Option<&str>) -> String {
     use ColumnType::{Date, Int32, Int64, Numeric, Text, Timestamp, TimestampTz};
     let is_time = |ty: &ColumnType| {
         matches!(ty, Timestamp(_) | TimestampTz(_) | Date | Int32 | Int64 | Numeric { .. } | Text)
     };
-    let known = table.columns.iter().any(|column| column.name == time && is_time(&column.ty));
-    let time = if known { format!("{}, ", quote_ident(time)) } else { String::new() };
+    let known = table.columns.iter().find(|column| Some(&*column.name) == time && is_time(&column.ty));
+    let time = known.map_or(String::new(), |column| format!("{}, ", quote_ident(&column.name)));
     format!(" ORDER BY {time}age(xmin) DESC, cmin::text::int8, ctid")
 }
 

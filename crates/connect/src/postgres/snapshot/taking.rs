@@ -31,12 +31,19 @@ pub struct Settings {
     pub publications: Vec<String>,
     /// The captured tables.
     pub tables: Vec<CapturedTable>,
-    /// The outbox's column of times, if it has one of that name.
-    pub time: String,
+    /// The outbox's column of times, if it has one of that name; `None` without an outbox.
+    pub time: Option<String>,
     /// Where an operator's requests lie.
     pub requests: Requests,
     /// Where the workers run: not on the thread that follows the log.
     pub tasks: Handle,
+}
+
+impl Settings {
+    /// A snapshot of these tables, as of a moment that is yet to come.
+    pub async fn upcoming(&self, tables: Vec<CapturedTable>) -> Result<Upcoming> {
+        Upcoming::temporary(&self.options, &self.slot, tables).await
+    }
 }
 
 /// Where the reads of a snapshot stand.
@@ -88,8 +95,7 @@ impl Follow {
         if again.is_empty() {
             self.turn.news.push(News::Streaming);
         } else {
-            let Settings { options, slot, .. } = &self.snapshots;
-            self.upcoming = Some(Upcoming::temporary(options, slot, again).await?);
+            self.upcoming = Some(self.snapshots.upcoming(again).await?);
         }
         self.send().await;
         Ok(())
@@ -100,7 +106,9 @@ impl Follow {
             Published { version: self.snapshots.version, publications: &self.snapshots.publications };
         let mut planned = Vec::new();
         for captured in tables {
-            match plan::table(self.decoder.catalog(), captured, &published, &self.snapshots.time).await? {
+            match plan::table(self.decoder.catalog(), captured, &published, self.snapshots.time.as_deref())
+                .await?
+            {
                 Some(table) => planned.push(table),
                 None => {
                     tracing::warn!(table = captured.full_name(), "the table was dropped before its snapshot")

@@ -37,6 +37,18 @@ pub struct OutboxColumns {
     pub timestamp: Option<String>,
 }
 
+impl OutboxColumns {
+    /// The column of headers, whether the table has it or not.
+    pub fn headers(&self) -> &str {
+        self.headers.as_deref().unwrap_or("headers")
+    }
+
+    /// The column of times, whether the table has it or not.
+    pub fn timestamp(&self) -> &str {
+        self.timestamp.as_deref().unwrap_or("timestamp")
+    }
+}
+
 impl Default for OutboxColumns {
     fn default() -> Self {
         Self {

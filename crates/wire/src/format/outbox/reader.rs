@@ -32,9 +32,10 @@ struct Column {
 impl OutboxColumns {
     /// Finds the columns in a table. One that is missing is an error of kind `Contract`.
     pub fn reader(&self, table: &Table) -> Result<OutboxReader> {
-        let optional = |name: &Option<String>, default: &str| match name {
-            Some(name) => column(table, name).map(Some),
-            None => Ok(column(table, default).ok()),
+        // One that the config names has to be there.
+        let optional = |name: &str, named: bool| match column(table, name) {
+            Err(error) if named => Err(error),
+            column => Ok(column.ok()),
         };
         Ok(OutboxReader {
             table: table.full_name(),
@@ -43,8 +44,8 @@ impl OutboxColumns {
             aggregateid: column(table, &self.aggregateid)?,
             kind: column(table, &self.kind)?,
             payload: column(table, &self.payload)?,
-            headers: optional(&self.headers, "headers")?,
-            timestamp: optional(&self.timestamp, "timestamp")?,
+            headers: optional(self.headers(), self.headers.is_some())?,
+            timestamp: optional(self.timestamp(), self.timestamp.is_some())?,
         })
     }
 }
