@@ -154,6 +154,26 @@ async fn what_we_may_not_do_is_in_the_hint_as_sql_that_works() {
     place.prepare(None).await.unwrap();
 }
 
+/// As a standby does, and a server that somebody has set to read only.
+#[tokio::test]
+async fn what_a_server_that_takes_no_changes_lacks_is_in_the_hint_too() {
+    let place = Place::new("CREATE TABLE a (id int PRIMARY KEY)", &["a"]).await;
+    let read_only =
+        format!("ALTER DATABASE \"{}\" SET default_transaction_read_only = on", place.database.name());
+    place.database.execute(&read_only).await.unwrap();
+    let error = place.error().await;
+    assert_eq!(error.kind(), Kind::Refused, "{error}");
+    let (lead, sql) = error.hint_text().unwrap().split_once('\n').unwrap();
+    assert_eq!(lead, "run on the primary:");
+    let writable = read_only.replace("= on", "= off");
+    place
+        .database
+        .execute(&format!("SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE; COMMIT; {writable}; {sql}"))
+        .await
+        .unwrap();
+    place.prepare(None).await.unwrap();
+}
+
 #[tokio::test]
 async fn somebody_elses_publication_is_never_altered() {
     let mut place =

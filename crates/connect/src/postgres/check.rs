@@ -148,6 +148,8 @@ fn publications(names: &Names, plan: &Plan, server: &Server) -> Finding {
     let listed = plan.publications.join(", ");
     if plan.statements.is_empty() {
         Finding::ok(format!("what is published fits the config (publication {listed})"))
+    } else if server.standby {
+        finding(&plan.refused_by_standby())
     } else if plan.permitted {
         Finding::ok(format!(
             "publication {listed}: headwater run makes it fit the config of {}",

@@ -334,7 +334,7 @@ impl Plan {
         let sql = format!("SET LOCAL lock_timeout = '10s';\n{}", self.sql());
         connection.query(&sql).await.map(|_| ()).map_err(|error| match PgError::code_of(&error) {
             Some("42501") => self.refused(user).because(error),
-            Some("25006") => error.hint(format!("run on the primary:\n{}", self.sql())),
+            Some("25006") => self.refused_by_standby().because(error),
             Some("55P03") => {
                 error.hint("a table is locked by a long transaction: wait for its end, or see pg_locks")
             }
@@ -342,10 +342,20 @@ impl Plan {
         })
     }
 
+    fn state(&self) -> &'static str {
+        if self.missing.is_empty() { "do not fit the config" } else { "are missing" }
+    }
+
+    /// The error when the server takes no statements.
+    pub(in crate::postgres) fn refused_by_standby(&self) -> Error {
+        let what = format!("the publications {}, and this server takes no changes", self.state());
+        Error::new(Kind::Refused, what).hint(format!("run on the primary:\n{}", self.sql()))
+    }
+
     /// The error when our user may not run the statements.
     pub(in crate::postgres) fn refused(&self, user: &str) -> Error {
-        let what = if self.missing.is_empty() { "do not fit the config" } else { "are missing" };
-        Error::new(Kind::Refused, format!("the publications {what}, and user \"{user}\" may not mend that"))
+        let what = format!("the publications {}, and user \"{user}\" may not mend that", self.state());
+        Error::new(Kind::Refused, what)
             .hint(format!("run as an owner of the tables who may CREATE in the database:\n{}", self.sql()))
     }
 }
