@@ -12,10 +12,7 @@ pub fn describe() {
     describe_counter!("headwater_events_total", "events made durable, by source and stream");
     describe_counter!("headwater_bytes_total", Unit::Bytes, "bytes of events made durable, by source");
     describe_counter!("headwater_retries_total", "times that a source was opened again after a failure");
-    describe_counter!(
-        "headwater_parked_total",
-        "changes that were parked, by source and stream; those read again after a failure again"
-    );
+    describe_counter!("headwater_parked_total", "changes that were parked, also again after a failure");
     describe_histogram!("headwater_batch_events", "events of a batch");
     describe_histogram!("headwater_batch_bytes", Unit::Bytes, "bytes of a batch, as read and as written");
     describe_gauge!("headwater_source_up", "1 while the source is being read, 0 otherwise");
