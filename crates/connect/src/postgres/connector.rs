@@ -112,6 +112,7 @@ impl PostgresConnector {
             options: self.config.url.clone(),
             heartbeat: self.config.heartbeat,
             monitor: self.monitor.clone(),
+            version: prepared.server.version,
             tables: prepared.tables.clone(),
             listing: prepared.listing,
             out: out.downgrade(),

@@ -100,7 +100,7 @@ impl Wish<'_> {
             // comes again, under the new epoch, rather than a part of it never.
             state.confirmed = prepared.slot.as_ref().map_or(state.confirmed, |slot| slot.confirmed);
         }
-        for table in wanted::published(&mut state, &prepared.listing) {
+        for table in wanted::published(&mut state, &prepared.listing, &prepared.tables) {
             self.warn_of_gap(&table);
         }
         let unread = self.unread(&mut state, &prepared.tables);
@@ -131,7 +131,7 @@ impl Wish<'_> {
     /// Begins where the slot begins, which is made if need be.
     async fn begin(&self, mut connection: Connection, prepared: Prepared, epoch: u64) -> Result<Opening> {
         let mut state = self.first(&prepared.server, epoch);
-        wanted::published(&mut state, &prepared.listing);
+        wanted::published(&mut state, &prepared.listing, &prepared.tables);
         let unread = self.unread(&mut state, &prepared.tables);
         let upcoming = match &prepared.slot {
             Some(slot) => {
@@ -191,6 +191,7 @@ impl Wish<'_> {
             confirmed: 0,
             snapshots: Default::default(),
             publications: Default::default(),
+            operations: Default::default(),
             entries: Default::default(),
             run: None,
             request: None,

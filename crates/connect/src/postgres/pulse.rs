@@ -47,6 +47,8 @@ pub struct Pulse {
     pub heartbeat: Option<Duration>,
     /// Who is told of the log's end.
     pub monitor: Arc<Monitor>,
+    /// The server's `server_version_num`.
+    pub version: u32,
     /// The captured tables.
     pub tables: Vec<CapturedTable>,
     /// How they are published.
@@ -68,7 +70,7 @@ impl Pulse {
             due = beat.map_or(due, |heartbeat| Instant::now() + heartbeat);
             let error = match self.once(&mut connection, beat.is_some()).await {
                 Ok((connection, changed)) => tokio::select! {
-                    () = self.rest(changed) => continue,
+                    () = self.rest(changed, due) => continue,
                     error = connection.ended() => error,
                 },
                 Err(error) => error,
@@ -82,20 +84,21 @@ impl Pulse {
                 }
                 _ => {}
             }
-            sleep(self.pause()).await;
+            sleep(self.pause(due)).await;
         }
     }
 
-    fn pause(&self) -> Duration {
-        self.heartbeat.map_or(LOOK, |heartbeat| heartbeat.min(LOOK))
+    /// How long until the next look, or until the next heartbeat is due.
+    fn pause(&self, due: Instant) -> Duration {
+        self.heartbeat.map_or(LOOK, |_| due.saturating_duration_since(Instant::now()).min(LOOK))
     }
 
     /// Waits for the next time; says first that the source has to be opened again, where it has.
-    async fn rest(&self, changed: Option<Error>) {
+    async fn rest(&self, changed: Option<Error>, due: Instant) {
         if let (Some(changed), Some(out)) = (changed, self.out.upgrade()) {
             let _ = out.send(Err(changed)).await;
         }
-        sleep(self.pause()).await;
+        sleep(self.pause(due)).await;
     }
 
     /// The server shuts down. As long as more and more is confirmed it can wait for the rest; it ends the
@@ -135,7 +138,7 @@ impl Pulse {
             return again(format!("{name} is another table than when the source was opened"));
         }
         let publications: Vec<String> = self.listing.publications.keys().cloned().collect();
-        if Listing::read(connection, &publications, &self.tables).await? != self.listing {
+        if Listing::read(connection, self.version, &publications, &self.tables).await? != self.listing {
             return again(format!("publication {} was altered", publications.join(", ")));
         }
         Ok(None)

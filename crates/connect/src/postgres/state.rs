@@ -1,6 +1,6 @@
 //! What a PostgreSQL source keeps in its checkpoint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use headwater_core::{Checkpoint, Kind, Position, Result, ResultExt};
 use serde::{Deserialize, Serialize};
@@ -30,8 +30,11 @@ pub struct State {
     /// does not say.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub publications: BTreeMap<String, u32>,
-    /// The captured tables, `schema.name`, that these list one by one, with the object identifier of each
-    /// entry: a table that is taken out and put in again has another.
+    /// The operations that each of them publishes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub operations: BTreeMap<String, BTreeSet<String>>,
+    /// The captured tables, `schema.name`, that these list or whose schema they do, with the object identifier
+    /// of each entry: a table that is taken out and put in again has another.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub entries: BTreeMap<String, u32>,
     /// With `snapshot = "always"`: the run of Headwater in which all tables were last asked for.

@@ -124,3 +124,50 @@ async fn a_publication_that_is_made_anew_while_it_is_followed_is_a_hole() {
     let error = capture.open().await.unwrap_err();
     assert!(error.kind() == Kind::Hole && error.to_string().contains("made anew"), "{error}");
 }
+
+/// A capture through a publication that somebody else made.
+async fn capture_theirs(publication: &str) -> (Place, Capture) {
+    let mut place = Place::new(TABLE, &["t"]).await;
+    place.config.publication = Some("theirs".into());
+    place.names = place.config.names(place.database.name()).unwrap();
+    place.each(&format!("CREATE PUBLICATION theirs FOR {publication}")).await;
+    let capture = capture(&place).await;
+    (place, capture)
+}
+
+async fn is_read_anew_after(place: &Place, capture: &mut Capture, change: &str) {
+    close(place, capture).await;
+    place.each(change).await;
+    capture.open().await.unwrap();
+    assert_eq!(capture.take(1).await, ["read t (1, missed)"], "{change}");
+}
+
+#[tokio::test]
+async fn a_table_whose_schema_was_taken_out_for_a_while_is_read_anew() {
+    let there = "ALTER PUBLICATION theirs ADD TABLES IN SCHEMA public";
+    let back = "ALTER PUBLICATION theirs DROP TABLES IN SCHEMA public; UPDATE t SET v = 'missed'";
+    if Place::new("", &[]).await.version().await < 15 {
+        return;
+    }
+    let (place, mut capture) = capture_theirs("TABLES IN SCHEMA public").await;
+    is_read_anew_after(&place, &mut capture, &format!("{back}; {there}")).await;
+    // By name now, where it was by its schema.
+    capture.until(|state| state.snapshots.contains_key("public.t")).await;
+    place.each("UPDATE t SET v = 'a'").await;
+    assert_eq!(capture.take(1).await, ["update t (1, a)"]);
+    is_read_anew_after(&place, &mut capture, &format!("{back}; ALTER PUBLICATION theirs ADD TABLE t")).await;
+}
+
+#[tokio::test]
+async fn what_somebody_published_less_of_for_a_while_is_read_anew() {
+    let (place, mut capture) = capture_theirs("TABLE t").await;
+    close(&place, &mut capture).await;
+    place.each("ALTER PUBLICATION theirs SET (publish = 'insert'); UPDATE t SET v = 'missed'").await;
+    capture.open().await.unwrap();
+    place.each("INSERT INTO t VALUES (2, 'b')").await;
+    assert_eq!(capture.take(1).await, ["create t (2, b)"]);
+    capture.until(|state| state.operations["theirs"].len() == 1).await;
+    place.each("DELETE FROM t WHERE id = 2").await;
+    let whole = "ALTER PUBLICATION theirs SET (publish = 'insert, update, delete, truncate')";
+    is_read_anew_after(&place, &mut capture, whole).await;
+}

@@ -136,7 +136,7 @@ async fn heartbeats_are_written_only_where_they_are_asked_for() {
     let (_server, place) = watched().await;
     let _capture = place.capture().await;
     let asked = "SELECT count(*)::text FROM pg_stat_activity WHERE state = 'idle' \
-        AND query LIKE 'SELECT r.prrelid%' AND backend_type = 'client backend' AND application_name = 'headwater'";
+        AND query LIKE 'SELECT t.oid, min(%' AND backend_type = 'client backend' AND application_name = 'headwater'";
     // What would write them has been through its round.
     place.wait_for("the first round", async |place| place.query(asked).await == ["1"]).await;
     assert!(heartbeats(&place).await.is_empty());

@@ -73,6 +73,7 @@ impl Place {
             confirmed: created.consistent_point,
             snapshots: Default::default(),
             publications: Default::default(),
+            operations: Default::default(),
             entries: Default::default(),
             run: None,
             request: None,

@@ -68,7 +68,7 @@ impl PgError {
     pub(super) fn into_startup_error(self, doing: impl Into<String>) -> Error {
         if self.code == "08P01" && self.message.contains("startup parameter") {
             return Error::new(Kind::Refused, doing).because(self).hint(
-                "let the url name PostgreSQL itself: replication does not go through a pooler such as PgBouncer",
+                "let the url name PostgreSQL itself, not a pooler such as PgBouncer; or let that pass on all startup parameters",
             );
         }
         self.into_error(doing)

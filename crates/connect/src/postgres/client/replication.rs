@@ -113,7 +113,10 @@ impl ReplicationReader {
 /// is opened again.
 fn refused(error: PgError) -> Error {
     if error.code == "42704" {
-        return Error::new(Kind::Unavailable, "replicating").because(error);
+        return Error::new(Kind::Unavailable, "replicating").because(error).hint(
+            "if it is a publication that is there: what its slot keeps is older than it and cannot be read by it. Drop \
+             the slot and have all read anew: headwater snapshot --source NAME",
+        );
     }
     error.into_error("replicating")
 }

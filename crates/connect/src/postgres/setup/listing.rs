@@ -1,9 +1,9 @@
 //! How the captured tables are published, to be held against how they were: what no publication had for a
 //! while is not in the stream.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use headwater_core::Result;
+use headwater_core::{Error, Kind, Result};
 
 use super::{CapturedTable, slot};
 use crate::postgres::client::{Connection, quote_literal};
@@ -15,40 +15,54 @@ use crate::postgres::state::State;
 pub struct Listing {
     /// Their object identifiers.
     pub publications: BTreeMap<String, u32>,
-    /// The entries of the captured tables, `schema.name`, with their object identifiers; of those that are
-    /// listed one by one.
+    /// The operations that each publishes.
+    pub operations: BTreeMap<String, BTreeSet<String>>,
+    /// What puts each captured table, `schema.name`, into them: the object identifier of the entry of the table
+    /// itself, of the partitioned table above it, or of its schema. None where they publish all tables.
     pub entries: BTreeMap<String, u32>,
-    /// What the publications publish of their tables.
+    /// The rest of what is said of them.
     options: Vec<String>,
 }
 
 impl Listing {
-    /// Asks the server.
+    /// Asks a server of this version; an error of kind `Unavailable` when a publication has gone meanwhile.
     pub async fn read(
         connection: &mut Connection,
+        version: u32,
         publications: &[String],
         tables: &[CapturedTable],
     ) -> Result<Self> {
         let names: Vec<String> = publications.iter().map(|name| quote_literal(name)).collect();
         let ours = format!("p.pubname IN ({})", names.join(", "));
         let mut listing = Self::default();
-        let sql = format!(
-            "SELECT p.pubname, p.oid, to_jsonb(p)::text FROM pg_publication p WHERE {ours} ORDER BY 1"
-        );
-        for row in connection.query(&sql).await? {
-            listing.publications.insert(row.text(0)?.to_owned(), row.number(1)?);
-            listing.options.push(row.text(2)?.to_owned());
+        for row in connection.query(&publications_sql(&ours)).await? {
+            let name = row.text(0)?.to_owned();
+            let operations = row.text(2)?.split(' ').map(str::to_owned).collect();
+            listing.publications.insert(name.clone(), row.number(1)?);
+            listing.operations.insert(name, operations);
+            listing.options.push(row.text(3)?.to_owned());
         }
-        let sql = format!(
-            "SELECT r.prrelid, r.oid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE {ours}"
-        );
-        for row in connection.query(&sql).await? {
+        if let Some(gone) = publications.iter().find(|name| !listing.publications.contains_key(*name)) {
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!("publication \"{gone}\" was dropped just now"),
+            ));
+        }
+        let names: HashMap<u32, String> = tables.iter().map(|table| (table.oid, table.full_name())).collect();
+        for row in connection.query(&entries_sql(version, &ours, tables)).await? {
             let (table, entry): (u32, u32) = (row.number(0)?, row.number(1)?);
-            if let Some(table) = tables.iter().find(|one| one.oid == table) {
-                listing.entries.insert(table.full_name(), entry);
+            if let Some(name) = names.get(&table) {
+                listing.entries.insert(name.clone(), entry);
             }
         }
         Ok(listing)
+    }
+
+    /// Whether something is published now that was not when `stored` was written.
+    pub fn is_wider_than(&self, stored: &State) -> bool {
+        self.operations.iter().any(|(name, operations)| {
+            stored.operations.get(name).is_some_and(|known| !operations.is_subset(known))
+        })
     }
 
     /// Whether these are the publications that `stored` was captured by: of another one it cannot be known
@@ -76,4 +90,33 @@ impl Listing {
         }
         Ok(())
     }
+}
+
+fn publications_sql(ours: &str) -> String {
+    let operations: Vec<String> = ["insert", "update", "delete", "truncate"]
+        .map(|operation| format!("CASE WHEN p.pub{operation} THEN '{operation}' END"))
+        .into();
+    format!(
+        "SELECT p.pubname, p.oid, concat_ws(' ', {}), to_jsonb(p)::text FROM pg_publication p WHERE {ours} ORDER BY 1",
+        operations.join(", ")
+    )
+}
+
+/// Of each table one entry, always the same: the one with the lowest identifier.
+fn entries_sql(version: u32, ours: &str, tables: &[CapturedTable]) -> String {
+    let oids: Vec<String> = tables.iter().map(|table| table.oid.to_string()).collect();
+    let schemas = match version {
+        150_000.. => format!(
+            "UNION ALL SELECT c.oid, n.oid FROM pg_publication_namespace n JOIN pg_publication p ON p.oid = n.pnpubid \
+             JOIN pg_class c ON c.relnamespace = n.pnnspid WHERE {ours}"
+        ),
+        _ => String::new(),
+    };
+    format!(
+        "SELECT t.oid, min(e.entry) FROM unnest('{{{}}}'::oid[]) t(oid), \
+         LATERAL (SELECT t.oid relid UNION SELECT relid::oid FROM pg_partition_ancestors(t.oid)) above, \
+         (SELECT r.prrelid, r.oid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid \
+         WHERE {ours} {schemas}) e(relid, entry) WHERE e.relid = above.relid GROUP BY 1",
+        oids.join(",")
+    )
 }

@@ -71,7 +71,7 @@ pub async fn prepare(
         return Err(older_slot(names, missing, stored.is_some()));
     }
     plan.apply(connection, &server.user).await?;
-    let listing = Listing::read(connection, &plan.publications, &tables).await?;
+    let listing = Listing::read(connection, server.version, &plan.publications, &tables).await?;
     if let Some(stored) = stored {
         listing.continues(stored, names)?;
     }

@@ -136,7 +136,8 @@ impl Slot {
 /// What is waited for on a standby that is not, or not yet, what `stored` was captured from: that it is
 /// promoted, or has replayed what it received before it was restarted.
 pub fn awaits(slot: Option<&Slot>, stored: Option<&State>, server: &Server) -> Result<()> {
-    if !server.standby {
+    // A standby of another cluster never becomes what it was captured from.
+    if !server.standby || stored.is_some_and(|stored| stored.system_id != server.system_id) {
         return Ok(());
     }
     // It was captured from a primary: during a failover this one is about to be that.
@@ -294,6 +295,7 @@ mod tests {
             confirmed,
             snapshots: Default::default(),
             publications: Default::default(),
+            operations: Default::default(),
             entries: Default::default(),
             run: None,
             request: None,
@@ -328,5 +330,7 @@ mod tests {
         }
         awaits(Some(&slot(false)), Some(&stored(100)), &server(true)).unwrap();
         awaits(None, None, &server(true)).unwrap();
+        let other = State { system_id: "2".into(), ..stored(101) };
+        awaits(None, Some(&other), &server(true)).unwrap();
     }
 }

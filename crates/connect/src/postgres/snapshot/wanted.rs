@@ -31,20 +31,25 @@ pub fn update(state: &mut State, tables: &[CapturedTable], mode: SnapshotMode, r
     }
 }
 
-/// Takes in how the tables are published now. Those whose entries are others than they were count as
-/// unread: what happened to them meanwhile was not published, or not all of it. Returns their names.
-pub fn published(state: &mut State, listing: &Listing) -> Vec<String> {
-    let other = |name: &String| {
-        let entry = state.entries.get(name);
-        entry.is_some() && entry != listing.entries.get(name)
-    };
-    let others: Vec<String> = state.snapshots.keys().filter(|name| other(name)).cloned().collect();
-    for name in &others {
+/// Takes in how the tables are published now. Those whose entries are others than they were, and all where more
+/// operations are published than were, count as unread: what happened to them meanwhile was not published, or
+/// not all of it. Returns their names.
+pub fn published(state: &mut State, listing: &Listing, tables: &[CapturedTable]) -> Vec<String> {
+    // A checkpoint that does not say how they were tells nothing.
+    let told = !state.publications.is_empty();
+    let wider = listing.is_wider_than(state);
+    let missed = |name: &String| wider || state.entries.get(name) != listing.entries.get(name);
+    // Another table of the name, and one whose snapshot is to come, is read anyway.
+    let same = |table: &CapturedTable| state.snapshots.get(&table.full_name()) == Some(&table.oid);
+    let names = tables.iter().filter(|table| told && same(table)).map(CapturedTable::full_name);
+    let missed: Vec<String> = names.filter(missed).collect();
+    for name in &missed {
         state.snapshots.remove(name);
     }
     state.publications.clone_from(&listing.publications);
+    state.operations.clone_from(&listing.operations);
     state.entries.clone_from(&listing.entries);
-    others
+    missed
 }
 
 /// Takes in a request; says whether it is a new one.
@@ -96,6 +101,7 @@ mod tests {
             confirmed: 0,
             snapshots: snapshots.iter().map(|(name, oid)| (format!("public.{name}"), *oid)).collect(),
             publications: Default::default(),
+            operations: Default::default(),
             entries: Default::default(),
             run: None,
             request: None,
