@@ -188,13 +188,7 @@ impl Wish<'_> {
             timeline: server.timeline,
             slot: self.names.slot.clone(),
             epoch,
-            confirmed: 0,
-            snapshots: Default::default(),
-            publications: Default::default(),
-            operations: Default::default(),
-            entries: Default::default(),
-            run: None,
-            request: None,
+            ..State::default()
         }
     }
 }

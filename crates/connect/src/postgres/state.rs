@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::lsn;
 
 /// The checkpoint's `state`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// The server's system identifier.
     pub system_id: String,

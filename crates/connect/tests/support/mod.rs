@@ -71,12 +71,7 @@ impl Place {
             slot: self.names.slot.clone(),
             epoch: 1,
             confirmed: created.consistent_point,
-            snapshots: Default::default(),
-            publications: Default::default(),
-            operations: Default::default(),
-            entries: Default::default(),
-            run: None,
-            request: None,
+            ..State::default()
         }
     }
 

@@ -293,12 +293,7 @@ mod tests {
             slot: "s".into(),
             epoch: 1,
             confirmed,
-            snapshots: Default::default(),
-            publications: Default::default(),
-            operations: Default::default(),
-            entries: Default::default(),
-            run: None,
-            request: None,
+            ..State::default()
         }
     }
 

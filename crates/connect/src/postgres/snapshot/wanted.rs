@@ -100,11 +100,7 @@ mod tests {
             epoch: 1,
             confirmed: 0,
             snapshots: snapshots.iter().map(|(name, oid)| (format!("public.{name}"), *oid)).collect(),
-            publications: Default::default(),
-            operations: Default::default(),
-            entries: Default::default(),
-            run: None,
-            request: None,
+            ..State::default()
         }
     }
 
