@@ -171,3 +171,15 @@ async fn what_somebody_published_less_of_for_a_while_is_read_anew() {
     let whole = "ALTER PUBLICATION theirs SET (publish = 'insert, update, delete, truncate')";
     is_read_anew_after(&place, &mut capture, whole).await;
 }
+
+/// What version 18 does not fail by itself, the look at the catalog has to notice.
+#[tokio::test]
+async fn a_publication_that_is_dropped_while_it_is_followed_is_noticed() {
+    let mut place = Place::new(TABLE, &["t"]).await;
+    place.config.heartbeat = Some(std::time::Duration::from_secs(1));
+    let mut capture = capture(&place).await;
+    // Nothing is written to the table: the log says nothing of it.
+    place.each(&format!("DROP PUBLICATION {}", place.names.publication)).await;
+    let error = capture.failure().await;
+    assert!(error.is_retryable() && error.to_string().contains("was altered"), "{error}");
+}

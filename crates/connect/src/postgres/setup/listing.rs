@@ -25,7 +25,7 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Asks a server of this version; an error of kind `Unavailable` when a publication has gone meanwhile.
+    /// Asks a server of this version. What is not there is left out.
     pub async fn read(
         connection: &mut Connection,
         version: u32,
@@ -42,12 +42,6 @@ impl Listing {
             listing.operations.insert(name, operations);
             listing.options.push(row.text(3)?.to_owned());
         }
-        if let Some(gone) = publications.iter().find(|name| !listing.publications.contains_key(*name)) {
-            return Err(Error::new(
-                Kind::Unavailable,
-                format!("publication \"{gone}\" was dropped just now"),
-            ));
-        }
         let names: HashMap<u32, String> = tables.iter().map(|table| (table.oid, table.full_name())).collect();
         for row in connection.query(&entries_sql(version, &ours, tables)).await? {
             let (table, entry): (u32, u32) = (row.number(0)?, row.number(1)?);
@@ -56,6 +50,16 @@ impl Listing {
             }
         }
         Ok(listing)
+    }
+
+    /// An error of kind `Unavailable` when one of the publications has gone since they were planned.
+    pub(super) fn holds(&self, publications: &[String]) -> Result<()> {
+        match publications.iter().find(|name| !self.publications.contains_key(*name)) {
+            Some(gone) => {
+                Err(Error::new(Kind::Unavailable, format!("publication \"{gone}\" was dropped just now")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Whether something is published now that was not when `stored` was written.

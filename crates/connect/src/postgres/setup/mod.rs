@@ -72,6 +72,7 @@ pub async fn prepare(
     }
     plan.apply(connection, &server.user).await?;
     let listing = Listing::read(connection, server.version, &plan.publications, &tables).await?;
+    listing.holds(&plan.publications)?;
     if let Some(stored) = stored {
         listing.continues(stored, names)?;
     }
