@@ -1,12 +1,14 @@
 //! A server process in a directory of its own, which cannot outlive whoever started it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
 use std::io::Write;
+use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use headwater_core::{Error, Kind, Result, ResultExt};
@@ -250,9 +252,22 @@ pub(super) fn is_alive(pid: u32) -> bool {
 }
 
 /// A port of 127.0.0.1 that nobody listens on, from below the range that outgoing connections use:
-/// a server that is down for a moment keeps its port.
+/// a server that is down for a moment keeps its port. It is given out once in this process.
 pub fn free_port() -> u16 {
-    let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    let mut candidates = std::iter::repeat_with(|| rand::random_range(12_000..32_000));
-    candidates.find(free).unwrap_or_default()
+    listener().1
+}
+
+/// Listens on a port as [`free_port`] gives it out.
+pub(super) fn listener() -> (TcpListener, u16) {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        let port = rand::random_range(12_000..32_000);
+        if !given.contains(&port)
+            && let Ok(listener) = TcpListener::bind(("127.0.0.1", port))
+        {
+            given.insert(port);
+            return (listener, port);
+        }
+    }
 }

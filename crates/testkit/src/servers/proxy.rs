@@ -37,9 +37,9 @@ impl Proxy {
         let target = tokio::net::lookup_host(target).await.doing(Kind::Config, doing)?.next();
         let target = target.ok_or(std::io::ErrorKind::NotFound).map_err(std::io::Error::from);
         let target = target.doing(Kind::Config, doing)?;
-        let listener = TcpListener::bind(("127.0.0.1", super::process::free_port())).await;
-        let listener = listener.doing(Kind::Unavailable, doing)?;
-        let port = listener.local_addr().doing(Kind::Unavailable, doing)?.port();
+        let (listener, port) = super::process::listener();
+        listener.set_nonblocking(true).doing(Kind::Unavailable, doing)?;
+        let listener = TcpListener::from_std(listener).doing(Kind::Unavailable, doing)?;
         let (mode, told) = watch::channel(Mode::default());
         let listening = AbortOnDropHandle::new(tokio::spawn(listen(listener, target, told)));
         Ok(Self { port, mode, _listening: listening })
