@@ -1,0 +1,178 @@
+//! Publishing through a table of a service's own database, and sharing the work of emptying it.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::{EventId, Micros, Result, Row, Table};
+
+/// An event as a service writes it, before it is on its way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEvent {
+    /// Its id, the same wherever it arrives.
+    pub id: EventId,
+    /// The stream it is for.
+    pub stream: String,
+    /// What happened.
+    pub kind: String,
+    /// Which entity it is about; without one there is no order.
+    pub key: Option<String>,
+    /// What it says, as JSON; `None` lets a compacted stream forget the key.
+    pub payload: Option<String>,
+    /// Names and values beside the payload.
+    pub headers: Vec<(String, String)>,
+    /// The version of its schema.
+    pub version: u32,
+}
+
+/// Writes events in a service's own transaction: what commits with it is published, and nothing else.
+pub trait OutboxWriter: Send + Sync {
+    /// A transaction of the service's database library.
+    type Transaction<'t>: Send;
+
+    /// Writes events, in order. Takes the locks of their keys first and keeps them until the transaction
+    /// ends, so that the sequence within a key follows commit order.
+    fn insert(
+        &self,
+        transaction: &mut Self::Transaction<'_>,
+        events: &[NewEvent],
+    ) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// A share of an outbox: the rows whose keys hash to it.
+pub type Lane = u16;
+
+/// The outbox table of a service's database, as the relays that empty it together see it.
+#[async_trait]
+pub trait OutboxStore: Send + Sync {
+    /// Tells that a relay is alive, renews its leases, and gives it a fair share of the lanes. Called
+    /// several times within `ask.ttl`. Returns every lane that the relay may work now.
+    async fn lease(&self, ask: &LeaseAsk) -> Result<Vec<Lease>>;
+
+    /// Reads rows that are due, of each lane in the order of their sequence. Takes nothing away: what is
+    /// claimed twice is the relay's to know.
+    async fn claim(&self, claims: &[Claim], limit: usize) -> Result<Claimed>;
+
+    /// Writes down what became of rows, all at once. Of a lane whose lease has passed to another nothing is
+    /// written; returns these lanes.
+    async fn settle(&self, relay: &str, settled: &[Settled]) -> Result<Vec<Lane>>;
+
+    /// Returns when there may be new rows, or after `at_most`. Only a hint: it may miss any of them.
+    async fn wait(&self, at_most: Duration);
+
+    /// Deletes published and dropped rows that are older than `retention`, in small batches. Returns how
+    /// many; more may be left when it is not 0.
+    async fn clean(&self, retention: Duration) -> Result<u64>;
+}
+
+/// What a relay asks for when it renews its leases.
+#[derive(Debug, Clone)]
+pub struct LeaseAsk {
+    /// The relay's name, its own among all that ever ran.
+    pub relay: String,
+    /// How long what it is given is its own, unless renewed. By the database's clock.
+    pub ttl: Duration,
+    /// Lanes it gives back: it has nothing of them on its way.
+    pub release: Vec<Lane>,
+    /// Whether it ends: it is given nothing, and no longer counts among those that share.
+    pub leaving: bool,
+}
+
+/// The right to publish the rows of a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// The lane.
+    pub lane: Lane,
+    /// Rises whenever the lane passes to another relay.
+    pub epoch: u64,
+    /// Another relay waits for it: to be given back once nothing is on its way.
+    pub wanted: bool,
+}
+
+/// What to read of one lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// The lane.
+    pub lane: Lane,
+    /// Only new rows with a higher sequence than this; 0 for all, which also finds those of transactions
+    /// that committed late.
+    pub above: i64,
+    /// Lets go what waits behind nothing any more, and asks which keys are blocked. Only while nothing of
+    /// the lane is on its way, and with `above` 0.
+    pub resume: bool,
+}
+
+/// Rows that are due.
+#[derive(Debug, Default)]
+pub struct Claimed {
+    /// What the columns of the rows are; `None` when there are no rows.
+    pub table: Option<Arc<Table>>,
+    /// The rows: of each lane those that are tried again first, then new ones in order.
+    pub rows: Vec<ClaimedRow>,
+    /// The blocked keys of the lanes that asked.
+    pub blocked: Vec<(Lane, BlockedKey)>,
+    /// Lanes of which there may be more.
+    pub more: Vec<Lane>,
+}
+
+/// A stream and a key whose first row has yet to go.
+pub type BlockedKey = (String, String);
+
+/// One row of an outbox.
+#[derive(Debug, Clone)]
+pub struct ClaimedRow {
+    /// Its lane.
+    pub lane: Lane,
+    /// Its sequence: rises within a key in the order of commits.
+    pub sequence: i64,
+    /// How often it was tried in vain; above 0 it is tried again.
+    pub attempts: u32,
+    /// The stream it is for, and its key.
+    pub stream: String,
+    /// Its key.
+    pub key: Option<String>,
+    /// When it was written.
+    pub created_at: Micros,
+    /// All of it, in the columns of [`Claimed::table`].
+    pub row: Row,
+}
+
+/// What became of one row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// Its lane.
+    pub lane: Lane,
+    /// The epoch under which the lane was worked.
+    pub epoch: u64,
+    /// Its sequence.
+    pub sequence: i64,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What can become of a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is durable on the bus.
+    Published,
+    /// It waits behind the first of its key.
+    Waiting,
+    /// It is to be tried again after a while.
+    Retry {
+        /// How often it has been tried.
+        attempts: u32,
+        /// For how long not to try.
+        after: Duration,
+        /// Why.
+        error: String,
+    },
+    /// It waits for a person.
+    Parked {
+        /// How often it was tried.
+        attempts: u32,
+        /// Why.
+        error: String,
+    },
+}
