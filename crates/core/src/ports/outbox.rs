@@ -127,9 +127,11 @@ pub struct ClaimedRow {
     pub lane: Lane,
     /// Its sequence: rises within a key in the order of commits.
     pub sequence: i64,
+    /// The event's id.
+    pub id: EventId,
     /// How often it was tried in vain; above 0 it is tried again.
     pub attempts: u32,
-    /// The stream it is for, and its key.
+    /// The stream it is for.
     pub stream: String,
     /// Its key.
     pub key: Option<String>,
@@ -148,6 +150,8 @@ pub struct Settled {
     pub epoch: u64,
     /// Its sequence.
     pub sequence: i64,
+    /// The event's id.
+    pub id: EventId,
     /// What became of it.
     pub outcome: Outcome,
 }
