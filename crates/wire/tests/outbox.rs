@@ -164,3 +164,48 @@ fn what_is_missing_is_said() {
     assert!(error.to_string().contains("has no column \"kind\""), "{error}");
     assert!(serde_json::from_str::<OutboxColumns>("{\"kind\":\"x\"}").is_err());
 }
+
+#[test]
+fn headwaters_own_layout_is_known_by_its_columns() {
+    let own = table(&[
+        ("seq", ColumnType::Int64),
+        ("id", ColumnType::Uuid),
+        ("stream", ColumnType::Text),
+        ("type", ColumnType::Text),
+        ("key", ColumnType::Text),
+        ("payload", ColumnType::Json),
+        ("headers", ColumnType::Json),
+        ("version", ColumnType::Int32),
+        ("created_at", ColumnType::TimestampTz(None)),
+    ]);
+    let cells = |version| {
+        texts(&[
+            Some("7"),
+            Some(ID),
+            Some("orders"),
+            Some("Placed"),
+            Some("42"),
+            Some("{\"a\":1}"),
+            Some("{\"trace\":\"x\"}"),
+            version,
+            Some("2024-05-17 10:00:00+00"),
+        ])
+    };
+    let reader = OutboxColumns::default().reader(&own).unwrap();
+    let row = cells(Some("3"));
+    let row = reader.read(&row).unwrap();
+    assert_eq!(
+        (&*row.aggregate_type, row.aggregate_id.as_deref(), row.version),
+        ("orders", Some("42"), Some(3))
+    );
+    assert_eq!(row.timestamp, Some(1_715_940_000_000_000));
+    let (_, payload, _) = write(&Format::default(), &row);
+    assert!(payload.unwrap().contains("\"version\":3,"), "the row's version, not the stream's");
+    for wrong in ["0", "-1", "x"] {
+        let error = reader.read(&cells(Some(wrong))).unwrap_err();
+        assert!(error.to_string().contains("a number above 0"), "{error}");
+    }
+    // A table that has both goes by the widespread names.
+    let both = OutboxColumns::default().of(&outbox(ColumnType::Text));
+    assert_eq!(both, OutboxColumns::default());
+}

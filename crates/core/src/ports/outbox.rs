@@ -19,7 +19,7 @@ pub struct NewEvent {
     pub kind: String,
     /// Which entity it is about; without one there is no order.
     pub key: Option<String>,
-    /// What it says, as JSON; `None` lets a compacted stream forget the key.
+    /// What it says, as JSON.
     pub payload: Option<String>,
     /// Names and values beside the payload.
     pub headers: Vec<(String, String)>,

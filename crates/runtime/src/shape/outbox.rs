@@ -87,7 +87,7 @@ impl OutboxPlan {
         let (encoder, version) = encoder(&mut self.encoders, &stream, &config);
         match write(encoder, &view, out) {
             Ok((parts, mut headers)) => {
-                headers.push(version.clone());
+                headers.push(row.version.map_or_else(|| version.clone(), version_header));
                 if *self.kind != *row.kind {
                     self.kind = Arc::from(&*row.kind);
                 }
@@ -136,7 +136,7 @@ fn encoder<'a>(
 ) -> (&'a mut dyn OutboxEncoder, &'a Header) {
     let at = encoders.iter().position(|(known, ..)| Arc::ptr_eq(known, stream)).unwrap_or_else(|| {
         let encoder = config.format.outbox_encoder(config.version);
-        encoders.push((Arc::clone(stream), encoder, version_header(config)));
+        encoders.push((Arc::clone(stream), encoder, version_header(config.version)));
         encoders.len() - 1
     });
     let (_, encoder, version) = &mut encoders[at];

@@ -55,7 +55,7 @@ impl Plan {
             partitions: route.config.partitions,
             tombstones: route.tombstones(),
             encoder,
-            version: version_header(&route.config),
+            version: version_header(route.config.version),
             order_key,
             keyed: !identity.is_empty(),
             own_key: table.key_columns().collect(),

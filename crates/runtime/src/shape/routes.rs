@@ -119,8 +119,8 @@ fn default_key(table: &Table) -> Vec<String> {
 }
 
 /// The header that says under which version of its contract an event was made, whatever its format.
-pub fn version_header(config: &StreamConfig) -> Header {
-    Header { name: "contract-version".into(), value: Some(config.version.to_string().into()) }
+pub fn version_header(version: u32) -> Header {
+    Header { name: "contract-version".into(), value: Some(version.to_string().into()) }
 }
 
 fn tombstones(config: &StreamConfig) -> bool {

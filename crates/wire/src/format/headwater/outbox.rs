@@ -42,7 +42,7 @@ impl OutboxEncoder for HeadwaterOutbox {
         out.extend_from_slice(b",\"type\":");
         json::str(out, &row.kind);
         out.extend_from_slice(b",\"version\":");
-        json::integer(out, i64::from(self.version));
+        json::integer(out, i64::from(row.version.unwrap_or(self.version)));
         out.extend_from_slice(b",\"key\":");
         match &row.aggregate_id {
             Some(id) => json::str(out, id),

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use headwater_core::{Header, Micros};
+use headwater_core::{Header, Micros, Table};
 use serde::Deserialize;
 
 use super::Headers;
@@ -35,9 +35,29 @@ pub struct OutboxColumns {
     /// When it happened: a timestamp, or a number of milliseconds since 1970. `None`: the column
     /// `timestamp`, if the table has one.
     pub timestamp: Option<String>,
+    /// The version of the event's schema: a number. `None`: the version of the stream.
+    pub version: Option<String>,
 }
 
 impl OutboxColumns {
+    /// The columns of the outbox that `headwater init` makes.
+    pub fn own() -> Self {
+        Self {
+            aggregatetype: "stream".into(),
+            aggregateid: "key".into(),
+            timestamp: Some("created_at".into()),
+            version: Some("version".into()),
+            ..Self::default()
+        }
+    }
+
+    /// These columns; where nobody named any and the table has those of Headwater's own outbox, these.
+    pub fn of(&self, table: &Table) -> Self {
+        let has = |name: &str| table.column(name).is_some();
+        let own = !has(&self.aggregatetype) && has("stream") && *self == Self::default();
+        if own { Self::own() } else { self.clone() }
+    }
+
     /// The column of headers, whether the table has it or not.
     pub fn headers(&self) -> &str {
         self.headers.as_deref().unwrap_or("headers")
@@ -59,6 +79,7 @@ impl Default for OutboxColumns {
             payload: "payload".into(),
             headers: None,
             timestamp: None,
+            version: None,
         }
     }
 }
@@ -80,6 +101,8 @@ pub struct OutboxRow<'a> {
     pub headers: Vec<(String, Option<String>)>,
     /// When it happened, where a column says so.
     pub timestamp: Option<Micros>,
+    /// The version of its schema, where a column says so.
+    pub version: Option<u32>,
 }
 
 /// The payload of an outbox row.

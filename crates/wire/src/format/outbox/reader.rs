@@ -1,6 +1,7 @@
 //! From a row of an outbox table to what it says.
 
 use std::borrow::Cow;
+use std::num::NonZeroU32;
 
 use headwater_core::{CellKind, ColumnType, Error, Kind, Micros, Result, Row, Table, Value};
 
@@ -20,6 +21,7 @@ pub struct OutboxReader {
     payload: Column,
     headers: Option<Column>,
     timestamp: Option<Column>,
+    version: Option<Column>,
 }
 
 #[derive(Debug, Clone)]
@@ -32,6 +34,7 @@ struct Column {
 impl OutboxColumns {
     /// Finds the columns in a table. One that is missing is an error of kind `Contract`.
     pub fn reader(&self, table: &Table) -> Result<OutboxReader> {
+        let names = self.of(table);
         // One that the config names has to be there.
         let optional = |name: &str, named: bool| match column(table, name) {
             Err(error) if named => Err(error),
@@ -39,13 +42,14 @@ impl OutboxColumns {
         };
         Ok(OutboxReader {
             table: table.full_name(),
-            id: column(table, &self.id)?,
-            aggregatetype: column(table, &self.aggregatetype)?,
-            aggregateid: column(table, &self.aggregateid)?,
-            kind: column(table, &self.kind)?,
-            payload: column(table, &self.payload)?,
-            headers: optional(self.headers(), self.headers.is_some())?,
-            timestamp: optional(self.timestamp(), self.timestamp.is_some())?,
+            id: column(table, &names.id)?,
+            aggregatetype: column(table, &names.aggregatetype)?,
+            aggregateid: column(table, &names.aggregateid)?,
+            kind: column(table, &names.kind)?,
+            payload: column(table, &names.payload)?,
+            headers: optional(names.headers(), names.headers.is_some())?,
+            timestamp: optional(names.timestamp(), names.timestamp.is_some())?,
+            version: names.version.as_deref().map(|name| column(table, name)).transpose()?,
         })
     }
 }
@@ -71,6 +75,7 @@ impl OutboxReader {
             payload: self.value(&self.payload, row, payload)?,
             headers: self.optional(self.headers.as_ref(), row, pairs)?.unwrap_or_default(),
             timestamp: self.optional(self.timestamp.as_ref(), row, micros)?.flatten(),
+            version: self.optional(self.version.as_ref(), row, version)?,
         })
     }
 
@@ -166,6 +171,11 @@ fn pairs(ty: &ColumnType, _: CellKind, bytes: &[u8]) -> malformed::Result<Vec<(S
         ColumnType::Hstore => headers::from_hstore(bytes),
         _ => headers::from_json(bytes),
     }
+}
+
+fn version(ty: &ColumnType, kind: CellKind, bytes: &[u8]) -> malformed::Result<u32> {
+    let version = text(ty, kind, bytes)?.parse::<NonZeroU32>();
+    version.map(NonZeroU32::get).map_err(|_| Malformed::Not("a version: a number above 0"))
 }
 
 /// A timestamp, or a number of milliseconds; infinities say nothing.
