@@ -2,6 +2,7 @@
 
 pub mod embedded;
 pub mod kafka;
+pub mod outbox;
 pub mod parked;
 pub mod postgres;
 pub mod requests;

@@ -8,8 +8,8 @@ mod subscription;
 
 pub use bus::{Accepted, Bus, BusStatus, Durable, GroupStatus, Published, Rejection, StreamStatus};
 pub use outbox::{
-    BlockedKey, Claim, Claimed, ClaimedRow, Lane, Lease, LeaseAsk, NewEvent, OutboxStore, OutboxWriter,
-    Outcome, Settled,
+    BlockedKey, Claim, ClaimLimit, Claimed, ClaimedRow, Lane, Lease, LeaseAsk, NewEvent, OutboxStore,
+    OutboxWriter, Outcome, Settled,
 };
 pub use parked::{HoldsBack, Parked, ParkedCount, ParkedStore, ParkedUsage};
 pub use source::{Check, Connector, Finding, Severity, Source, SourceState, SourceStatus, TableProgress};

@@ -53,7 +53,7 @@ pub trait OutboxStore: Send + Sync {
 
     /// Reads rows that are due, of each lane in the order of their sequence. Takes nothing away: what is
     /// claimed twice is the relay's to know.
-    async fn claim(&self, claims: &[Claim], limit: usize) -> Result<Claimed>;
+    async fn claim(&self, claims: &[Claim], limit: ClaimLimit) -> Result<Claimed>;
 
     /// Writes down what became of rows, all at once. Of a lane whose lease has passed to another nothing is
     /// written; returns these lanes.
@@ -104,6 +104,15 @@ pub struct Claim {
     pub resume: bool,
 }
 
+/// How much to read at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClaimLimit {
+    /// At most this many rows of each lane.
+    pub rows: usize,
+    /// No further row once those that were read have so many bytes, whatever their lanes (invariant 7).
+    pub bytes: usize,
+}
+
 /// Rows that are due.
 #[derive(Debug, Default)]
 pub struct Claimed {
@@ -113,7 +122,7 @@ pub struct Claimed {
     pub rows: Vec<ClaimedRow>,
     /// The blocked keys of the lanes that asked.
     pub blocked: Vec<(Lane, BlockedKey)>,
-    /// Lanes of which there may be more.
+    /// Lanes of which there may be more: the limit was reached before their end.
     pub more: Vec<Lane>,
 }
 

@@ -1,0 +1,104 @@
+//! What the outbox tables of all databases have in common: Headwater's own layout.
+
+use std::sync::Arc;
+
+use headwater_core::{CellKind, Column, ColumnType, Identity, Micros, Row, RowBuilder, Table};
+
+/// What a claimed row says, in the order of the columns of [`table`].
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    /// The event's id, as text.
+    pub id: &'a str,
+    /// The stream.
+    pub stream: &'a str,
+    /// The type.
+    pub kind: &'a str,
+    /// The key.
+    pub key: Option<&'a str>,
+    /// JSON.
+    pub payload: Option<&'a str>,
+    /// A JSON object.
+    pub headers: Option<&'a str>,
+    /// The version of the schema.
+    pub version: i32,
+    /// When it was written.
+    pub created_at: Micros,
+}
+
+/// The columns of an outbox that events are made of.
+pub fn table(schema: &str, name: &str) -> Arc<Table> {
+    let column = |name: &str, ty| Column { name: name.to_owned(), ty, key: name == "id" };
+    let columns = vec![
+        column("id", ColumnType::Uuid),
+        column("stream", ColumnType::Text),
+        column("type", ColumnType::Text),
+        column("key", ColumnType::Text),
+        column("payload", ColumnType::Json),
+        column("headers", ColumnType::Json),
+        column("version", ColumnType::Int32),
+        column("created_at", ColumnType::TimestampTz(None)),
+    ];
+    Arc::new(Table { schema: schema.to_owned(), name: name.to_owned(), columns, identity: Identity::Key })
+}
+
+impl Parts<'_> {
+    /// The row of [`table`].
+    pub fn row(&self) -> Row {
+        let mut row = RowBuilder::with_capacity(8);
+        let version = self.version.to_string();
+        let created_at = instant(self.created_at);
+        let texts = [
+            Some(self.id),
+            Some(self.stream),
+            Some(self.kind),
+            self.key,
+            self.payload,
+            self.headers,
+            Some(&version),
+            created_at.as_deref(),
+        ];
+        for text in texts {
+            match text {
+                Some(text) => row.push(CellKind::Text, text.as_bytes()),
+                None => row.push(CellKind::Null, b""),
+            }
+        }
+        row.build()
+    }
+}
+
+/// The canonical text of an instant; `None` where no calendar has it.
+fn instant(micros: Micros) -> Option<String> {
+    let time = jiff::Timestamp::from_microsecond(micros).ok()?;
+    Some(time.strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use headwater_wire::format::{OutboxColumns, Payload};
+
+    use super::*;
+
+    #[test]
+    fn a_row_is_read_as_it_was_written() {
+        let parts = Parts {
+            id: "018f85d0-c334-7123-8567-89abcdef0123",
+            stream: "orders",
+            kind: "Placed",
+            key: Some("42"),
+            payload: Some("{\"a\": 1.50}"),
+            headers: Some("{\"traceparent\":\"00-1\"}"),
+            version: 2,
+            created_at: 1_715_940_000_500_001,
+        };
+        let row = parts.row();
+        let table = table("public", "outbox");
+        let reader = OutboxColumns::default().reader(&table).unwrap();
+        let read = reader.read(&row).unwrap();
+        assert_eq!((&*read.id, &*read.aggregate_type, &*read.kind), (parts.id, "orders", "Placed"));
+        assert_eq!((read.aggregate_id.as_deref(), read.version), (Some("42"), Some(2)));
+        assert_eq!(read.payload, Some(Payload::Json("{\"a\": 1.50}".into())));
+        assert_eq!(read.headers, [("traceparent".to_owned(), Some("00-1".to_owned()))]);
+        assert_eq!(read.timestamp, Some(parts.created_at));
+    }
+}
