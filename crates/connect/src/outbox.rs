@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use headwater_core::ports::NewEvent;
 use headwater_core::{CellKind, Column, ColumnType, Identity, Micros, Row, RowBuilder, Table};
 
 /// What a claimed row says, in the order of the columns of [`table`].
@@ -23,6 +24,14 @@ pub struct Parts<'a> {
     pub version: i32,
     /// When it was written.
     pub created_at: Micros,
+}
+
+/// The headers of an event as a JSON object, in their order; `None` where there are none.
+pub fn headers(event: &NewEvent) -> Option<String> {
+    let text = |text: &str| serde_json::Value::from(text).to_string();
+    let member = |(name, value): &(String, String)| format!("{}:{}", text(name), text(value));
+    let members: Vec<String> = event.headers.iter().map(member).collect();
+    (!members.is_empty()).then(|| format!("{{{}}}", members.join(",")))
 }
 
 /// The columns of an outbox that events are made of.

@@ -8,7 +8,7 @@ mod subscription;
 
 pub use bus::{Accepted, Bus, BusStatus, Durable, GroupStatus, Published, Rejection, StreamStatus};
 pub use outbox::{
-    BlockedKey, Claim, ClaimLimit, Claimed, ClaimedRow, Lane, Lease, LeaseAsk, NewEvent, OutboxStore,
+    BlockedKey, Claim, ClaimLimit, Claimed, ClaimedRow, LANES, Lane, Lease, LeaseAsk, NewEvent, OutboxStore,
     OutboxWriter, Outcome, Settled,
 };
 pub use parked::{HoldsBack, Parked, ParkedCount, ParkedStore, ParkedUsage};

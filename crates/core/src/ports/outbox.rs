@@ -44,6 +44,9 @@ pub trait OutboxWriter: Send + Sync {
 /// A share of an outbox: the rows whose keys hash to it.
 pub type Lane = u16;
 
+/// How many lanes an outbox has, where relays can share it. Few: each publishes on its own.
+pub const LANES: Lane = 8;
+
 /// The outbox table of a service's database, as the relays that empty it together see it.
 #[async_trait]
 pub trait OutboxStore: Send + Sync {

@@ -1,0 +1,160 @@
+//! The tables, indexes and functions of an outbox.
+
+use headwater_core::ports::LANES;
+use headwater_core::{Error, Kind, Result};
+
+use super::Names;
+use crate::postgres::client::{Connection, Mode, quote_ident, quote_literal};
+use crate::postgres::url::ConnectOptions;
+
+/// The class of the advisory locks that publishing takes: the letters HW.
+pub(super) const LOCKS: i32 = 0x4857;
+
+/// How many such locks there are. A key has one of them, so that a transaction that publishes about very
+/// many keys cannot exhaust the server's table of locks (6,400 by default).
+pub(super) const SLOTS: i32 = 1024;
+
+/// The SQL that makes the outbox `table` (`schema.name`, or a name in `public`) and what belongs to it.
+pub fn script(table: &str) -> String {
+    let names = Names::new(table);
+    format!("{}{}{}", tables(&names), indexes(&names), function(&names))
+}
+
+fn tables(names: &Names) -> String {
+    let (outbox, lease, relay) = (names.outbox(), names.lease(), names.relay());
+    let uuid7 = names.function("headwater_uuid7");
+    let last = LANES - 1;
+    format!(
+        "-- A UUID of version 7 (RFC 9562): its first 48 bits are the time in milliseconds.\n\
+         CREATE OR REPLACE FUNCTION {uuid7}() RETURNS uuid LANGUAGE sql VOLATILE PARALLEL SAFE AS $$\n    \
+             SELECT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) PLACING\n        \
+                 substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6),\n        \
+                 52, 1), 53, 1), 'hex')::uuid\n\
+         $$;\n\n\
+         CREATE TABLE {outbox} (\n    \
+             id uuid PRIMARY KEY DEFAULT {uuid7}(),\n    \
+             seq bigint GENERATED ALWAYS AS IDENTITY,   -- rises within a key in the order of commits\n    \
+             stream text NOT NULL,\n    \
+             type text NOT NULL,\n    \
+             key text,                                  -- what the event is about; none: no order\n    \
+             payload json,\n    \
+             headers json,                              -- an object of strings\n    \
+             version integer NOT NULL DEFAULT 1,        -- of the event's schema\n    \
+             created_at timestamptz NOT NULL DEFAULT clock_timestamp(),\n    \
+             lane smallint GENERATED ALWAYS AS ((hashtext(coalesce(key, id::text)) & {last})::smallint) STORED,\n    \
+             state text NOT NULL DEFAULT 'new',         -- new, waiting, retrying, parked, published, dropped\n    \
+             attempts integer NOT NULL DEFAULT 0,\n    \
+             next_try timestamptz,\n    \
+             error text,\n    \
+             settled_at timestamptz\n\
+         );\n\n\
+         -- Which relay works which lane.\n\
+         CREATE TABLE {lease} (\n    \
+             lane smallint PRIMARY KEY,\n    \
+             relay text,\n    \
+             epoch bigint NOT NULL DEFAULT 0,\n    \
+             until timestamptz NOT NULL DEFAULT '-infinity'\n\
+         );\n\
+         INSERT INTO {lease} (lane) SELECT generate_series(0, {last});\n\n\
+         -- Which relays are alive.\n\
+         CREATE TABLE {relay} (relay text PRIMARY KEY, until timestamptz NOT NULL);\n\n"
+    )
+}
+
+fn indexes(names: &Names) -> String {
+    let outbox = names.outbox();
+    let index = |part: &str, columns: &str, states: &str| {
+        let name = quote_ident(&names.part(part));
+        format!("CREATE INDEX {name} ON {outbox} ({columns}) WHERE {states};\n")
+    };
+    [
+        "-- Small, whatever is published: each holds only the rows that are in its states.\n".to_owned(),
+        index("new", "lane, seq", "state = 'new'"),
+        index("waiting", "lane, seq", "state = 'waiting'"),
+        index("heads", "lane, next_try, stream, key", "state IN ('retrying', 'parked')"),
+        index("done", "settled_at", "state IN ('published', 'dropped')"),
+    ]
+    .concat()
+}
+
+fn function(names: &Names) -> String {
+    let (outbox, publish) = (names.outbox(), names.function("headwater_publish"));
+    let uuid7 = names.function("headwater_uuid7");
+    format!(
+        "\n-- Publishes an event in the caller's transaction. The lock of the key is held until that ends.\n\
+         CREATE FUNCTION {publish}(stream text, type text, key text, payload json,\n        \
+             headers json DEFAULT NULL, version integer DEFAULT 1, id uuid DEFAULT NULL)\n\
+         RETURNS uuid LANGUAGE plpgsql AS $$\n\
+         DECLARE\n    \
+             published uuid := coalesce($7, {uuid7}());\n\
+         BEGIN\n    \
+             PERFORM pg_advisory_xact_lock({LOCKS}, hashtext($3) & {mask});\n    \
+             INSERT INTO {outbox} (id, stream, type, key, payload, headers, version)\n    \
+                 VALUES (published, $1, $2, $3, $4, $5, $6);\n    \
+             RETURN published;\n\
+         END $$;\n",
+        mask = SLOTS - 1,
+    )
+}
+
+/// The SQL that takes the outbox and all that belongs to it away.
+pub fn removal_script(table: &str) -> String {
+    let names = Names::new(table);
+    format!(
+        "DROP FUNCTION IF EXISTS {}(text, text, text, json, json, integer, uuid);\n\
+         DROP TABLE IF EXISTS {}, {}, {};\n\
+         DROP FUNCTION IF EXISTS {}();\n",
+        names.function("headwater_publish"),
+        names.outbox(),
+        names.lease(),
+        names.relay(),
+        names.function("headwater_uuid7"),
+    )
+}
+
+/// Makes the outbox where it is missing; says whether it was. One that is there is left as it is.
+pub async fn install(url: &ConnectOptions, table: &str) -> Result<bool> {
+    let names = Names::new(table);
+    let mut connection = Connection::connect(url, Mode::Sql).await?;
+    if exists(&mut connection, &names.outbox()).await? {
+        return Ok(false);
+    }
+    let doing = format!("making the outbox {}", names.outbox());
+    // Several statements of one query are one transaction.
+    connection.query(&script(table)).await.map_err(|error| {
+        let hint = format!(
+            "run the SQL of `headwater init URL --outbox {table} --print` as a user that may create tables in schema {}; \
+             a function headwater_publish that is there belongs to another outbox of that schema: choose another schema",
+            names.schema
+        );
+        Error::new(Kind::Refused, doing).because(error).hint(hint)
+    })?;
+    Ok(true)
+}
+
+/// Takes the outbox away, with the rows that are in it; says whether it was there. Refuses, unless told
+/// otherwise, while rows wait to be published.
+pub async fn remove(url: &ConnectOptions, table: &str, force: bool) -> Result<bool> {
+    let names = Names::new(table);
+    let mut connection = Connection::connect(url, Mode::Sql).await?;
+    if !exists(&mut connection, &names.outbox()).await? {
+        return Ok(false);
+    }
+    if !force {
+        let waiting =
+            format!("SELECT count(*) FROM {} WHERE state NOT IN ('published', 'dropped')", names.outbox());
+        let waiting: u64 = connection.query(&waiting).await?.first().map_or(Ok(0), |row| row.number(0))?;
+        if waiting > 0 {
+            let doing = format!("{waiting} events of {} are not published yet", names.outbox());
+            return Err(Error::new(Kind::Refused, doing)
+                .hint("let a relay publish them, or give --force to lose them"));
+        }
+    }
+    connection.query(&removal_script(table)).await?;
+    Ok(true)
+}
+
+async fn exists(connection: &mut Connection, relation: &str) -> Result<bool> {
+    let sql = format!("SELECT to_regclass({}) IS NOT NULL", quote_literal(relation));
+    Ok(connection.query(&sql).await?.first().is_some_and(|row| row.is_true(0)))
+}

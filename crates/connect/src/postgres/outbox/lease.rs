@@ -1,0 +1,89 @@
+//! Sharing the lanes of an outbox among the relays that are alive.
+
+use std::time::Duration;
+
+use headwater_core::ports::{LANES, Lane, Lease, LeaseAsk};
+use sqlx::{AssertSqlSafe, PgPool, Postgres, Row, Transaction};
+
+use super::Names;
+
+/// The statements.
+#[derive(Debug)]
+pub(super) struct Leases {
+    live: String,
+    forget: String,
+    leave: String,
+    release: String,
+    renew: String,
+    others: String,
+    take: String,
+    held: String,
+}
+
+impl Leases {
+    pub fn new(names: &Names) -> Self {
+        let (lease, relay) = (names.lease(), names.relay());
+        let until = "clock_timestamp() + $2 * interval '1 millisecond'";
+        Self {
+            live: format!(
+                "INSERT INTO {relay} (relay, until) VALUES ($1, {until}) \
+                 ON CONFLICT (relay) DO UPDATE SET until = excluded.until"
+            ),
+            forget: format!("DELETE FROM {relay} WHERE until < clock_timestamp() - interval '1 day'"),
+            leave: format!("DELETE FROM {relay} WHERE relay = $1"),
+            release: format!(
+                "UPDATE {lease} SET relay = NULL, until = '-infinity' WHERE relay = $1 AND lane = ANY($2)"
+            ),
+            renew: format!("UPDATE {lease} SET until = {until} WHERE relay = $1"),
+            others: format!("SELECT count(*) FROM {relay} WHERE relay <> $1 AND until > clock_timestamp()"),
+            take: format!(
+                "UPDATE {lease} SET relay = $1, epoch = epoch + 1, until = {until} WHERE lane IN \
+                 (SELECT lane FROM {lease} WHERE until < clock_timestamp() \
+                  ORDER BY lane LIMIT $3 FOR UPDATE SKIP LOCKED)"
+            ),
+            held: format!("SELECT lane, epoch FROM {lease} WHERE relay = $1 ORDER BY lane"),
+        }
+    }
+
+    /// See [`OutboxStore::lease`](headwater_core::ports::OutboxStore::lease).
+    pub async fn lease(&self, pool: &PgPool, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
+        let mut transaction = pool.begin().await?;
+        let leases = self.share(&mut transaction, ask).await?;
+        transaction.commit().await?;
+        Ok(leases)
+    }
+
+    async fn share(&self, on: &mut Transaction<'_, Postgres>, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
+        let release: Vec<i16> = ask.release.iter().map(|lane| *lane as i16).collect();
+        if !release.is_empty() {
+            let release = sqlx::query(AssertSqlSafe(&*self.release)).bind(&ask.relay).bind(release);
+            release.execute(&mut **on).await?;
+        }
+        if ask.leaving {
+            sqlx::query(AssertSqlSafe(&*self.leave)).bind(&ask.relay).execute(&mut **on).await?;
+            return Ok(Vec::new());
+        }
+        let ttl = millis(ask.ttl);
+        sqlx::query(AssertSqlSafe(&*self.live)).bind(&ask.relay).bind(ttl).execute(&mut **on).await?;
+        sqlx::query(AssertSqlSafe(&*self.forget)).execute(&mut **on).await?;
+        let renew = sqlx::query(AssertSqlSafe(&*self.renew)).bind(&ask.relay).bind(ttl);
+        let held = renew.execute(&mut **on).await?.rows_affected();
+        let others = sqlx::query(AssertSqlSafe(&*self.others)).bind(&ask.relay).fetch_one(&mut **on).await?;
+        let others: i64 = others.try_get(0)?;
+        let fair = u64::from(LANES).div_ceil(u64::try_from(others).unwrap_or(0) + 1);
+        if held < fair {
+            let take = sqlx::query(AssertSqlSafe(&*self.take)).bind(&ask.relay).bind(ttl);
+            take.bind((fair - held) as i64).execute(&mut **on).await?;
+        }
+        let held = sqlx::query(AssertSqlSafe(&*self.held)).bind(&ask.relay).fetch_all(&mut **on).await?;
+        let lease = |(at, row): (usize, &sqlx::postgres::PgRow)| {
+            let (lane, epoch): (i16, i64) = (row.try_get(0)?, row.try_get(1)?);
+            Ok(Lease { lane: lane as Lane, epoch: epoch as u64, wanted: at as u64 >= fair })
+        };
+        held.iter().enumerate().map(lease).collect()
+    }
+}
+
+pub(super) fn millis(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+}

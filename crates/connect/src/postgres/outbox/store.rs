@@ -1,0 +1,230 @@
+//! What relays need of an outbox.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::TryStreamExt;
+use headwater_core::ports::{
+    BlockedKey, Claim, ClaimLimit, Claimed, ClaimedRow, Lane, Lease, LeaseAsk, OutboxStore, Settled,
+};
+use headwater_core::{EventId, Result, Table};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow, PgSslMode};
+use sqlx::types::Uuid;
+use sqlx::{AssertSqlSafe, PgPool, Row};
+
+use super::lease::{Leases, millis};
+use super::settle::Settle;
+use super::{Names, failed};
+use crate::outbox::Parts;
+use crate::postgres::url::{ConnectOptions, SslMode};
+
+/// Done rows that are deleted in one statement.
+const CLEANED: i64 = 1_000;
+
+/// The outbox of a PostgreSQL database, read by query.
+pub struct PostgresOutboxStore {
+    pool: PgPool,
+    names: Names,
+    table: Arc<Table>,
+    leases: Leases,
+    settle: Settle,
+    new: String,
+    due: String,
+    resume: String,
+    blocked: String,
+    clean: String,
+}
+
+impl PostgresOutboxStore {
+    /// The outbox `table` of a database. Nothing is asked of the server yet.
+    pub fn new(url: &ConnectOptions, table: &str) -> Self {
+        // One each to claim, to settle, to renew leases and to clean.
+        let pool = PgPoolOptions::new().max_connections(4).min_connections(0);
+        let pool = pool.acquire_timeout(url.connect_timeout.min(Duration::from_secs(30)));
+        let names = Names::new(table);
+        let outbox = names.outbox();
+        let columns = "row.lane, row.seq, row.attempts, row.id, row.stream, row.type, row.key, row.payload::text, \
+             row.headers::text, row.version, CASE WHEN isfinite(row.created_at) THEN \
+             (extract(epoch FROM row.created_at) * 1000000)::bigint ELSE 0 END";
+        Self {
+            pool: pool.connect_lazy_with(options(url)),
+            table: names.table(),
+            leases: Leases::new(&names),
+            settle: Settle::new(&names),
+            new: format!(
+                "SELECT {columns} FROM unnest($1::smallint[], $2::bigint[]) WITH ORDINALITY AS claim (lane, above, at) \
+                 CROSS JOIN LATERAL (SELECT * FROM {outbox} AS of WHERE of.lane = claim.lane AND of.state = 'new' \
+                 AND of.seq > claim.above ORDER BY of.seq LIMIT $3) AS row ORDER BY claim.at, row.seq"
+            ),
+            due: format!(
+                "SELECT {columns} FROM {outbox} AS row WHERE row.lane = ANY($1) AND row.state IN ('retrying', 'parked') \
+                 AND row.state = 'retrying' AND row.next_try <= clock_timestamp() \
+                 ORDER BY row.next_try, row.seq LIMIT $2"
+            ),
+            resume: format!(
+                "UPDATE {outbox} AS row SET state = 'new' WHERE row.lane = $1 AND row.state = 'waiting' AND NOT EXISTS \
+                 (SELECT FROM {outbox} AS head WHERE head.lane = $1 AND head.state IN ('retrying', 'parked') \
+                  AND head.stream = row.stream AND head.key = row.key)"
+            ),
+            blocked: format!(
+                "SELECT DISTINCT stream, key FROM {outbox} WHERE lane = $1 AND state IN ('retrying', 'parked') \
+                 AND key IS NOT NULL"
+            ),
+            clean: format!(
+                "DELETE FROM {outbox} WHERE id = ANY (ARRAY (SELECT id FROM {outbox} WHERE state IN ('published', 'dropped') \
+                 AND settled_at < clock_timestamp() - $1 * interval '1 millisecond' ORDER BY settled_at LIMIT {CLEANED} \
+                 FOR UPDATE SKIP LOCKED))"
+            ),
+            names,
+        }
+    }
+
+    async fn claimed(&self, claims: &[Claim], limit: ClaimLimit) -> sqlx::Result<Claimed> {
+        let mut claimed = Claimed::default();
+        for claim in claims.iter().filter(|claim| claim.resume) {
+            self.resume(claim.lane, &mut claimed.blocked).await?;
+        }
+        let lanes: Vec<i16> = claims.iter().map(|claim| claim.lane as i16).collect();
+        let above: Vec<i64> = claims.iter().map(|claim| claim.above).collect();
+        let rows = i64::try_from(limit.rows).unwrap_or(i64::MAX);
+        let mut room = Room { limit, bytes: 0, rows: vec![0; usize::from(u16::MAX) + 1] };
+        let due = sqlx::query(AssertSqlSafe(&*self.due)).bind(&lanes).bind(rows).fetch(&self.pool);
+        let full = self.take(due, &mut room, &mut claimed).await?;
+        room.rows.fill(0);
+        let new = sqlx::query(AssertSqlSafe(&*self.new)).bind(&lanes).bind(above).bind(rows);
+        let full = full || self.take(new.fetch(&self.pool), &mut room, &mut claimed).await?;
+        let more = |claim: &&Claim| full || room.rows[usize::from(claim.lane)] >= limit.rows;
+        claimed.more = claims.iter().filter(more).map(|claim| claim.lane).collect();
+        claimed.table = (!claimed.rows.is_empty()).then(|| Arc::clone(&self.table));
+        Ok(claimed)
+    }
+
+    /// Takes rows until there is no more room; whether that was so.
+    async fn take(
+        &self,
+        mut rows: impl futures::Stream<Item = sqlx::Result<PgRow>> + Unpin,
+        room: &mut Room,
+        claimed: &mut Claimed,
+    ) -> sqlx::Result<bool> {
+        while let Some(row) = rows.try_next().await? {
+            let row = claimed_row(&row)?;
+            room.bytes += row.row.size();
+            room.rows[usize::from(row.lane)] += 1;
+            claimed.rows.push(row);
+            if room.bytes >= room.limit.bytes {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn resume(&self, lane: Lane, blocked: &mut Vec<(Lane, BlockedKey)>) -> sqlx::Result<()> {
+        let at = lane as i16;
+        sqlx::query(AssertSqlSafe(&*self.resume)).bind(at).execute(&self.pool).await?;
+        let keys = sqlx::query(AssertSqlSafe(&*self.blocked)).bind(at).fetch_all(&self.pool).await?;
+        for row in keys {
+            blocked.push((lane, (row.try_get(0)?, row.try_get(1)?)));
+        }
+        Ok(())
+    }
+}
+
+/// What may still be taken.
+struct Room {
+    limit: ClaimLimit,
+    bytes: usize,
+    /// By lane.
+    rows: Vec<usize>,
+}
+
+fn claimed_row(row: &PgRow) -> sqlx::Result<ClaimedRow> {
+    let (lane, attempts): (i16, i32) = (row.try_get(0)?, row.try_get(2)?);
+    let id = EventId::from_bytes(*row.try_get::<Uuid, _>(3)?.as_bytes());
+    let (stream, key): (&str, Option<&str>) = (row.try_get(4)?, row.try_get(6)?);
+    let created_at = row.try_get(10)?;
+    let text = id.to_string();
+    let parts = Parts {
+        id: &text,
+        stream,
+        kind: row.try_get(5)?,
+        key,
+        payload: row.try_get(7)?,
+        headers: row.try_get(8)?,
+        version: row.try_get(9)?,
+        created_at,
+    };
+    Ok(ClaimedRow {
+        lane: lane as Lane,
+        sequence: row.try_get(1)?,
+        id,
+        attempts: attempts as u32,
+        stream: stream.to_owned(),
+        key: key.map(str::to_owned),
+        created_at,
+        row: parts.row(),
+    })
+}
+
+#[async_trait]
+impl OutboxStore for PostgresOutboxStore {
+    async fn lease(&self, ask: &LeaseAsk) -> Result<Vec<Lease>> {
+        let leases = self.leases.lease(&self.pool, ask).await;
+        leases.map_err(|error| failed(error, "renewing the leases of a relay", &self.names))
+    }
+
+    async fn claim(&self, claims: &[Claim], limit: ClaimLimit) -> Result<Claimed> {
+        let claimed = self.claimed(claims, limit).await;
+        claimed.map_err(|error| {
+            failed(error, format!("reading the outbox {}", self.names.outbox()), &self.names)
+        })
+    }
+
+    async fn settle(&self, relay: &str, settled: &[Settled]) -> Result<Vec<Lane>> {
+        let lost = self.settle.settle(&self.pool, relay, settled).await;
+        lost.map_err(|error| failed(error, "settling rows of the outbox", &self.names))
+    }
+
+    async fn wait(&self, at_most: Duration) {
+        tokio::time::sleep(at_most).await;
+    }
+
+    async fn clean(&self, retention: Duration) -> Result<u64> {
+        let clean =
+            sqlx::query(AssertSqlSafe(&*self.clean)).bind(millis(retention)).execute(&self.pool).await;
+        let done = clean.map_err(|error| failed(error, "deleting old rows of the outbox", &self.names))?;
+        Ok(done.rows_affected())
+    }
+}
+
+/// The same place and protection, for sqlx.
+fn options(url: &ConnectOptions) -> PgConnectOptions {
+    let mode = match url.ssl_mode {
+        SslMode::Disable => PgSslMode::Disable,
+        SslMode::Allow => PgSslMode::Allow,
+        SslMode::Prefer => PgSslMode::Prefer,
+        SslMode::Require => PgSslMode::Require,
+        SslMode::VerifyCa => PgSslMode::VerifyCa,
+        SslMode::VerifyFull => PgSslMode::VerifyFull,
+    };
+    let mut options = PgConnectOptions::new_without_pgpass()
+        .host(&url.host)
+        .port(url.port)
+        .username(&url.user)
+        .database(&url.database)
+        .application_name(&url.application_name)
+        .ssl_mode(mode);
+    if url.is_unix() {
+        options = options.socket(&url.host);
+    }
+    if let Some(password) = &url.password {
+        options = options.password(password);
+    }
+    if let Some(root) = &url.ssl_root_cert {
+        options = options.ssl_root_cert(root);
+    }
+    if let Some((certificate, key)) = &url.ssl_client {
+        options = options.ssl_client_cert(certificate).ssl_client_key(key);
+    }
+    options
+}
