@@ -102,6 +102,8 @@ pub struct Claim {
     /// Only new rows with a higher sequence than this; 0 for all, which also finds those of transactions
     /// that committed late.
     pub above: i64,
+    /// Also the rows whose time has come to be tried again.
+    pub retries: bool,
     /// Lets go what waits behind nothing any more, and asks which keys are blocked. Only while nothing of
     /// the lane is on its way, and with `above` 0.
     pub resume: bool,

@@ -1,5 +1,6 @@
 //! What relays need of an outbox.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,13 +89,19 @@ impl PostgresOutboxStore {
         let lanes: Vec<i16> = claims.iter().map(|claim| claim.lane as i16).collect();
         let above: Vec<i64> = claims.iter().map(|claim| claim.above).collect();
         let rows = i64::try_from(limit.rows).unwrap_or(i64::MAX);
-        let mut room = Room { limit, bytes: 0, rows: vec![0; usize::from(u16::MAX) + 1] };
-        let due = sqlx::query(AssertSqlSafe(&*self.due)).bind(&lanes).bind(rows).fetch(&self.pool);
-        let full = self.take(due, &mut room, &mut claimed).await?;
-        room.rows.fill(0);
+        let mut room = Room { limit, bytes: 0, rows: HashMap::new() };
+        let due: Vec<i16> =
+            claims.iter().filter(|claim| claim.retries).map(|claim| claim.lane as i16).collect();
+        let mut full = false;
+        if !due.is_empty() {
+            let due = sqlx::query(AssertSqlSafe(&*self.due)).bind(due).bind(rows);
+            full = self.take(due.fetch(&self.pool), &mut room, &mut claimed).await?;
+            room.rows.clear();
+        }
         let new = sqlx::query(AssertSqlSafe(&*self.new)).bind(&lanes).bind(above).bind(rows);
         let full = full || self.take(new.fetch(&self.pool), &mut room, &mut claimed).await?;
-        let more = |claim: &&Claim| full || room.rows[usize::from(claim.lane)] >= limit.rows;
+        let more =
+            |claim: &&Claim| full || room.rows.get(&claim.lane).is_some_and(|rows| *rows >= limit.rows);
         claimed.more = claims.iter().filter(more).map(|claim| claim.lane).collect();
         claimed.table = (!claimed.rows.is_empty()).then(|| Arc::clone(&self.table));
         Ok(claimed)
@@ -110,7 +117,7 @@ impl PostgresOutboxStore {
         while let Some(row) = rows.try_next().await? {
             let row = claimed_row(&row)?;
             room.bytes += row.row.size();
-            room.rows[usize::from(row.lane)] += 1;
+            *room.rows.entry(row.lane).or_default() += 1;
             claimed.rows.push(row);
             if room.bytes >= room.limit.bytes {
                 return Ok(true);
@@ -135,7 +142,7 @@ struct Room {
     limit: ClaimLimit,
     bytes: usize,
     /// By lane.
-    rows: Vec<usize>,
+    rows: HashMap<Lane, usize>,
 }
 
 fn claimed_row(row: &PgRow) -> sqlx::Result<ClaimedRow> {
