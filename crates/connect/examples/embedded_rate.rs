@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use headwater_connect::embedded::{EmbeddedBus, EmbeddedConfig};
-use headwater_core::ports::{Bus, Delivery, Published, Start, Subscribe, Subscription};
+use headwater_core::ports::{Bus, Delivery, Opened, Published, Start, Subscribe, Subscription};
 use headwater_core::{Checkpoint, Event, EventId, Position, Retention, StreamSpec};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -80,12 +80,13 @@ fn event(stream: &Arc<str>, kind: &Arc<str>, payload: &Bytes, n: u64) -> Event {
 /// Publishes `count` events, 16 batches in flight.
 async fn publish(bus: &Arc<dyn Bus>, batch: u64, count: u64) -> Result<()> {
     let (stream, kind, payload) = ("orders".into(), "update".into(), Bytes::from(vec![b'x'; 560]));
+    let Opened { writer, .. } = bus.writer("rate").await?;
     let mut in_flight = std::collections::VecDeque::new();
     for from in (0..count).step_by(batch as usize) {
         let events = (from..from + batch).map(|n| event(&stream, &kind, &payload, n)).collect();
         let position = Position::of(1, [from + batch, 0, 0]);
         let at = Checkpoint { source: "rate".into(), position, state: serde_json::json!({"lsn": from}) };
-        let Published::Accepted(accepted) = bus.publish(events, Some(at)).await? else {
+        let Published::Accepted(accepted) = writer.publish(events, Some(at)).await? else {
             return Err("rejected".into());
         };
         in_flight.push_back(accepted);
@@ -124,14 +125,14 @@ async fn batch(subscription: &mut dyn Subscription) -> Result<Vec<i64>> {
 async fn latency(name: &str, bus: &Arc<dyn Bus>, reader: &Arc<dyn Bus>) -> Result<()> {
     const EVENTS: usize = 5_000;
     let mut subscription = reader.subscribe(subscribe(None)).await?;
+    let Opened { writer, .. } = bus.writer("latency").await?;
     let publisher = tokio::spawn({
-        let bus = Arc::clone(bus);
         async move {
             let (stream, kind, payload) = ("orders".into(), "update".into(), Bytes::from(vec![b'x'; 560]));
             let mut tick = tokio::time::interval(Duration::from_millis(2));
             for n in 0..EVENTS as u64 {
                 tick.tick().await;
-                let published = bus.publish(vec![event(&stream, &kind, &payload, n)], None).await;
+                let published = writer.publish(vec![event(&stream, &kind, &payload, n)], None).await;
                 if let Ok(Published::Accepted(accepted)) = published {
                     let _ = accepted.durable().await;
                 }

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_connect::embedded::{EmbeddedBus, EmbeddedConfig};
-use headwater_core::ports::{Bus, Published, Start};
+use headwater_core::ports::{Bus, Opened, Published, Start, Writer};
 use headwater_core::{Event, Kind, Record, Retention, StreamSpec};
 use headwater_testkit::disk::SmallDisk;
 use headwater_testkit::suites::bus::tools::{
-    Reader, accept, checkpoint, event, events, kind, publish, spec, within,
+    Reader, accept, checkpoint, event, events, kind, publish, spec, within, writer,
 };
 
 async fn open(dir: &Path) -> Arc<dyn Bus> {
@@ -38,13 +38,12 @@ async fn read(bus: &Arc<dyn Bus>, stream: &str) -> Vec<Record> {
 async fn a_second_writer_is_refused_by_name_and_a_reader_is_not() {
     let dir = tempfile::tempdir().unwrap();
     let bus = open(dir.path()).await;
-    let stream = spec("s", 1).name;
     within(bus.ensure(&spec("s", 1))).await.unwrap();
     let error = EmbeddedBus::open(dir.path(), EmbeddedConfig::default()).await.err().unwrap();
     assert_eq!(error.kind(), Kind::Busy);
     assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
     let reader = open_reader(dir.path()).await;
-    assert_eq!(kind(reader.publish(events(&stream, 0, 0..1), None).await), Kind::Refused);
+    assert_eq!(kind(reader.writer("a").await), Kind::Refused);
     assert_eq!(kind(reader.ensure(&spec("other", 1)).await), Kind::Refused);
     drop(bus);
     open(dir.path()).await;
@@ -93,7 +92,7 @@ async fn publishes_until_killed() {
     let bus = open(Path::new(&dir)).await;
     let stream = spec("s", 3).name;
     within(bus.ensure(&spec("s", 3))).await.unwrap();
-    let stored = within(bus.checkpoint("a")).await.unwrap();
+    let Opened { writer, checkpoint: stored } = within(bus.writer("a")).await.unwrap();
     let mut batch = stored.map_or(0, |checkpoint| checkpoint.position.numbers()[0]);
     let mut in_flight = std::collections::VecDeque::new();
     loop {
@@ -101,7 +100,7 @@ async fn publishes_until_killed() {
         let numbers = (batch - 1) * 10..batch * 10;
         let events = numbers.flat_map(|n| (0..3).map(move |partition| (partition, n)));
         let events = events.map(|(partition, n)| sized(&stream, partition, n)).collect();
-        in_flight.push_back((batch, accept(&bus, events, Some(checkpoint("a", batch))).await));
+        in_flight.push_back((batch, accept(&*writer, events, Some(checkpoint("a", batch))).await));
         if in_flight.len() > 5 {
             let (batch, accepted) = in_flight.pop_front().unwrap();
             within(accepted.durable()).await.unwrap();
@@ -145,7 +144,7 @@ async fn a_kill_loses_nothing_durable() {
         let durable = within(killed(move || kill_after(start_publisher(&path), count))).await.unwrap();
         assert!(durable > most, "the publisher got nowhere");
         let bus = open_reader(dir.path()).await;
-        let stored = within(bus.checkpoint("a")).await.unwrap().unwrap();
+        let stored = within(bus.status()).await.unwrap().checkpoints.remove(0);
         let batches = stored.position.numbers()[0];
         assert_eq!(stored, checkpoint("a", batches));
         assert!(batches >= durable, "{durable} batches were durable, the checkpoint says {batches}");
@@ -173,14 +172,18 @@ async fn a_full_disk_fails_what_comes_until_there_is_room() {
     let stream = spec("s", 1).name;
     within(bus.ensure(&spec("s", 1))).await.unwrap();
     let mut batch = 0;
+    let mut writer = writer(&bus, "a").await;
     for _ in 0..3 {
-        let failed = within(publish_until_full(&bus, &stream, batch)).await;
+        let failed = within(publish_until_full(&*writer, &stream, batch)).await;
         // Everything of this source is held off, with the same reason.
-        let later = within(bus.publish(events(&stream, 0, 0..1), Some(checkpoint("a", 99_999)))).await;
+        let later = within(writer.publish(events(&stream, 0, 0..1), Some(checkpoint("a", 99_999)))).await;
         assert_eq!(kind(later), Kind::Full);
         let stored = loop {
-            match within(bus.checkpoint("a")).await {
-                Ok(stored) => break stored.unwrap(),
+            match within(bus.writer("a")).await {
+                Ok(opened) => {
+                    writer = opened.writer;
+                    break opened.checkpoint.unwrap();
+                }
                 // A segment was begun just then, and there is no room even to open it: make some.
                 Err(error) => {
                     assert_eq!(error.kind(), Kind::Full);
@@ -207,11 +210,11 @@ async fn a_full_disk_fails_what_comes_until_there_is_room() {
 }
 
 /// Publishes batches from `batch` on, two in flight, until one fails; which did.
-async fn publish_until_full(bus: &Arc<dyn Bus>, stream: &Arc<str>, mut batch: u64) -> u64 {
+async fn publish_until_full(writer: &dyn Writer, stream: &Arc<str>, mut batch: u64) -> u64 {
     loop {
         let make = |batch: u64| (batch * 20..batch * 20 + 20).map(|n| sized(stream, 0, n)).collect();
-        let first = within(bus.publish(make(batch), Some(checkpoint("a", batch + 1)))).await;
-        let second = within(bus.publish(make(batch + 1), Some(checkpoint("a", batch + 2)))).await;
+        let first = within(writer.publish(make(batch), Some(checkpoint("a", batch + 1)))).await;
+        let second = within(writer.publish(make(batch + 1), Some(checkpoint("a", batch + 2)))).await;
         for published in [first, second] {
             let durable = match published {
                 Ok(Published::Accepted(accepted)) => within(accepted.durable()).await,

@@ -11,7 +11,7 @@ use headwater_connect::embedded::{EmbeddedBus, EmbeddedConfig};
 use headwater_core::ports::{Bus, Delivery, Start};
 use headwater_core::{Event, Record, Retention, StreamSpec};
 use headwater_testkit::suites::bus::tools::{
-    Reader, checkpoint, event, events, payloads, publish, spec, texts,
+    Reader, begin, checkpoint, event, events, payloads, publish, spec, texts,
 };
 
 const HOUR: i64 = 3_600_000_000;
@@ -86,8 +86,8 @@ async fn a_new_segment_is_begun_and_readers_cross_over() {
     }
     assert!(segments(dir.path()) > 8, "{}", segments(dir.path()));
     assert_eq!(payloads(&read(&bus, &stream).await), texts(0, 0..500));
-    assert_eq!(bus.checkpoint("a").await.unwrap(), Some(checkpoint("a", 49)));
-    assert_eq!(bus.checkpoint("b").await.unwrap(), None);
+    assert_eq!(begin(&bus, "a").await.unwrap(), Some(checkpoint("a", 49)));
+    assert_eq!(begin(&bus, "b").await.unwrap(), None);
     let mut reader = Reader::open(&bus, &stream, None, Start::Time(event(&stream, 0, 333).time)).await;
     assert_eq!(payloads(&reader.take(167).await), texts(0, 333..500));
 }
@@ -109,7 +109,7 @@ async fn whole_segments_go_when_all_in_them_is_old() {
     embedded.retain(now() + 4 * HOUR).await.unwrap();
     assert_eq!(segments(dir.path()), 1);
     assert_eq!(read(&bus, &stream).await.len(), 0);
-    assert_eq!(bus.checkpoint("a").await.unwrap(), Some(checkpoint("a", 19)), "checkpoints stay");
+    assert_eq!(begin(&bus, "a").await.unwrap(), Some(checkpoint("a", 19)), "checkpoints stay");
     publish(&bus, events(&stream, 0, 200..210), None).await;
     let records = read(&bus, &stream).await;
     assert_eq!(payloads(&records), texts(0, 200..210));

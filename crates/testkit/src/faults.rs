@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use headwater_core::ports::{
-    Accepted, Bus, BusStatus, Check, Connector, Durable, HoldsBack, Parked, ParkedCount, ParkedStore,
-    ParkedUsage, Published, Source, SourceStatus, Subscribe, Subscription,
+    Accepted, Bus, BusStatus, Check, Connector, Durable, HoldsBack, Opened, Parked, ParkedCount, ParkedStore,
+    ParkedUsage, Published, Source, SourceStatus, Subscribe, Subscription, Writer,
 };
 use headwater_core::{Batch, Checkpoint, Error, Event, EventId, Kind, Result, StreamSpec};
 use rand::rngs::SmallRng;
@@ -36,12 +36,12 @@ pub enum Fault {
 pub enum Call {
     /// [`Bus::ensure`].
     Ensure,
-    /// [`Bus::publish`].
+    /// [`Writer::publish`].
     Publish,
     /// [`Accepted::durable`].
     Durable,
-    /// [`Bus::checkpoint`].
-    Checkpoint,
+    /// [`Bus::writer`].
+    Writer,
     /// [`Bus::status`].
     Status,
     /// [`Connector::open`].
@@ -160,6 +160,29 @@ impl Bus for FaultyBus {
         self.faults.around(Call::Ensure, self.inner.ensure(spec)).await
     }
 
+    async fn writer(&self, source: &str) -> Result<Opened> {
+        let Opened { writer, checkpoint } =
+            self.faults.around(Call::Writer, self.inner.writer(source)).await?;
+        let writer = FaultyWriter { inner: writer, faults: self.faults.clone() };
+        Ok(Opened { writer: Box::new(writer), checkpoint })
+    }
+
+    async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>> {
+        self.inner.subscribe(subscribe).await
+    }
+
+    async fn status(&self) -> Result<BusStatus> {
+        self.faults.around(Call::Status, self.inner.status()).await
+    }
+}
+
+struct FaultyWriter {
+    inner: Box<dyn Writer>,
+    faults: Faults,
+}
+
+#[async_trait]
+impl Writer for FaultyWriter {
     async fn publish(&self, events: Vec<Event>, checkpoint: Option<Checkpoint>) -> Result<Published> {
         match self.faults.around(Call::Publish, self.inner.publish(events, checkpoint)).await? {
             Published::Accepted(accepted) => {
@@ -169,18 +192,6 @@ impl Bus for FaultyBus {
             }
             rejected => Ok(rejected),
         }
-    }
-
-    async fn checkpoint(&self, source: &str) -> Result<Option<Checkpoint>> {
-        self.faults.around(Call::Checkpoint, self.inner.checkpoint(source)).await
-    }
-
-    async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>> {
-        self.inner.subscribe(subscribe).await
-    }
-
-    async fn status(&self) -> Result<BusStatus> {
-        self.faults.around(Call::Status, self.inner.status()).await
     }
 }
 

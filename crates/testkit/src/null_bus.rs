@@ -1,16 +1,19 @@
 //! A bus that takes everything, for tests and measurements of what stands before a bus.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use headwater_core::ports::{Accepted, Bus, BusStatus, Durable, Published, Subscribe, Subscription};
+use headwater_core::ports::{
+    Accepted, Bus, BusStatus, Durable, Opened, Published, Subscribe, Subscription, Writer,
+};
 use headwater_core::{Checkpoint, Error, Event, Kind, Result, StreamSpec};
 
-/// Takes every event, promises it at once, and remembers checkpoints; keeps the events if asked to.
-#[derive(Debug, Default)]
+/// Takes every event, promises it at once, and remembers checkpoints; keeps the events if asked to. Its clones are
+/// one.
+#[derive(Debug, Clone, Default)]
 pub struct NullBus {
-    held: Mutex<Held>,
+    held: Arc<Mutex<Held>>,
 }
 
 #[derive(Debug, Default)]
@@ -23,7 +26,8 @@ struct Held {
 impl NullBus {
     /// A bus that keeps the events it takes, for [`NullBus::events`].
     pub fn keeping() -> Self {
-        Self { held: Mutex::new(Held { events: Some(Vec::new()), ..Held::default() }) }
+        let held = Held { events: Some(Vec::new()), ..Held::default() };
+        Self { held: Arc::new(Mutex::new(held)) }
     }
 
     /// The events it kept, in the order they were published.
@@ -50,11 +54,7 @@ impl NullBus {
 }
 
 #[async_trait]
-impl Bus for NullBus {
-    async fn ensure(&self, spec: &StreamSpec) -> Result<u32> {
-        Ok(spec.partitions)
-    }
-
+impl Writer for NullBus {
     async fn publish(&self, events: Vec<Event>, checkpoint: Option<Checkpoint>) -> Result<Published> {
         let mut held = self.lock();
         held.count += events.len() as u64;
@@ -66,9 +66,17 @@ impl Bus for NullBus {
         }
         Ok(Published::Accepted(Accepted::new(async { Ok(()) })))
     }
+}
 
-    async fn checkpoint(&self, source: &str) -> Result<Option<Checkpoint>> {
-        Ok(self.lock().checkpoints.get(source).cloned())
+#[async_trait]
+impl Bus for NullBus {
+    async fn ensure(&self, spec: &StreamSpec) -> Result<u32> {
+        Ok(spec.partitions)
+    }
+
+    async fn writer(&self, source: &str) -> Result<Opened> {
+        let checkpoint = self.lock().checkpoints.get(source).cloned();
+        Ok(Opened { writer: Box::new(self.clone()), checkpoint })
     }
 
     async fn subscribe(&self, _: Subscribe) -> Result<Box<dyn Subscription>> {

@@ -1,20 +1,20 @@
-//! What may be published after a failure.
+//! Which writers may publish.
 //!
 //! When a batch could not be written, the batches after it must not be either: they carry later events
 //! of the same keys and later checkpoints. Those that wait in the queue fail with it; those that come
-//! after it are held off here until their source has asked for its checkpoint again.
+//! after it are held off here until their source has opened a writer anew. So is a writer whose source has
+//! opened another.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use headwater_core::{Error, Kind, Result};
 
-/// Why a batch was not written; each copy that its publisher has not looked at yet is counted.
+/// Why a batch was not written.
 #[derive(Debug, Clone)]
 pub(super) struct Failure {
     kind: Kind,
     text: Arc<str>,
-    unseen: Arc<()>,
 }
 
 impl Failure {
@@ -24,47 +24,43 @@ impl Failure {
     }
 }
 
-/// Which sources may publish.
+/// What a writer shows to publish.
+#[derive(Debug)]
+pub(super) struct Pass {
+    source: Arc<str>,
+    /// How many writers of the source there were with this one.
+    number: u64,
+    /// Of the [`Fence`], when the writer was opened.
+    generation: u64,
+}
+
+/// Which writers may publish.
 #[derive(Debug, Default)]
 pub(super) struct Fence {
     /// Rises with each failure; a batch accepted under an older one must not be written.
     generation: u64,
     failure: Option<Failure>,
-    /// Every source that was ever met.
-    known: HashSet<String>,
-    /// Those that have not asked for their checkpoint since the failure.
-    stale: HashSet<String>,
-    /// Whether any has.
-    reopened: bool,
+    /// How many writers of each source were opened.
+    writers: HashMap<Arc<str>, u64>,
 }
 
 impl Fence {
-    /// The generation to publish under, or why this batch may not be published now.
-    pub(super) fn admit(&mut self, source: Option<&str>) -> Result<u64> {
-        let Some(failure) = &self.failure else {
-            if let Some(source) = source {
-                self.know(source);
-            }
-            return Ok(self.generation);
-        };
-        let held = match source {
-            Some(source) => self.stale.contains(source),
-            // A batch without a checkpoint does not say whose it is: it waits until every publisher has
-            // seen its failure, and one has begun anew.
-            None => !self.reopened || Arc::strong_count(&failure.unseen) > 1,
-        };
-        if held {
-            return Err(failure.error());
-        }
-        if let Some(source) = source {
-            self.know(source);
-        }
-        Ok(self.generation)
+    /// A new writer of a source: earlier ones publish no more.
+    pub(super) fn open(&mut self, source: &str) -> Pass {
+        let source: Arc<str> = source.into();
+        let number = self.writers.entry(Arc::clone(&source)).or_default();
+        *number += 1;
+        Pass { number: *number, generation: self.generation, source }
     }
 
-    fn know(&mut self, source: &str) {
-        if !self.known.contains(source) {
-            self.known.insert(source.to_owned());
+    /// The generation to publish under, or why a writer may not publish now.
+    pub(super) fn admit(&self, pass: &Pass) -> Result<u64> {
+        if self.writers.get(&pass.source) != Some(&pass.number) {
+            return Err(Error::new(Kind::Busy, format!("another writer of {} was opened", pass.source)));
+        }
+        match &self.failure {
+            Some(failure) if !self.holds(pass.generation) => Err(failure.error()),
+            _ => Ok(self.generation),
         }
     }
 
@@ -73,28 +69,10 @@ impl Fence {
         self.generation == generation
     }
 
-    /// The generation now.
-    pub(super) fn generation(&self) -> u64 {
-        self.generation
-    }
-
     /// A batch could not be written: everything accepted so far fails with it.
     pub(super) fn fail(&mut self, error: &Error) -> Failure {
-        let failure = Failure { kind: error.kind(), text: error.to_string().into(), unseen: Arc::new(()) };
         self.generation += 1;
-        self.stale.clone_from(&self.known);
-        self.reopened = false;
-        self.failure = Some(failure.clone());
-        failure
-    }
-
-    /// `source` was told its checkpoint, asked for under `generation`: it begins anew from there.
-    pub(super) fn reopen(&mut self, source: &str, generation: u64) {
-        self.know(source);
-        if self.generation == generation {
-            self.stale.remove(source);
-            self.reopened = true;
-        }
+        self.failure.insert(Failure { kind: error.kind(), text: error.to_string().into() }).clone()
     }
 }
 
@@ -102,36 +80,19 @@ impl Fence {
 mod tests {
     use super::*;
 
-    fn full() -> Error {
-        Error::new(Kind::Full, "disk full")
-    }
-
     #[test]
-    fn a_source_is_held_off_until_it_asked_for_its_checkpoint() {
+    fn a_source_is_held_off_until_it_opens_a_writer_anew() {
         let mut fence = Fence::default();
-        let before = fence.admit(Some("a")).unwrap();
-        fence.admit(Some("b")).unwrap();
-        let failure = fence.fail(&full());
+        let (a, b) = (fence.open("a"), fence.open("b"));
+        let before = fence.admit(&a).unwrap();
+        let asked_before = fence.open("c");
+        fence.fail(&Error::new(Kind::Full, "disk full"));
         assert!(!fence.holds(before));
-        assert_eq!(fence.admit(Some("a")).unwrap_err().kind(), Kind::Full);
-        fence.reopen("a", before); // asked before the failure: not enough
-        assert!(fence.admit(Some("a")).is_err());
-        fence.reopen("a", fence.generation());
-        assert!(fence.admit(Some("a")).is_ok());
-        assert!(fence.admit(Some("b")).is_err());
-        drop(failure);
-    }
-
-    #[test]
-    fn a_batch_of_no_source_waits_until_every_failure_was_seen() {
-        let mut fence = Fence::default();
-        fence.admit(Some("a")).unwrap();
-        let unseen = fence.fail(&full());
-        fence.reopen("a", fence.generation());
-        assert!(fence.admit(None).is_err());
-        drop(unseen);
-        assert!(fence.admit(None).is_ok());
-        fence.fail(&full());
-        assert!(fence.admit(None).is_err(), "nobody has begun anew");
+        assert_eq!(fence.admit(&a).unwrap_err().kind(), Kind::Full);
+        assert!(fence.admit(&asked_before).is_err(), "its checkpoint was asked for before the failure");
+        let anew = fence.open("a");
+        assert!(fence.admit(&anew).is_ok());
+        assert!(fence.admit(&b).is_err());
+        assert_eq!(fence.admit(&a).unwrap_err().kind(), Kind::Busy, "there is another");
     }
 }

@@ -38,13 +38,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
-use headwater_core::ports::{Accepted, Bus, BusStatus, Published, Rejection, Subscribe, Subscription};
+use headwater_core::ports::{
+    Accepted, Bus, BusStatus, Opened, Published, Rejection, Subscribe, Subscription,
+};
 use headwater_core::{Checkpoint, Error, Event, Kind, Micros, Result, StreamSpec, check_stream_name};
 use tokio::sync::{Semaphore, oneshot};
 
 use catalog::Catalog;
 pub use config::EmbeddedConfig;
-use fence::Fence;
+use fence::{Fence, Pass};
 use retention::{Request, Retainer};
 use wake::Wakers;
 use writer::{Command, Directory, Pending, Writer};
@@ -60,7 +62,7 @@ const MAX_EVENT_BYTES: usize = 512 << 20;
 pub struct EmbeddedBus {
     dir: PathBuf,
     config: EmbeddedConfig,
-    publisher: Option<Publisher>,
+    publisher: Option<Arc<Publisher>>,
     /// What `status` saw last.
     seen: Arc<Mutex<Option<Catalog>>>,
 }
@@ -83,7 +85,8 @@ impl EmbeddedBus {
     /// Opens the bus in `data_dir/bus` for publishing and reading, making it if there is none. One
     /// process at a time may: an error of kind `Busy` names the one that does.
     ///
-    /// Dropping the bus waits until what it accepted is written, then lets the next process in.
+    /// Dropping the bus and its writers waits until what it accepted is written, then lets the next process
+    /// in.
     pub async fn open(data_dir: &Path, config: EmbeddedConfig) -> Result<Self> {
         let dir = data_dir.join("bus");
         let (commands, receiver) = channel();
@@ -113,11 +116,11 @@ impl EmbeddedBus {
         let room = Arc::new(Semaphore::new(capacity as usize));
         let (commands, retention, threads) = (Some(commands), Some(retention), vec![retainer, writer]);
         let publisher = Publisher { commands, retention, threads, fence, directory, wakers, room, capacity };
-        Ok(Self { dir, config, publisher: Some(publisher), seen: Arc::default() })
+        Ok(Self { dir, config, publisher: Some(Arc::new(publisher)), seen: Arc::default() })
     }
 
     /// Opens the bus in `data_dir/bus` for reading beside the process that publishes (`tail`, `status`):
-    /// `ensure` and `publish` are refused.
+    /// `ensure` and `writer` are refused.
     pub async fn open_reader(data_dir: &Path, config: EmbeddedConfig) -> Result<Self> {
         let dir = data_dir.join("bus");
         let found = blocking({
@@ -139,7 +142,7 @@ impl EmbeddedBus {
         done.await.map_err(|_| stopped())?
     }
 
-    fn publisher(&self) -> Result<&Publisher> {
+    fn publisher(&self) -> Result<&Arc<Publisher>> {
         self.publisher.as_ref().ok_or_else(|| {
             Error::new(Kind::Refused, format!("{} was opened for reading only", self.dir.display()))
                 .hint("the process that runs Headwater publishes")
@@ -209,16 +212,16 @@ impl Drop for Publisher {
     }
 }
 
-#[async_trait]
-impl Bus for EmbeddedBus {
-    async fn ensure(&self, spec: &StreamSpec) -> Result<u32> {
-        check_stream_name(&spec.name)?;
-        let spec = spec.clone();
-        self.publisher()?.ask(|reply| Command::Ensure { spec, reply }).await
-    }
+/// Publishes for one source.
+struct SourceWriter {
+    publisher: Arc<Publisher>,
+    pass: Pass,
+}
 
+#[async_trait]
+impl headwater_core::ports::Writer for SourceWriter {
     async fn publish(&self, events: Vec<Event>, checkpoint: Option<Checkpoint>) -> Result<Published> {
-        let publisher = self.publisher()?;
+        let publisher = &*self.publisher;
         let rejections = publisher.rejections(&events);
         if !rejections.is_empty() {
             return Ok(Published::Rejected { events, rejections });
@@ -228,8 +231,8 @@ impl Bus for EmbeddedBus {
         let room = Arc::clone(&publisher.room).acquire_many_owned(room).await.map_err(|_| stopped())?;
         let (done, durable) = oneshot::channel();
         {
-            let mut fence = publisher.fence.lock().unwrap_or_else(PoisonError::into_inner);
-            let generation = fence.admit(checkpoint.as_ref().map(|checkpoint| checkpoint.source.as_str()))?;
+            let fence = publisher.fence.lock().unwrap_or_else(PoisonError::into_inner);
+            let generation = fence.admit(&self.pass)?;
             let pending = Pending { events, checkpoint, bytes, generation, _room: room, done };
             publisher.send(Command::Publish(pending))?;
         }
@@ -237,17 +240,22 @@ impl Bus for EmbeddedBus {
             durable.await.map_err(|_| stopped())?.map_err(|failure| failure.error())
         })))
     }
+}
 
-    async fn checkpoint(&self, source: &str) -> Result<Option<Checkpoint>> {
-        let Some(publisher) = &self.publisher else {
-            let (dir, source) = (self.dir.clone(), source.to_owned());
-            return blocking(move || segment::stored_checkpoint(&dir, &source)).await;
-        };
-        let generation = publisher.fence.lock().unwrap_or_else(PoisonError::into_inner).generation();
-        let asked = source.to_owned();
-        let checkpoint = publisher.ask(|reply| Command::Checkpoint { source: asked, reply }).await?;
-        publisher.fence.lock().unwrap_or_else(PoisonError::into_inner).reopen(source, generation);
-        Ok(checkpoint)
+#[async_trait]
+impl Bus for EmbeddedBus {
+    async fn ensure(&self, spec: &StreamSpec) -> Result<u32> {
+        check_stream_name(&spec.name)?;
+        let spec = spec.clone();
+        self.publisher()?.ask(|reply| Command::Ensure { spec, reply }).await
+    }
+
+    async fn writer(&self, source: &str) -> Result<Opened> {
+        let publisher = Arc::clone(self.publisher()?);
+        let pass = publisher.fence.lock().unwrap_or_else(PoisonError::into_inner).open(source);
+        let source = source.to_owned();
+        let checkpoint = publisher.ask(|reply| Command::Checkpoint { source, reply }).await?;
+        Ok(Opened { writer: Box::new(SourceWriter { publisher, pass }), checkpoint })
     }
 
     async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>> {

@@ -295,12 +295,6 @@ pub(super) fn checkpoint(connection: &Connection, source: &str) -> rusqlite::Res
     connection.prepare_cached(sql)?.query_map([source], checkpoint_of)?.next().transpose()
 }
 
-/// The checkpoint of one source, as a process that does not publish finds it.
-pub(super) fn stored_checkpoint(dir: &Path, source: &str) -> Result<Option<Checkpoint>> {
-    let Some(newest) = list(dir)?.pop() else { return Ok(None) };
-    checkpoint(&open(&path(dir, newest), Access::Read)?, source).sql("reading a checkpoint")
-}
-
 fn checkpoint_of(row: &Row<'_>) -> rusqlite::Result<Checkpoint> {
     let unreadable = |column, error: Box<dyn std::error::Error + Send + Sync>| {
         rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, error)

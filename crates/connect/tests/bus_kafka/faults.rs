@@ -4,15 +4,15 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_connect::kafka::{KafkaBus, KafkaConfig};
+use headwater_connect::kafka::KafkaConfig;
 use headwater_core::ports::{Bus, Cursor, Delivery, Start, Subscribe};
 use headwater_core::{Error, Kind};
 use headwater_testkit::servers::Kafka;
 use rdkafka::admin::{NewTopic, TopicReplication};
 
 use super::tools::{
-    accept, admin, checkpoint, event, first_deliveries, number, open, publish, read, spec, unique, until,
-    within,
+    Client, accept, admin, checkpoint, event, first_deliveries, number, open, publish, read, spec, unique,
+    until, within,
 };
 
 /// Killed with -9 while it is published to, twice: nothing is lost, and first deliveries are in order. A
@@ -148,7 +148,7 @@ async fn a_topic_without_a_leader_is_unavailable() {
 }
 
 /// Publishes as the runtime does: after a failure it begins again from the checkpoint.
-async fn insist(bus: &KafkaBus, stream: &Arc<str>, source: &Arc<str>, numbers: Range<u64>) {
+async fn insist(bus: &Client, stream: &Arc<str>, source: &Arc<str>, numbers: Range<u64>) {
     until(async || {
         let events = numbers.clone().map(|n| event(stream, Some(0), n, 10)).collect();
         let error = publish(bus, events, Some(checkpoint(source, numbers.end))).await.err();

@@ -12,15 +12,15 @@ use rdkafka::admin::{NewPartitions, NewTopic, ResourceSpecifier, TopicReplicatio
 use rdkafka::producer::{FutureProducer, FutureRecord};
 
 use super::tools::{
-    accept, admin, checkpoint, event, large, limit, number, open, publish, read, set, spec, unique, until,
-    within,
+    Client, accept, admin, checkpoint, event, large, limit, number, open, publish, read, set, spec, unique,
+    until, within,
 };
 
 async fn shared() -> KafkaConfig {
     KafkaConfig::new([Kafka::shared().await.unwrap().brokers()])
 }
 
-async fn reason(bus: &KafkaBus, event: Event) -> String {
+async fn reason(bus: &Client, event: Event) -> String {
     match within(bus.publish(vec![event], None)).await.unwrap() {
         Published::Accepted(_) => panic!("accepted"),
         Published::Rejected { mut rejections, .. } => rejections.remove(0).reason,
@@ -197,7 +197,7 @@ async fn nothing_passes_the_first_record_of_a_partition() {
         within(bus.checkpoint(&source)).await.unwrap();
         publish(&bus, vec![event(&stream, Some(0), 1000 + attempt, 10)], None).await.unwrap();
     }
-    let numbers: Vec<u64> = read(&open(&config).await, &stream, 5).await.iter().map(number).collect();
+    let numbers: Vec<u64> = read(&*open(&config).await, &stream, 5).await.iter().map(number).collect();
     assert_eq!(numbers, [1000, 1001, 1002, 1003, 1004]);
 }
 

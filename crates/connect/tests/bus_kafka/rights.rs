@@ -10,8 +10,8 @@ use headwater_testkit::servers::{Kafka, Right};
 use rdkafka::admin::{NewTopic, TopicReplication};
 
 use super::tools::{
-    admin, checkpoint, event, first_deliveries, large, limit, number, open, publish, read, spec, unique,
-    until, within,
+    Client, admin, checkpoint, event, first_deliveries, large, limit, number, open, publish, read, spec,
+    unique, until, within,
 };
 
 /// A key and a certificate of its own for 127.0.0.1, in PEM; the certificate alone in a file.
@@ -118,7 +118,7 @@ async fn limited() -> (&'static Kafka, KafkaConfig) {
 
 /// Publishes as the runtime does: what fails begins again from the checkpoint, what is rejected is set
 /// aside. Returns what was rejected, and how often it began again.
-async fn insist(bus: &KafkaBus, stream: &Arc<str>, mut events: Vec<Event>) -> (Vec<(Event, String)>, u32) {
+async fn insist(bus: &Client, stream: &Arc<str>, mut events: Vec<Event>) -> (Vec<(Event, String)>, u32) {
     let (source, mut aside, mut again) = (unique("source"), Vec::new(), 0);
     let at = Some(checkpoint(&source, 1));
     loop {
@@ -192,7 +192,7 @@ async fn what_the_brokers_refuse_is_rejected_without_the_right_to_know_the_limit
 }
 
 /// Publishes event `n` and its checkpoint.
-async fn publish_one(bus: &KafkaBus, stream: &Arc<str>, source: &Arc<str>, n: u64) -> Result<()> {
+async fn publish_one(bus: &Client, stream: &Arc<str>, source: &Arc<str>, n: u64) -> Result<()> {
     publish(bus, vec![event(stream, Some(0), n, 10)], Some(checkpoint(source, n))).await
 }
 

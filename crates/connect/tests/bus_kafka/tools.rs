@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use headwater_connect::kafka::{KafkaBus, KafkaConfig};
-use headwater_core::ports::{Accepted, Bus, Delivery, Published, Start, Subscribe};
+use headwater_core::ports::{Accepted, Bus, Delivery, Published, Start, Subscribe, Writer};
 use headwater_core::{Checkpoint, Event, EventId, Position, Record, Result, Retention, StreamSpec};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
+use tokio::sync::Mutex;
 
 /// Waits, but not for ever.
 pub async fn within<T>(work: impl Future<Output = T>) -> T {
@@ -39,8 +40,41 @@ pub fn spec(stream: &Arc<str>, partitions: u32) -> StreamSpec {
     StreamSpec { name: Arc::clone(stream), partitions, retention: Retention::default() }
 }
 
-pub async fn open(config: &KafkaConfig) -> KafkaBus {
-    KafkaBus::open(config.clone()).await.unwrap()
+/// A bus and the writer of one source there at a time.
+pub struct Client {
+    bus: KafkaBus,
+    writer: Mutex<Option<Arc<dyn Writer>>>,
+}
+
+impl std::ops::Deref for Client {
+    type Target = KafkaBus;
+
+    fn deref(&self) -> &KafkaBus {
+        &self.bus
+    }
+}
+
+impl Client {
+    /// Opens a source's writer, which publishes from then on, and says where the source begins anew.
+    pub async fn checkpoint(&self, source: &str) -> Result<Option<Checkpoint>> {
+        let opened = self.bus.writer(source).await?;
+        *self.writer.lock().await = Some(opened.writer.into());
+        Ok(opened.checkpoint)
+    }
+
+    /// Publishes with the writer that was opened last, or one of a source of its own.
+    pub async fn publish(&self, events: Vec<Event>, at: Option<Checkpoint>) -> Result<Published> {
+        if self.writer.lock().await.is_none() {
+            let own = || unique("source").to_string();
+            self.checkpoint(&at.as_ref().map_or_else(own, |at| at.source.clone())).await?;
+        }
+        let writer = self.writer.lock().await.clone().unwrap();
+        writer.publish(events, at).await
+    }
+}
+
+pub async fn open(config: &KafkaConfig) -> Client {
+    Client { bus: KafkaBus::open(config.clone()).await.unwrap(), writer: Mutex::default() }
 }
 
 /// Event number `n`, of as many bytes.
@@ -89,7 +123,7 @@ pub fn checkpoint(source: &Arc<str>, n: u64) -> Checkpoint {
 }
 
 /// Hands a batch over, which must not be rejected.
-pub async fn accept(bus: &KafkaBus, events: Vec<Event>, at: Option<Checkpoint>) -> Result<Accepted> {
+pub async fn accept(bus: &Client, events: Vec<Event>, at: Option<Checkpoint>) -> Result<Accepted> {
     match within(bus.publish(events, at)).await? {
         Published::Accepted(accepted) => Ok(accepted),
         Published::Rejected { rejections, .. } => panic!("rejected: {rejections:?}"),
@@ -97,7 +131,7 @@ pub async fn accept(bus: &KafkaBus, events: Vec<Event>, at: Option<Checkpoint>) 
 }
 
 /// Publishes a batch and waits until it is durable.
-pub async fn publish(bus: &KafkaBus, events: Vec<Event>, at: Option<Checkpoint>) -> Result<()> {
+pub async fn publish(bus: &Client, events: Vec<Event>, at: Option<Checkpoint>) -> Result<()> {
     within(accept(bus, events, at).await?.durable()).await.map(drop)
 }
 

@@ -17,17 +17,11 @@ pub trait Bus: Send + Sync {
     /// another number of partitions than `spec` says is an error of kind `Contract`.
     async fn ensure(&self, spec: &StreamSpec) -> Result<u32>;
 
-    /// Hands over events, and where their source stands after them. Calls made one after the other
-    /// publish in that order. Waits while the bus's own buffers are full; on an error, or when the
-    /// future is dropped, what became of the batch is unknown: publish again from the checkpoint.
-    ///
-    /// The checkpoint becomes durable with the events or after them, never before.
-    async fn publish(&self, events: Vec<Event>, checkpoint: Option<Checkpoint>) -> Result<Published>;
-
-    /// The newest durable checkpoint of a source, once all that was handed over before has become
-    /// durable or has failed: a source that begins again from it must not be overtaken by events of its
-    /// own that are still on their way. On a bus that fences writers, this fences.
-    async fn checkpoint(&self, source: &str) -> Result<Option<Checkpoint>>;
+    /// Opens the one writer of a source, and says where the source goes on from: its newest durable
+    /// checkpoint, once all that its earlier writers were handed has become durable or can no longer
+    /// become so. They are fenced: a source that begins again is not overtaken by events of its own that
+    /// are still on their way. Where the bus can, this holds for writers in other processes too.
+    async fn writer(&self, source: &str) -> Result<Opened>;
 
     /// Reads streams.
     async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>>;
@@ -36,7 +30,29 @@ pub trait Bus: Send + Sync {
     async fn status(&self) -> Result<BusStatus>;
 }
 
-/// What became of a batch handed to [`Bus::publish`].
+/// What [`Bus::writer`] gives.
+pub struct Opened {
+    /// Publishes for the source until another writer of it is opened.
+    pub writer: Box<dyn Writer>,
+    /// Where the source goes on from; `None` when it has published nothing yet.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+/// Publishes for one source. The bus stays open for as long as a writer of it lives.
+#[async_trait]
+pub trait Writer: Send + Sync {
+    /// Hands over events, and where their source stands after them. Calls made one after the other
+    /// publish in that order. Waits while the bus's own buffers are full; on an error, or when the
+    /// future is dropped, what became of the batch is unknown: open a writer anew and publish again from
+    /// its checkpoint.
+    ///
+    /// The checkpoint, which is of this writer's source, becomes durable with the events or after them,
+    /// never before. An error of kind `Busy`, here or of a promise, says that another writer of the source
+    /// was opened.
+    async fn publish(&self, events: Vec<Event>, checkpoint: Option<Checkpoint>) -> Result<Published>;
+}
+
+/// What became of a batch handed to [`Writer::publish`].
 pub enum Published {
     /// Taken; wait for [`Accepted::durable`] before relying on it.
     Accepted(Accepted),

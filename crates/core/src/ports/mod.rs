@@ -6,7 +6,9 @@ mod parked;
 mod source;
 mod subscription;
 
-pub use bus::{Accepted, Bus, BusStatus, Durable, GroupStatus, Published, Rejection, StreamStatus};
+pub use bus::{
+    Accepted, Bus, BusStatus, Durable, GroupStatus, Opened, Published, Rejection, StreamStatus, Writer,
+};
 pub use outbox::{
     BlockedKey, Claim, ClaimLimit, Claimed, ClaimedRow, LANES, Lane, Lease, LeaseAsk, NewEvent, OutboxStore,
     OutboxWriter, Outcome, Settled,

@@ -6,7 +6,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_core::ports::{Accepted, Bus, HoldsBack, Parked, ParkedStore, Published, Rejection};
+use headwater_core::ports::{Accepted, Bus, HoldsBack, Parked, ParkedStore, Published, Rejection, Writer};
 use headwater_core::{Checkpoint, Error, Event, Kind, Position, Result, StreamSpec};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -55,8 +55,10 @@ pub struct Taken {
 pub struct Publisher {
     /// The source's name.
     pub source: Arc<str>,
-    /// Where events go.
+    /// Where streams are made.
     pub bus: Arc<dyn Bus>,
+    /// Where events go.
+    pub writer: Box<dyn Writer>,
     /// Where what cannot go is set aside.
     pub parked: Arc<dyn ParkedStore>,
     /// Where it says how it is doing.
@@ -86,13 +88,14 @@ impl Publisher {
     pub async fn load(
         source: Arc<str>,
         bus: Arc<dyn Bus>,
+        writer: Box<dyn Writer>,
         parked: Arc<dyn ParkedStore>,
         board: Arc<Board>,
         shaper: Shaper,
         retry_max: Duration,
     ) -> Result<Self> {
         let holds = Holds::load(&source, &*parked).await?;
-        Ok(Self { source, bus, parked, board, shaper, holds, retry_max, broken: HashSet::new() })
+        Ok(Self { source, bus, writer, parked, board, shaper, holds, retry_max, broken: HashSet::new() })
     }
 
     /// Makes sure of a stream. One that the bus has with another number of partitions is held back.
@@ -163,7 +166,7 @@ impl Publisher {
         let mut admitted = self.holds.admit(&mut batch, now())?;
         if admitted.parked.is_empty() {
             let (events, bytes) = count(&admitted.events);
-            match self.bus.publish(admitted.events, batch.checkpoint.clone()).await? {
+            match self.writer.publish(admitted.events, batch.checkpoint.clone()).await? {
                 Published::Accepted(accepted) => {
                     let (checkpoint, reads) = (batch.checkpoint, batch.reads);
                     return line.send(Taken { accepted, checkpoint, reads, events, bytes });
@@ -177,7 +180,7 @@ impl Publisher {
         let ((events, bytes), parked) = self.publish_first(&mut batch, admitted).await?;
         self.park_when_possible(parked.into_iter().map(|(_, parked)| parked).collect(), todo).await?;
         // Only now, with the parked ones durable, may the checkpoint pass them.
-        match self.bus.publish(Vec::new(), batch.checkpoint.clone()).await? {
+        match self.writer.publish(Vec::new(), batch.checkpoint.clone()).await? {
             Published::Accepted(accepted) => {
                 let (checkpoint, reads) = (batch.checkpoint, batch.reads);
                 line.send(Taken { accepted, checkpoint, reads, events, bytes })
@@ -199,7 +202,7 @@ impl Publisher {
             if events.is_empty() {
                 return Ok((counted, parked));
             }
-            match self.bus.publish(events, None).await? {
+            match self.writer.publish(events, None).await? {
                 Published::Accepted(accepted) => {
                     accepted.durable().await?;
                     return Ok((counted, parked));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use headwater_core::ports::{Bus, Connector, ParkedStore};
+use headwater_core::ports::{Bus, Connector, Opened, ParkedStore};
 use headwater_core::{Error, Kind, Result, StreamSpec};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -127,10 +127,11 @@ impl SourceTask {
     /// Makes sure of the streams, releases what is parked and may go on, and opens the source from
     /// the bus's checkpoint.
     async fn open(&self) -> Result<(Publisher, impl FnOnce(Work, Taken, Durable) -> Reader + use<>)> {
-        let checkpoint = self.bus.checkpoint(&self.name).await?;
+        let Opened { writer, checkpoint } = self.bus.writer(&self.name).await?;
         let mut publisher = Publisher::load(
             Arc::clone(&self.name),
             Arc::clone(&self.bus),
+            writer,
             Arc::clone(&self.parked),
             Arc::clone(&self.board),
             Shaper::new(Arc::clone(&self.routes)),

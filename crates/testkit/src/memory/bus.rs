@@ -5,15 +5,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use headwater_core::ports::{
-    Accepted, Bus, BusStatus, Published, Rejection, StreamStatus, Subscribe, Subscription,
+    Accepted, Bus, BusStatus, Opened, Published, Rejection, StreamStatus, Subscribe, Subscription, Writer,
 };
 use headwater_core::{Checkpoint, Error, Event, Kind, Result, StreamSpec};
 use tokio::sync::{Notify, oneshot};
 
 /// A bus in memory. What it accepts becomes durable at once, or, after [`MemoryBus::hold`], when the
 /// test says so; a crash forgets what is not.
+/// Its clones are one.
+#[derive(Clone, Default)]
+pub struct MemoryBus(Arc<Inner>);
+
 #[derive(Default)]
-pub struct MemoryBus {
+struct Inner {
     state: Mutex<State>,
     /// Something accepted became durable, or was forgotten.
     settled: Notify,
@@ -27,6 +31,8 @@ struct State {
     accepted: VecDeque<Waiting>,
     holding: bool,
     largest: Option<usize>,
+    /// How many writers of each source were opened.
+    writers: HashMap<String, u64>,
 }
 
 struct Waiting {
@@ -48,7 +54,7 @@ impl MemoryBus {
         for waiting in state.accepted.drain(..count).collect::<Vec<_>>() {
             state.keep(waiting);
         }
-        self.settled.notify_waiters();
+        self.0.settled.notify_waiters();
         count
     }
 
@@ -61,7 +67,7 @@ impl MemoryBus {
     /// Forgets all that is not durable; whoever waits for it gets an error.
     pub fn crash(&self) {
         self.state().accepted.clear();
-        self.settled.notify_waiters();
+        self.0.settled.notify_waiters();
     }
 
     /// Rejects events larger than this.
@@ -102,7 +108,7 @@ impl MemoryBus {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -117,19 +123,20 @@ impl State {
     }
 }
 
-#[async_trait]
-impl Bus for MemoryBus {
-    async fn ensure(&self, spec: &StreamSpec) -> Result<u32> {
-        let has = *self.state().partitions.entry(Arc::clone(&spec.name)).or_insert(spec.partitions);
-        if has == spec.partitions {
-            return Ok(has);
-        }
-        let what = format!("stream {} has {has} partitions, not {}", spec.name, spec.partitions);
-        Err(Error::new(Kind::Contract, what))
-    }
+struct MemoryWriter {
+    bus: MemoryBus,
+    source: String,
+    number: u64,
+}
 
+#[async_trait]
+impl Writer for MemoryWriter {
     async fn publish(&self, events: Vec<Event>, checkpoint: Option<Checkpoint>) -> Result<Published> {
-        let mut state = self.state();
+        let mut state = self.bus.state();
+        if state.writers.get(&self.source) != Some(&self.number) {
+            let what = format!("another writer of {} was opened", self.source);
+            return Err(Error::new(Kind::Busy, what));
+        }
         let largest = state.largest.unwrap_or(usize::MAX);
         let rejections: Vec<Rejection> = events
             .iter()
@@ -154,14 +161,33 @@ impl Bus for MemoryBus {
         let lost = |_| Error::new(Kind::Unavailable, "the bus crashed before the batch was durable");
         Ok(Published::Accepted(Accepted::new(async move { kept.await.map_err(lost) })))
     }
+}
 
-    async fn checkpoint(&self, source: &str) -> Result<Option<Checkpoint>> {
+#[async_trait]
+impl Bus for MemoryBus {
+    async fn ensure(&self, spec: &StreamSpec) -> Result<u32> {
+        let has = *self.state().partitions.entry(Arc::clone(&spec.name)).or_insert(spec.partitions);
+        if has == spec.partitions {
+            return Ok(has);
+        }
+        let what = format!("stream {} has {has} partitions, not {}", spec.name, spec.partitions);
+        Err(Error::new(Kind::Contract, what))
+    }
+
+    async fn writer(&self, source: &str) -> Result<Opened> {
+        let number = {
+            let mut state = self.state();
+            let writers = state.writers.entry(source.to_owned()).or_default();
+            *writers += 1;
+            *writers
+        };
         loop {
-            let settled = self.settled.notified();
+            let settled = self.0.settled.notified();
             tokio::pin!(settled);
             settled.as_mut().enable();
             if self.waiting().0 == 0 {
-                return Ok(self.stored(source));
+                let writer = MemoryWriter { bus: self.clone(), source: source.to_owned(), number };
+                return Ok(Opened { writer: Box::new(writer), checkpoint: self.stored(source) });
             }
             settled.await;
         }

@@ -75,6 +75,7 @@ macro_rules! bus_suite {
             the_checkpoint_never_leads,
             an_empty_batch_moves_the_checkpoint,
             a_checkpoint_waits_for_what_is_on_its_way,
+            an_earlier_writer_is_fenced,
             a_rejected_batch_leaves_nothing,
             ensuring_twice_is_one_stream,
             another_partition_count_is_a_contract_error,

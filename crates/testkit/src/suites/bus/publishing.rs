@@ -8,8 +8,8 @@ use headwater_core::{Event, Header, Kind, Position};
 
 use super::Factory;
 use super::tools::{
-    Reader, accept, checkpoint, event, events, kind, payloads, payloads_of, publish, spec, stream, texts,
-    unique, within,
+    Reader, accept, begin, checkpoint, event, events, kind, payloads, payloads_of, publish, spec, stream,
+    texts, unique, within, writer,
 };
 
 /// Once `durable()` says so, a reader that comes later finds it.
@@ -25,11 +25,12 @@ pub async fn what_is_durable_is_there(factory: &dyn Factory) {
 pub async fn order_holds_within_a_partition_and_across_batches(factory: &dyn Factory) {
     let bus = factory.open().await.unwrap();
     let stream = stream(&bus, 3).await;
+    let writer = writer(&bus, &unique("source")).await;
     let mut durable = Vec::new();
     for batch in 0..20 {
         let mixed = (batch * 50..batch * 50 + 50).flat_map(|n| (0..3).map(move |partition| (partition, n)));
         let mixed = mixed.map(|(partition, n)| event(&stream, partition, n)).collect();
-        durable.push(accept(&bus, mixed, None).await);
+        durable.push(accept(&*writer, mixed, None).await);
     }
     for accepted in durable {
         within(accepted.durable()).await.unwrap();
@@ -122,15 +123,16 @@ pub async fn big_payloads_pass(factory: &dyn Factory) {
 pub async fn many_batches_in_flight_keep_their_order(factory: &dyn Factory) {
     let bus = factory.open().await.unwrap();
     let (stream, source) = (stream(&bus, 1).await, unique("source"));
+    let writer = writer(&bus, &source).await;
     let mut in_flight = Vec::new();
     for batch in 0..200 {
         let at = checkpoint(&source, batch);
-        in_flight.push(accept(&bus, events(&stream, 0, batch * 5..batch * 5 + 5), Some(at)).await);
+        in_flight.push(accept(&*writer, events(&stream, 0, batch * 5..batch * 5 + 5), Some(at)).await);
     }
     for accepted in in_flight {
         within(accepted.durable()).await.unwrap();
     }
-    assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), Some(checkpoint(&source, 199)));
+    assert_eq!(begin(&bus, &source).await.unwrap(), Some(checkpoint(&source, 199)));
     let mut reader = Reader::open(&bus, &stream, None, Start::Beginning).await;
     assert_eq!(payloads(&reader.take(1000).await), texts(0, 0..1000));
 }
@@ -139,7 +141,8 @@ pub async fn many_batches_in_flight_keep_their_order(factory: &dyn Factory) {
 pub async fn nobody_need_wait_for_durable(factory: &dyn Factory) {
     let bus = factory.open().await.unwrap();
     let stream = stream(&bus, 1).await;
-    drop(accept(&bus, events(&stream, 0, 0..3), None).await);
+    let writer = writer(&bus, &unique("source")).await;
+    drop(accept(&*writer, events(&stream, 0, 0..3), None).await);
     let mut reader = Reader::open(&bus, &stream, None, Start::Beginning).await;
     assert_eq!(payloads(&reader.take(3).await), texts(0, 0..3));
 }
@@ -149,13 +152,13 @@ pub async fn checkpoints_come_with_their_events(factory: &dyn Factory) {
     let bus = factory.open().await.unwrap();
     let stream = stream(&bus, 1).await;
     let (first, second) = (unique("source"), unique("source"));
-    assert_eq!(within(bus.checkpoint(&first)).await.unwrap(), None);
+    assert_eq!(begin(&bus, &first).await.unwrap(), None);
     publish(&bus, events(&stream, 0, 0..2), Some(checkpoint(&first, 1))).await;
     publish(&bus, events(&stream, 0, 2..4), Some(checkpoint(&first, 2))).await;
     publish(&bus, events(&stream, 0, 4..6), Some(checkpoint(&second, 7))).await;
     publish(&bus, events(&stream, 0, 6..8), None).await;
-    assert_eq!(within(bus.checkpoint(&first)).await.unwrap(), Some(checkpoint(&first, 2)));
-    assert_eq!(within(bus.checkpoint(&second)).await.unwrap(), Some(checkpoint(&second, 7)));
+    assert_eq!(begin(&bus, &first).await.unwrap(), Some(checkpoint(&first, 2)));
+    assert_eq!(begin(&bus, &second).await.unwrap(), Some(checkpoint(&second, 7)));
 }
 
 /// Invariant 1: who sees a checkpoint sees its events; on an atomic bus also the other way round.
@@ -166,11 +169,12 @@ pub async fn the_checkpoint_never_leads(factory: &dyn Factory) {
     // Some kinds of bus know of a stream once they were told of it.
     let _reader = Reader::open(&beside, &stream, None, Start::End).await;
     let publisher = {
-        let (bus, stream, source) = (Arc::clone(&bus), Arc::clone(&stream), source.clone());
+        let (writer, stream, source) = (writer(&bus, &source).await, Arc::clone(&stream), source.clone());
         tokio::spawn(async move {
             for batch in 1..=100 {
-                let numbers = (batch - 1) * 3..batch * 3;
-                publish(&bus, events(&stream, 0, numbers), Some(checkpoint(&source, batch * 3))).await;
+                let (numbers, at) = ((batch - 1) * 3..batch * 3, checkpoint(&source, batch * 3));
+                let accepted = accept(&*writer, events(&stream, 0, numbers), Some(at)).await;
+                within(accepted.durable()).await.unwrap();
             }
         })
     };
@@ -179,7 +183,8 @@ pub async fn the_checkpoint_never_leads(factory: &dyn Factory) {
         status.streams.iter().find(|status| status.stream == stream).map_or(0, |status| status.events)
     };
     let stored = async || {
-        let checkpoint = within(beside.checkpoint(&source)).await.unwrap();
+        let checkpoint = within(beside.status()).await.unwrap().checkpoints;
+        let checkpoint = checkpoint.into_iter().find(|checkpoint| checkpoint.source == source);
         checkpoint.map_or(0, |checkpoint| checkpoint.position.numbers()[0])
     };
     loop {
@@ -202,14 +207,44 @@ pub async fn the_checkpoint_never_leads(factory: &dyn Factory) {
 pub async fn a_checkpoint_waits_for_what_is_on_its_way(factory: &dyn Factory) {
     let bus = factory.open().await.unwrap();
     let (stream, source) = (stream(&bus, 1).await, unique("source"));
-    assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), None);
+    let opened = within(bus.writer(&source)).await.unwrap();
+    assert_eq!(opened.checkpoint, None);
+    let mut writer = opened.writer;
     for batch in 1..=20 {
         let numbers = batch * 100..batch * 100 + 100;
-        drop(accept(&bus, events(&stream, 0, numbers), Some(checkpoint(&source, batch))).await);
+        drop(accept(&*writer, events(&stream, 0, numbers), Some(checkpoint(&source, batch))).await);
         if batch % 5 == 0 {
-            assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), Some(checkpoint(&source, batch)));
+            let opened = within(bus.writer(&source)).await.unwrap();
+            assert_eq!(opened.checkpoint, Some(checkpoint(&source, batch)));
+            writer = opened.writer;
         }
     }
+}
+
+/// Whoever opens a source's writer is not overtaken by an earlier one.
+pub async fn an_earlier_writer_is_fenced(factory: &dyn Factory) {
+    let bus = factory.open().await.unwrap();
+    let (stream, source) = (stream(&bus, 1).await, unique("source"));
+    let earlier = writer(&bus, &source).await;
+    within(accept(&*earlier, events(&stream, 0, 0..1), Some(checkpoint(&source, 1))).await.durable())
+        .await
+        .unwrap();
+    let other = writer(&bus, &unique("source")).await;
+    let opened = within(bus.writer(&source)).await.unwrap();
+    assert_eq!(opened.checkpoint, Some(checkpoint(&source, 1)));
+    let late = within(earlier.publish(events(&stream, 0, 100..101), Some(checkpoint(&source, 100)))).await;
+    let late = match late {
+        Ok(Published::Accepted(accepted)) => within(accepted.durable()).await.map(drop),
+        Ok(Published::Rejected { rejections, .. }) => panic!("rejected: {rejections:?}"),
+        Err(error) => Err(error),
+    };
+    assert_eq!(kind(late), Kind::Busy);
+    for (writer, n) in [(other, 1), (opened.writer, 2)] {
+        within(accept(&*writer, events(&stream, 0, n..n + 1), None).await.durable()).await.unwrap();
+    }
+    assert_eq!(begin(&bus, &source).await.unwrap(), Some(checkpoint(&source, 1)));
+    let mut reader = Reader::open(&bus, &stream, None, Start::Beginning).await;
+    assert_eq!(payloads(&reader.take(3).await), texts(0, 0..3));
 }
 
 /// A checkpoint may come without events.
@@ -217,9 +252,9 @@ pub async fn an_empty_batch_moves_the_checkpoint(factory: &dyn Factory) {
     let bus = factory.open().await.unwrap();
     let source = unique("source");
     publish(&bus, Vec::new(), Some(checkpoint(&source, 5))).await;
-    assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), Some(checkpoint(&source, 5)));
+    assert_eq!(begin(&bus, &source).await.unwrap(), Some(checkpoint(&source, 5)));
     publish(&bus, Vec::new(), None).await;
-    assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), Some(checkpoint(&source, 5)));
+    assert_eq!(begin(&bus, &source).await.unwrap(), Some(checkpoint(&source, 5)));
 }
 
 /// One event that cannot be published gives the whole batch back.
@@ -230,9 +265,10 @@ pub async fn a_rejected_batch_leaves_nothing(factory: &dyn Factory) {
     if let Some(size) = factory.capabilities().rejected_payload {
         bad.push(Event { payload: Some(vec![b'x'; size].into()), ..event(&stream, 1, 0) });
     }
+    let writer = writer(&bus, &source).await;
     for bad in bad {
         let batch = vec![event(&stream, 0, 0), bad, event(&stream, 1, 0)];
-        match within(bus.publish(batch.clone(), Some(checkpoint(&source, 1)))).await.unwrap() {
+        match within(writer.publish(batch.clone(), Some(checkpoint(&source, 1)))).await.unwrap() {
             Published::Accepted(_) => panic!("accepted what cannot be published"),
             Published::Rejected { events, rejections } => {
                 assert!(events == batch, "the batch came back changed");
@@ -241,7 +277,7 @@ pub async fn a_rejected_batch_leaves_nothing(factory: &dyn Factory) {
             }
         }
     }
-    assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), None);
+    assert_eq!(begin(&bus, &source).await.unwrap(), None);
     publish(&bus, events(&stream, 0, 7..8), None).await;
     let mut reader = Reader::open(&bus, &stream, None, Start::Beginning).await;
     assert_eq!(payloads(&reader.take(1).await), texts(0, 7..8));
@@ -280,7 +316,7 @@ pub async fn everything_survives_reopening(factory: &dyn Factory) {
     let last = offset(&bus, 10).await;
     drop(bus);
     let bus = factory.open().await.unwrap();
-    assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), Some(checkpoint(&source, 10)));
+    assert_eq!(begin(&bus, &source).await.unwrap(), Some(checkpoint(&source, 10)));
     assert_eq!(within(bus.ensure(&spec(&stream, 2))).await.unwrap(), 2);
     publish(&bus, events(&stream, 1, 10..20), Some(checkpoint(&source, 20))).await;
     assert!(offset(&bus, 20).await > last);

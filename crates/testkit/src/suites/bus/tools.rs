@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use headwater_core::ports::{
-    Accepted, Bus, Cursor, Delivery, Published, SeekTo, Start, Subscribe, Subscription,
+    Accepted, Bus, Cursor, Delivery, Published, SeekTo, Start, Subscribe, Subscription, Writer,
 };
 use headwater_core::{Checkpoint, Event, EventId, Kind, Position, Record, Result, Retention, StreamSpec};
 
@@ -71,17 +71,29 @@ pub fn checkpoint(source: &str, n: u64) -> Checkpoint {
     Checkpoint { source: source.into(), position: Position::of(1, [n, 2, 3]), state }
 }
 
+/// Where a source begins anew, as whoever opens its next writer is told.
+pub async fn begin(bus: &Arc<dyn Bus>, source: &str) -> Result<Option<Checkpoint>> {
+    within(bus.writer(source)).await.map(|opened| opened.checkpoint)
+}
+
+/// A source's writer.
+pub async fn writer(bus: &Arc<dyn Bus>, source: &str) -> Box<dyn Writer> {
+    within(bus.writer(source)).await.unwrap().writer
+}
+
 /// Hands a batch over, which must not be rejected.
-pub async fn accept(bus: &Arc<dyn Bus>, events: Vec<Event>, at: Option<Checkpoint>) -> Accepted {
-    match within(bus.publish(events, at)).await.unwrap() {
+pub async fn accept(writer: &dyn Writer, events: Vec<Event>, at: Option<Checkpoint>) -> Accepted {
+    match within(writer.publish(events, at)).await.unwrap() {
         Published::Accepted(accepted) => accepted,
         Published::Rejected { rejections, .. } => panic!("rejected: {rejections:?}"),
     }
 }
 
-/// Publishes a batch and waits until it is durable.
+/// Publishes a batch with a writer of its own, and waits until it is durable.
 pub async fn publish(bus: &Arc<dyn Bus>, events: Vec<Event>, at: Option<Checkpoint>) {
-    within(accept(bus, events, at).await.durable()).await.unwrap();
+    let source = at.as_ref().map_or_else(|| unique("source"), |at| at.source.clone());
+    let writer = writer(bus, &source).await;
+    within(accept(&*writer, events, at).await.durable()).await.unwrap();
 }
 
 /// A subscription and what it said so far.
