@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
-use headwater_core::ports::{Bus, Connector, ParkedStore};
-use headwater_core::{Error, Kind, Result, StreamSpec, Table, check_stream_name};
+use headwater_core::ports::{Bus, Connector, OutboxStore, ParkedStore};
+use headwater_core::{Error, Kind, Origin, Result, StreamSpec, Table, check_stream_name};
 use tokio::sync::mpsc;
 
 use crate::asked::Asked;
@@ -12,7 +12,8 @@ use crate::clock::now;
 use crate::config::{Columns, OutboxRoute, Settings, StreamConfig};
 use crate::names;
 use crate::pipeline::{Board, SourceTask};
-use crate::runtime::{Runtime, SourceHandle};
+use crate::relay::{RelaySettings, RelayTask};
+use crate::runtime::{RelayHandle, Runtime, SourceHandle};
 use crate::shape::{OutboxTable, Routes, Seen, StreamRoute};
 
 struct SourceSetup {
@@ -22,14 +23,23 @@ struct SourceSetup {
     tables: Option<Vec<String>>,
 }
 
+struct RelaySetup {
+    name: String,
+    store: Arc<dyn OutboxStore>,
+    outbox: OutboxRoute,
+    origin: Origin,
+}
+
 /// Collects what a [`Runtime`] needs.
 #[derive(Default)]
 pub struct Builder {
     sources: Vec<SourceSetup>,
+    relays: Vec<RelaySetup>,
     streams: Vec<(String, StreamConfig)>,
     bus: Option<Arc<dyn Bus>>,
     parked: Option<Arc<dyn ParkedStore>>,
     settings: Settings,
+    relay: RelaySettings,
     outbox_streams: StreamConfig,
 }
 
@@ -44,6 +54,27 @@ impl Builder {
     ) -> Self {
         let outbox = outbox.into_iter().collect();
         self.sources.push(SourceSetup { name: name.to_owned(), connector, outbox, tables: None });
+        self
+    }
+
+    /// Adds the outbox of a source that is emptied by query, not read from a log. `origin` says where its
+    /// rows come from.
+    #[must_use]
+    pub fn relay(
+        mut self,
+        name: &str,
+        store: Arc<dyn OutboxStore>,
+        outbox: OutboxRoute,
+        origin: Origin,
+    ) -> Self {
+        self.relays.push(RelaySetup { name: name.to_owned(), store, outbox, origin });
+        self
+    }
+
+    /// Sets how outboxes are emptied by query.
+    #[must_use]
+    pub fn relay_settings(mut self, relay: RelaySettings) -> Self {
+        self.relay = relay;
         self
     }
 
@@ -96,7 +127,8 @@ impl Builder {
     /// do not compile, names a stream cannot have. Errors are of kind `Config`.
     pub fn verify(&self) -> Result<()> {
         self.check()?;
-        self.sources.iter().try_for_each(|setup| self.routes(setup).map(|_| ()))
+        self.sources.iter().try_for_each(|setup| self.routes(&setup.name, &setup.outbox).map(drop))?;
+        self.relays.iter().try_for_each(|setup| self.relay_routes(setup).map(drop))
     }
 
     /// Checks the streams that a source feeds against its tables as they are now: each stream that cannot
@@ -105,7 +137,7 @@ impl Builder {
         let Some(setup) = self.sources.iter().find(|setup| setup.name == source) else {
             return Ok(Vec::new());
         };
-        self.routes(setup).map(|(routes, _)| routes.misfits(source, tables))
+        self.routes(&setup.name, &setup.outbox).map(|(routes, _)| routes.misfits(source, tables))
     }
 
     /// Checks as [`Builder::verify`] does, and puts the runtime together.
@@ -118,7 +150,7 @@ impl Builder {
         for setup in &self.sources {
             let (releases, todo) = mpsc::unbounded_channel();
             let (name, board) = (Arc::<str>::from(setup.name.as_str()), Arc::new(Board::default()));
-            let (routes, specs) = self.routes(setup)?;
+            let (routes, specs) = self.routes(&setup.name, &setup.outbox)?;
             sources.push(SourceHandle {
                 name: Arc::clone(&name),
                 connector: Arc::clone(&setup.connector),
@@ -137,8 +169,11 @@ impl Builder {
                 releases: todo,
             });
         }
+        let (relays, relay_tasks) = self.build_relays(&bus)?;
         let streams = self.streams.iter().map(|(name, config)| (name.clone(), config.partitions));
         Ok(Runtime {
+            relays,
+            relay_tasks: Mutex::new(relay_tasks),
             bus,
             parked,
             bus_asked: Asked::default(),
@@ -151,28 +186,53 @@ impl Builder {
         })
     }
 
+    fn build_relays(&self, bus: &Arc<dyn Bus>) -> Result<(Vec<RelayHandle>, Vec<RelayTask>)> {
+        let (mut relays, mut tasks) = (Vec::new(), Vec::new());
+        for setup in &self.relays {
+            let (name, board) = (Arc::<str>::from(setup.name.as_str()), Arc::new(Board::default()));
+            let (routes, specs) = self.relay_routes(setup)?;
+            relays.push(RelayHandle { name: Arc::clone(&name), board: Arc::clone(&board) });
+            tasks.push(RelayTask {
+                name,
+                store: Arc::clone(&setup.store),
+                bus: Arc::clone(bus),
+                routes: Arc::new(routes),
+                specs,
+                origin: Arc::new(setup.origin.clone()),
+                relay: self.relay.clone(),
+                settings: self.settings.clone(),
+                board,
+            });
+        }
+        Ok((relays, tasks))
+    }
+
+    fn relay_routes(&self, setup: &RelaySetup) -> Result<(Routes, Vec<StreamSpec>)> {
+        self.routes(&setup.name, std::slice::from_ref(&setup.outbox))
+    }
+
     /// The streams that a source feeds, or may feed through its outbox.
-    fn routes(&self, setup: &SourceSetup) -> Result<(Routes, Vec<StreamSpec>)> {
+    fn routes(&self, source: &str, outbox: &[OutboxRoute]) -> Result<(Routes, Vec<StreamSpec>)> {
         let (mut streams, mut specs) = (Vec::new(), Vec::new());
         for (name, config) in &self.streams {
-            let fed = config.from.iter().any(|table| table.source == setup.name);
-            if fed || !setup.outbox.is_empty() {
-                streams.push(Arc::new(StreamRoute::new(name, config, &setup.name)?));
+            let fed = config.from.iter().any(|table| table.source == source);
+            if fed || !outbox.is_empty() {
+                streams.push(Arc::new(StreamRoute::new(name, config, source)?));
                 specs.push(config.spec(name));
             }
         }
-        let outbox = |route: &OutboxRoute| OutboxTable {
+        let table = |route: &OutboxRoute| OutboxTable {
             table: route.table.clone(),
             columns: route.columns.clone(),
             stream: route.stream.clone(),
         };
-        let outboxes = setup.outbox.iter().map(outbox).collect();
+        let outboxes = outbox.iter().map(table).collect();
         let undeclared = Arc::new(self.outbox_streams.clone());
         Ok((Routes { streams, outboxes, undeclared, seen: Seen::default() }, specs))
     }
 
     fn check(&self) -> Result<()> {
-        if self.sources.is_empty() {
+        if self.sources.is_empty() && self.relays.is_empty() {
             return Err(wrong("no source is configured").hint("add a [source.NAME]"));
         }
         let mut seen = HashSet::new();
@@ -210,7 +270,10 @@ impl Builder {
                 .hint(names::hint(&meant, known.iter().map(String::as_str))));
             }
         }
-        if config.from.is_empty() && self.sources.iter().all(|source| source.outbox.is_empty()) {
+        if config.from.is_empty()
+            && self.sources.iter().all(|source| source.outbox.is_empty())
+            && self.relays.is_empty()
+        {
             return Err(says("is fed by nothing".into())
                 .hint("name its tables in `from`, or give a source an `outbox`"));
         }

@@ -10,12 +10,14 @@ pub mod metrics;
 mod names;
 mod park;
 mod pipeline;
+mod relay;
 mod runtime;
 mod shape;
 mod status;
 
 pub use builder::Builder;
 pub use config::{OutboxRoute, Settings, StreamConfig, TableRef};
+pub use relay::RelaySettings;
 pub use runtime::Runtime;
 pub use shape::Shaping;
-pub use status::{Phase, RuntimeStatus, SourceReport, StreamReport};
+pub use status::{Phase, RelayReport, RuntimeStatus, SourceReport, StreamReport};

@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use crate::asked::Asked;
 use crate::builder::Builder;
 use crate::pipeline::{Board, Release, SourceTask};
-use crate::status::{Phase, RuntimeStatus, SourceReport, StreamReport, memory};
+use crate::relay::RelayTask;
+use crate::status::{Phase, RelayReport, RuntimeStatus, SourceReport, StreamReport, memory};
 
 /// Everything that one process runs: sources, streams, and the bus between them.
 pub struct Runtime {
@@ -21,11 +22,13 @@ pub struct Runtime {
     pub(crate) bus_asked: Asked<BusStatus>,
     pub(crate) parked_asked: Asked<Vec<ParkedCount>>,
     pub(crate) sources: Vec<SourceHandle>,
+    pub(crate) relays: Vec<RelayHandle>,
     /// Every declared stream, with its partitions.
     pub(crate) streams: BTreeMap<String, u32>,
     /// The partitions of streams that outbox rows make.
     pub(crate) outbox_partitions: u32,
     pub(crate) tasks: Mutex<Vec<SourceTask>>,
+    pub(crate) relay_tasks: Mutex<Vec<RelayTask>>,
     pub(crate) started_at: Micros,
 }
 
@@ -37,19 +40,30 @@ pub(crate) struct SourceHandle {
     pub(crate) releases: mpsc::UnboundedSender<Release>,
 }
 
+/// What the runtime keeps of a relay while its task runs.
+pub(crate) struct RelayHandle {
+    pub(crate) name: Arc<str>,
+    pub(crate) board: Arc<Board>,
+}
+
 impl Runtime {
     /// Begins to put one together.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
-    /// Runs every source until `stop` is cancelled (then: drains and confirms) or every source has failed.
-    /// `Ok` when everything that was read is confirmed and no source failed; otherwise the first one's
+    /// Runs every source and relay until `stop` is cancelled (then: drains and confirms) or every one has
+    /// failed. `Ok` when everything that was read is confirmed and none failed; otherwise the first one's
     /// error. Runs once.
     pub async fn run(&self, stop: CancellationToken) -> Result<()> {
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         let (mut running, mut boards) = (JoinSet::new(), HashMap::new());
         for task in tasks {
+            let board = Arc::clone(&task.board);
+            boards.insert(running.spawn(task.run(stop.clone())).id(), board);
+        }
+        let relays = std::mem::take(&mut *self.relay_tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for task in relays {
             let board = Arc::clone(&task.board);
             boards.insert(running.spawn(task.run(stop.clone())).id(), board);
         }
@@ -92,7 +106,8 @@ impl Runtime {
 
     /// Why it is not ready, a sentence for each source; empty when every source is reading. Asks nobody.
     pub fn not_ready(&self) -> Vec<String> {
-        self.sources.iter().filter_map(|source| source.report(None).not_ready()).collect()
+        let sources = self.sources.iter().filter_map(|source| source.report(None).not_ready());
+        sources.chain(self.relays.iter().filter_map(|relay| relay.report().not_ready())).collect()
     }
 
     /// What it is doing now. Asks the bus and the parked store too, each at most once a second, and waits
@@ -120,8 +135,9 @@ impl Runtime {
         for (name, partitions) in &self.streams {
             streams.insert(name.clone(), StreamReport { partitions: *partitions, ..named(name) });
         }
-        for source in &self.sources {
-            let board = source.board.lock();
+        let boards = self.sources.iter().map(|source| &source.board);
+        for board in boards.chain(self.relays.iter().map(|relay| &relay.board)) {
+            let board = board.lock();
             for (name, events) in &board.streams {
                 let made = || StreamReport { partitions: self.outbox_partitions, ..named(name) };
                 streams.entry(name.to_string()).or_insert_with(made).events += events;
@@ -139,6 +155,7 @@ impl Runtime {
             started_at: self.started_at,
             memory_bytes: memory(),
             sources: self.sources.iter().map(source).collect(),
+            relays: self.relays.iter().map(RelayHandle::report).collect(),
             streams: streams.into_values().collect(),
             bus: None,
             bus_error: None,
@@ -148,6 +165,24 @@ impl Runtime {
 
 fn named(name: &str) -> StreamReport {
     StreamReport { name: name.to_owned(), ..StreamReport::default() }
+}
+
+impl RelayHandle {
+    fn report(&self) -> RelayReport {
+        let board = self.board.lock();
+        RelayReport {
+            name: self.name.to_string(),
+            phase: board.phase,
+            error: board.error.clone(),
+            retrying_since: board.retrying_since,
+            attempts: board.attempts,
+            lanes: board.lanes,
+            lag_seconds: board.lag_seconds(board.phase == Phase::Streaming),
+            events: board.events,
+            bytes: board.bytes,
+            events_per_second: board.rate.per_second(),
+        }
+    }
 }
 
 impl SourceHandle {

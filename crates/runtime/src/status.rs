@@ -15,6 +15,9 @@ pub struct RuntimeStatus {
     pub memory_bytes: Option<u64>,
     /// Every source, by name.
     pub sources: Vec<SourceReport>,
+    /// Every outbox that is emptied by query, by the name of its source.
+    #[serde(default)]
+    pub relays: Vec<RelayReport>,
     /// Every stream, by name: the declared ones and those that outbox rows made.
     pub streams: Vec<StreamReport>,
     /// What the bus holds; `None` when it did not answer.
@@ -26,12 +29,48 @@ pub struct RuntimeStatus {
 impl SourceReport {
     /// Why it is not ready, in a sentence; `None` when it is reading and gets on.
     pub(crate) fn not_ready(&self) -> Option<String> {
-        if self.error.is_none() && matches!(self.phase, Phase::Snapshot | Phase::Streaming) {
-            return None;
-        }
-        let error = self.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
-        Some(format!("source {} is {}{error}", self.name, self.phase.as_str()))
+        not_ready("source", &self.name, self.phase, self.error.as_deref())
     }
+}
+
+impl RelayReport {
+    /// As [`SourceReport::not_ready`].
+    pub(crate) fn not_ready(&self) -> Option<String> {
+        not_ready("the relay of", &self.name, self.phase, self.error.as_deref())
+    }
+}
+
+fn not_ready(what: &str, name: &str, phase: Phase, error: Option<&str>) -> Option<String> {
+    if error.is_none() && matches!(phase, Phase::Snapshot | Phase::Streaming) {
+        return None;
+    }
+    let error = error.map(|error| format!(": {error}")).unwrap_or_default();
+    Some(format!("{what} {name} is {}{error}", phase.as_str()))
+}
+
+/// One outbox that is emptied by query.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RelayReport {
+    /// Its source's name.
+    pub name: String,
+    /// What it is doing.
+    pub phase: Phase,
+    /// What went wrong, while it is retrying or when it has failed.
+    pub error: Option<String>,
+    /// Since when it has been retrying.
+    pub retrying_since: Option<Micros>,
+    /// How often it was retried since it last got on.
+    pub attempts: u32,
+    /// The lanes that this process works now.
+    pub lanes: u32,
+    /// How old the oldest row is that it claimed and that is not settled; 0 when there is none.
+    pub lag_seconds: Option<f64>,
+    /// Events made durable since the start.
+    pub events: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Events a second, over the last ten seconds.
+    pub events_per_second: f64,
 }
 
 /// One source.

@@ -143,8 +143,10 @@ pub struct ClaimedRow {
     pub sequence: i64,
     /// The event's id.
     pub id: EventId,
-    /// How often it was tried in vain; above 0 it is tried again.
+    /// How often it was tried in vain.
     pub attempts: u32,
+    /// Whether it is tried again: then it is the first of its key.
+    pub again: bool,
     /// The stream it is for.
     pub stream: String,
     /// Its key.

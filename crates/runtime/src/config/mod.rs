@@ -133,6 +133,6 @@ fn required_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::
     units::bytes(deserializer)?.ok_or_else(|| serde::de::Error::custom("expected a number of bytes"))
 }
 
-fn required_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+pub(crate) fn required_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     units::duration(deserializer)?.ok_or_else(|| serde::de::Error::custom("expected a duration"))
 }

@@ -38,6 +38,8 @@ pub struct State {
     pub oldest: Option<Micros>,
     /// When there was last nothing left to do.
     pub idle_at: Option<Micros>,
+    /// Of a relay: the lanes that it works.
+    pub lanes: u32,
     /// Events a second.
     pub rate: Rate,
     /// Something became durable since the last attempt began.

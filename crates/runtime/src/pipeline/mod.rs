@@ -6,6 +6,7 @@ mod publisher;
 mod reader;
 mod supervise;
 
+pub use backoff::Backoff;
 pub use board::Board;
-pub use publisher::Release;
+pub use publisher::{Counted, Release, count};
 pub use supervise::SourceTask;

@@ -355,9 +355,10 @@ fn gone() -> Error {
 }
 
 /// Events by stream, and bytes.
-type Counted = (Vec<(Arc<str>, u64)>, u64);
+pub type Counted = (Vec<(Arc<str>, u64)>, u64);
 
-fn count(events: &[Event]) -> Counted {
+/// Counts events.
+pub fn count(events: &[Event]) -> Counted {
     let mut counts: Vec<(Arc<str>, u64)> = Vec::new();
     let mut bytes = 0;
     for event in events {

@@ -47,7 +47,7 @@ impl PostgresOutboxStore {
         let outbox = names.outbox();
         let columns = "row.lane, row.seq, row.attempts, row.id, row.stream, row.type, row.key, row.payload::text, \
              row.headers::text, row.version, CASE WHEN isfinite(row.created_at) THEN \
-             (extract(epoch FROM row.created_at) * 1000000)::bigint ELSE 0 END";
+             (extract(epoch FROM row.created_at) * 1000000)::bigint ELSE 0 END, row.state = 'retrying'";
         Self {
             pool: pool.connect_lazy_with(options(url)),
             table: names.table(),
@@ -166,6 +166,7 @@ fn claimed_row(row: &PgRow) -> sqlx::Result<ClaimedRow> {
         sequence: row.try_get(1)?,
         id,
         attempts: attempts as u32,
+        again: row.try_get(11)?,
         stream: stream.to_owned(),
         key: key.map(str::to_owned),
         created_at,

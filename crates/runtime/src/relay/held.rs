@@ -1,0 +1,106 @@
+//! The lanes that a relay holds.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use headwater_core::ports::{Claim, ClaimedRow, Lane, Lease};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::lane::{Unsettled, Work};
+
+/// How far a lane is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Its writer is being opened.
+    Opening,
+    /// Nothing is on its way, and which keys are blocked is to be asked.
+    Resuming,
+    /// Its rows are claimed.
+    Working,
+    /// No more is claimed until nothing is on its way; then it resumes.
+    Quiescing,
+}
+
+/// A lane that is being worked.
+pub struct Held {
+    /// The lease.
+    pub lease: Lease,
+    /// Which run of the lane.
+    pub run: u64,
+    /// How far it is.
+    pub stage: Stage,
+    /// Rows that were claimed and are not settled.
+    pub known: HashSet<i64>,
+    /// The highest sequence that was claimed.
+    pub above: i64,
+    /// What is published and not settled.
+    pub unsettled: Unsettled,
+    /// Whether some of that is from before this run.
+    pub inherited: bool,
+    /// How many keys are blocked.
+    pub blocked: usize,
+    /// When to ask again which keys are blocked: a person may have decided something.
+    pub ask_again: Option<Instant>,
+    /// Where its work goes.
+    pub inbox: mpsc::UnboundedSender<Work>,
+    /// Its task; ends with it.
+    pub _task: AbortOnDropHandle<()>,
+}
+
+impl Held {
+    /// What to claim of it now, if anything: `all` from the beginning.
+    pub fn claim(&self, all: bool, retries: bool, most: usize) -> Option<Claim> {
+        let lane = self.lease.lane;
+        match self.stage {
+            Stage::Resuming => Some(Claim { lane, above: 0, retries, resume: true }),
+            Stage::Working if self.known.len() < most && !self.lease.wanted => {
+                Some(Claim { lane, above: if all { 0 } else { self.above }, retries, resume: false })
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes rows that were claimed: those that are not known yet.
+    pub fn take(&mut self, rows: Vec<ClaimedRow>) -> Vec<ClaimedRow> {
+        let mut fresh = rows;
+        fresh.retain(|row| self.known.insert(row.sequence));
+        for row in fresh.iter().filter(|row| !row.again) {
+            self.above = self.above.max(row.sequence);
+        }
+        fresh
+    }
+
+    /// All that waits was seen: what an earlier run published and nobody claims any more is settled.
+    pub fn seen_all(&mut self) {
+        if std::mem::take(&mut self.inherited) {
+            self.unsettled.with(|unsettled| unsettled.retain(|sequence| self.known.contains(sequence)));
+        }
+    }
+
+    /// A row is settled.
+    pub fn settled(&mut self, sequence: i64) {
+        self.known.remove(&sequence);
+        self.unsettled.with(|unsettled| unsettled.remove(&sequence));
+    }
+
+    /// Goes on to the next stage when nothing is on its way, or when it is time to ask again.
+    pub fn advance(&mut self, now: Instant) {
+        if self.stage == Stage::Working && self.ask_again.is_some_and(|at| now >= at) {
+            self.stage = Stage::Quiescing;
+        }
+        if self.stage == Stage::Quiescing && self.known.is_empty() {
+            self.stage = Stage::Resuming;
+        }
+    }
+
+    /// Whether another relay may have it now.
+    pub fn can_go(&self) -> bool {
+        self.lease.wanted && self.known.is_empty()
+    }
+
+    /// The lane.
+    pub fn lane(&self) -> Lane {
+        self.lease.lane
+    }
+}

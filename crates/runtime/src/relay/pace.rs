@@ -1,0 +1,101 @@
+//! When to look for rows again.
+
+use std::time::{Duration, Instant};
+
+/// The shortest pause between two looks that found nothing.
+const SHORTEST: Duration = Duration::from_millis(2);
+
+/// Of the time, looks from the beginning take no more than one part in this many.
+const SHARE: u32 = 20;
+
+/// The shortest pause between two looks from the beginning.
+const FROM_BEGINNING: Duration = Duration::from_millis(100);
+
+/// How often rows that are to be tried again are looked for.
+const RETRIES: Duration = Duration::from_millis(200);
+
+/// Looks often while there is something to find, rarely while there is not.
+#[derive(Debug)]
+pub struct Pace {
+    longest: Duration,
+    pause: Duration,
+    beginning: Instant,
+    retries: Instant,
+}
+
+impl Pace {
+    /// Never pauses for longer than `longest`.
+    pub fn new(longest: Duration) -> Self {
+        let now = Instant::now();
+        Self { longest, pause: SHORTEST, beginning: now, retries: now }
+    }
+
+    /// How long to pause before the next look.
+    pub fn pause(&self) -> Duration {
+        self.pause.min(self.longest)
+    }
+
+    /// Whether the next look is to begin at the beginning.
+    pub fn from_beginning(&self, now: Instant) -> bool {
+        now >= self.beginning
+    }
+
+    /// Whether the next look is for rows to be tried again, too; it will be.
+    pub fn retries(&mut self, now: Instant) -> bool {
+        let due = now >= self.retries;
+        if due {
+            self.retries = now + RETRIES;
+        }
+        due
+    }
+
+    /// The next look is to begin at the beginning.
+    pub fn rewind(&mut self, now: Instant) {
+        self.beginning = now;
+        self.pause = Duration::ZERO;
+    }
+
+    /// A look from the beginning took this long.
+    pub fn looked_from_beginning(&mut self, now: Instant, took: Duration) {
+        self.beginning = now + (took * SHARE).max(FROM_BEGINNING);
+    }
+
+    /// A look found something, and maybe there is more.
+    pub fn found(&mut self, more: bool) {
+        self.pause = if more { Duration::ZERO } else { SHORTEST };
+    }
+
+    /// A look found nothing.
+    pub fn found_nothing(&mut self) {
+        self.pause = (self.pause.max(SHORTEST) * 3 / 2).min(self.longest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_while_there_is_nothing_and_shrink_at_once() {
+        let mut pace = Pace::new(Duration::from_millis(50));
+        for _ in 0..20 {
+            pace.found_nothing();
+        }
+        assert_eq!(pace.pause(), Duration::from_millis(50));
+        pace.found(false);
+        assert_eq!(pace.pause(), SHORTEST);
+        pace.found(true);
+        assert_eq!(pace.pause(), Duration::ZERO);
+    }
+
+    #[test]
+    fn looks_from_the_beginning_take_a_twentieth_of_the_time_at_most() {
+        let mut pace = Pace::new(Duration::from_millis(50));
+        let now = Instant::now();
+        pace.looked_from_beginning(now, Duration::from_secs(1));
+        assert!(!pace.from_beginning(now + Duration::from_secs(19)));
+        assert!(pace.from_beginning(now + Duration::from_secs(20)));
+        pace.rewind(now);
+        assert!(pace.from_beginning(now));
+    }
+}
