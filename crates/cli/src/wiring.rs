@@ -7,11 +7,12 @@ use headwater_cli::config::{BusConfig, Config, SourceConfig};
 use headwater_connect::embedded::EmbeddedBus;
 use headwater_connect::kafka::KafkaBus;
 use headwater_connect::parked::SqliteParkedStore;
+use headwater_connect::postgres::outbox::PostgresOutboxStore;
 use headwater_connect::postgres::{MESSAGES, PostgresConnector};
 use headwater_connect::settings::Outbox;
 use headwater_connect::sqlite::SqliteConnector;
-use headwater_core::ports::{Bus, BusStatus, Connector, ParkedStore};
-use headwater_core::{Kind, Result};
+use headwater_core::ports::{Bus, BusStatus, Connector, OutboxStore, ParkedStore};
+use headwater_core::{Kind, Origin, Result};
 use headwater_runtime::{Builder, OutboxRoute, Runtime, TableRef};
 use headwater_wire::format::OutboxColumns;
 
@@ -23,12 +24,16 @@ pub fn connectors(config: &Config) -> Result<Connectors> {
     let made = |(name, source): (&String, &SourceConfig)| {
         connector(name, source, &config.data_dir).map(|connector| (name.clone(), connector))
     };
-    config.sources.iter().map(made).collect()
+    config.sources.iter().filter(|(_, source)| source.is_followed()).map(made).collect()
 }
 
 fn connector(name: &str, source: &SourceConfig, data_dir: &Path) -> Result<Arc<dyn Connector>> {
     Ok(match source {
-        SourceConfig::Postgres(config) => Arc::new(PostgresConnector::new(name, config.clone(), data_dir)?),
+        SourceConfig::Postgres(config) => {
+            let mut config = config.clone();
+            config.outbox = config.outbox.filter(|_| !source.is_relayed());
+            Arc::new(PostgresConnector::new(name, config, data_dir)?)
+        }
         SourceConfig::Sqlite(config) => {
             Arc::new(SqliteConnector::new(name, config.clone())?.requests(data_dir))
         }
@@ -85,9 +90,15 @@ pub async fn parked(config: &Config) -> Result<Arc<dyn ParkedStore>> {
 pub fn builder(config: &Config, connectors: &Connectors) -> Result<Builder> {
     let mut builder =
         Runtime::builder().settings(config.runtime.clone()).outbox_streams(config.outbox.streams());
+    builder = builder.relay_settings(config.relay.clone());
     for (name, connector) in connectors {
-        let route = config.sources.get(name).and_then(|source| outbox_route(name, source, config));
+        let route = config.sources.get(name).and_then(|source| log_route(name, source, config));
         builder = builder.source(name, Arc::clone(connector), route);
+    }
+    for (name, source) in &config.sources {
+        if let Some((store, route, origin)) = relay(name, source, config) {
+            builder = builder.relay(name, store, route, origin);
+        }
     }
     for (name, stream) in &config.streams {
         builder = builder.stream(name, stream.clone());
@@ -95,25 +106,56 @@ pub fn builder(config: &Config, connectors: &Connectors) -> Result<Builder> {
     Ok(builder)
 }
 
-/// Where the outbox rows of a source go; its logical messages are such rows too.
-fn outbox_route(name: &str, source: &SourceConfig, config: &Config) -> Option<OutboxRoute> {
-    let route = |schema: Option<&str>, table: &str, columns| OutboxRoute {
-        table: TableRef {
-            source: name.to_owned(),
-            schema: schema.map(str::to_owned),
-            table: table.to_owned(),
-        },
-        columns,
-        stream: config.outbox.stream.clone(),
-    };
-    match source.outbox() {
-        Some(Outbox { table, columns }) => Some(match table.split_once('.') {
-            Some((schema, table)) => route(Some(schema), table, columns.clone()),
-            None => route(None, table, columns.clone()),
-        }),
+/// Where the outbox rows that a source reads from its log go; its logical messages are such rows too.
+fn log_route(name: &str, source: &SourceConfig, config: &Config) -> Option<OutboxRoute> {
+    match source.outbox().filter(|_| !source.is_relayed()) {
+        Some(outbox) => Some(outbox_route(name, outbox, config)),
         None if source.takes_messages() => {
-            Some(route(Some(MESSAGES.0), MESSAGES.1, OutboxColumns::default()))
+            let (schema, table) = MESSAGES;
+            let table = TableRef {
+                source: name.to_owned(),
+                schema: Some(schema.to_owned()),
+                table: table.to_owned(),
+            };
+            let stream = config.outbox.stream.clone();
+            Some(OutboxRoute { table, columns: OutboxColumns::default(), stream })
         }
         None => None,
+    }
+}
+
+/// The outbox of a source that is emptied by query: how, where its rows go, and what it is.
+fn relay(
+    name: &str,
+    source: &SourceConfig,
+    config: &Config,
+) -> Option<(Arc<dyn OutboxStore>, OutboxRoute, Origin)> {
+    let outbox = source.outbox().filter(|_| source.is_relayed())?;
+    let (store, connector, database): (Arc<dyn OutboxStore>, _, _) = match source {
+        SourceConfig::Postgres(config) => {
+            let store = PostgresOutboxStore::new(&config.url, &outbox.table);
+            (Arc::new(store), "postgres", config.url.database.clone())
+        }
+        SourceConfig::Sqlite(_) => return None,
+    };
+    let origin = Origin {
+        source: name.to_owned(),
+        connector: connector.to_owned(),
+        database,
+        // Each row brings its own id.
+        system_id: String::new(),
+    };
+    Some((store, outbox_route(name, outbox, config), origin))
+}
+
+fn outbox_route(name: &str, outbox: &Outbox, config: &Config) -> OutboxRoute {
+    let (schema, table) = match outbox.table.split_once('.') {
+        Some((schema, table)) => (Some(schema.to_owned()), table),
+        None => (None, outbox.table.as_str()),
+    };
+    OutboxRoute {
+        table: TableRef { source: name.to_owned(), schema, table: table.to_owned() },
+        columns: outbox.columns.clone(),
+        stream: config.outbox.stream.clone(),
     }
 }

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use headwater_connect::embedded::EmbeddedConfig;
 use headwater_connect::kafka::KafkaConfig;
 use headwater_core::{Error, Kind, Result};
-use headwater_runtime::{Settings, StreamConfig};
+use headwater_runtime::{RelaySettings, Settings, StreamConfig};
 use toml::Spanned;
 use toml::de::DeValue;
 
@@ -49,6 +49,8 @@ pub struct Config {
     pub parked: ParkedConfig,
     /// Budgets and waits of the pipeline.
     pub runtime: Settings,
+    /// How outboxes are emptied by query.
+    pub relay: RelaySettings,
     /// What is probably not meant; it does not stop anything.
     pub warnings: Vec<Problem>,
 }
@@ -63,7 +65,8 @@ pub enum BusConfig {
 }
 
 /// The sections and keys at the top of the file.
-const TOP: &[&str] = &["data_dir", "source", "bus", "stream", "outbox", "http", "log", "parked", "runtime"];
+const TOP: &[&str] =
+    &["data_dir", "source", "bus", "stream", "outbox", "http", "log", "parked", "runtime", "relay"];
 
 /// Reads a config file; relative paths in it are relative to its folder.
 pub fn load(path: &Path) -> Result<Config> {
@@ -143,6 +146,7 @@ impl Reader<'_> {
             log: self.optional(root.get("log"), "log", LogConfig::default()),
             parked: self.optional(root.get("parked"), "parked", ParkedConfig::default()),
             runtime: self.optional(root.get("runtime"), "runtime", Settings::default()),
+            relay: self.optional(root.get("relay"), "relay", RelaySettings::default()),
             warnings: Vec::new(),
         };
         // Sections that could not be read would only give rise to more errors.

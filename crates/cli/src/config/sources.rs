@@ -49,6 +49,16 @@ impl SourceConfig {
         }
     }
 
+    /// Whether the outbox is emptied by query.
+    pub fn is_relayed(&self) -> bool {
+        matches!(self, Self::Postgres(config) if config.relay && config.outbox.is_some())
+    }
+
+    /// Whether its log, or what triggers write, is followed.
+    pub fn is_followed(&self) -> bool {
+        !self.is_relayed() || !self.tables().is_empty()
+    }
+
     /// Whether it takes events that are no rows: PostgreSQL's logical messages.
     pub fn takes_messages(&self) -> bool {
         matches!(self, Self::Postgres(config) if !config.messages.is_empty())

@@ -29,6 +29,10 @@ pub struct PostgresConfig {
     /// The outbox, where there is one: a table whose inserted rows are events.
     #[serde(default)]
     pub outbox: Option<Outbox>,
+    /// Whether the outbox is emptied by query (a relay), not read from the log. Without `tables` the log is
+    /// then not read at all: the user needs no REPLICATION, the server no `wal_level = logical`.
+    #[serde(default)]
+    pub relay: bool,
     /// The prefix of the messages (`pg_logical_emit_message(true, 'headwater', ...)`) that are events;
     /// `""` for none.
     #[serde(default = "messages")]
@@ -67,6 +71,7 @@ impl PostgresConfig {
             url,
             tables: tables.iter().map(|&table| table.to_owned()).collect(),
             outbox: None,
+            relay: false,
             messages: messages(),
             snapshot: SnapshotMode::Initial,
             publication: None,

@@ -235,7 +235,8 @@ impl Publishing {
                 let done = self.done(rows, outcomes, more, counted);
                 return Ok(Box::pin(std::future::ready(Ok(done))));
             }
-            match self.writer.publish(going, Some(self.checkpoint(&sequences))).await? {
+            let checkpoint = self.checkpoint(&sequences);
+            match self.writer.publish(going, Some(checkpoint)).await? {
                 Published::Accepted(accepted) => {
                     self.unsettled.with(|unsettled| unsettled.extend(sequences));
                     let done = self.done(rows, outcomes, more, counted);

@@ -49,12 +49,6 @@ impl Pace {
         due
     }
 
-    /// The next look is to begin at the beginning.
-    pub fn rewind(&mut self, now: Instant) {
-        self.beginning = now;
-        self.pause = Duration::ZERO;
-    }
-
     /// A look from the beginning took this long.
     pub fn looked_from_beginning(&mut self, now: Instant, took: Duration) {
         self.beginning = now + (took * SHARE).max(FROM_BEGINNING);
@@ -95,7 +89,5 @@ mod tests {
         pace.looked_from_beginning(now, Duration::from_secs(1));
         assert!(!pace.from_beginning(now + Duration::from_secs(19)));
         assert!(pace.from_beginning(now + Duration::from_secs(20)));
-        pace.rewind(now);
-        assert!(pace.from_beginning(now));
     }
 }

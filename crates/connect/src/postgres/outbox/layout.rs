@@ -7,12 +7,9 @@ use super::Names;
 use crate::postgres::client::{Connection, Mode, quote_ident, quote_literal};
 use crate::postgres::url::ConnectOptions;
 
-/// The class of the advisory locks that publishing takes: the letters HW.
+/// The class of the advisory locks that publishing takes: the letters HW. Each key has a lock of its own,
+/// by its 32-bit hash: were there fewer, a transaction that stays open would hold up keys that are not its own.
 pub(super) const LOCKS: i32 = 0x4857;
-
-/// How many such locks there are. A key has one of them, so that a transaction that publishes about very
-/// many keys cannot exhaust the server's table of locks (6,400 by default).
-pub(super) const SLOTS: i32 = 1024;
 
 /// The SQL that makes the outbox `table` (`schema.name`, or a name in `public`) and what belongs to it.
 pub fn script(table: &str) -> String {
@@ -88,12 +85,11 @@ fn function(names: &Names) -> String {
          DECLARE\n    \
              published uuid := coalesce($7, {uuid7}());\n\
          BEGIN\n    \
-             PERFORM pg_advisory_xact_lock({LOCKS}, hashtext($3) & {mask});\n    \
+             PERFORM pg_advisory_xact_lock({LOCKS}, hashtext($3));\n    \
              INSERT INTO {outbox} (id, stream, type, key, payload, headers, version)\n    \
                  VALUES (published, $1, $2, $3, $4, $5, $6);\n    \
              RETURN published;\n\
          END $$;\n",
-        mask = SLOTS - 1,
     )
 }
 

@@ -5,7 +5,7 @@ use headwater_core::ports::{NewEvent, OutboxWriter};
 use sqlx::types::Uuid;
 use sqlx::{Postgres, Transaction};
 
-use super::layout::{LOCKS, SLOTS};
+use super::layout::LOCKS;
 use super::{Names, failed};
 use crate::outbox;
 
@@ -24,17 +24,16 @@ impl PostgresOutbox {
         let names = Names::new(table);
         let outbox = names.outbox();
         let columns = "id, stream, type, key, payload, headers, version";
-        let mask = SLOTS - 1;
         Self {
             // The lock is taken before the row's sequence is drawn: the subquery, which is volatile, is not
             // pulled up, and what the table adds by default is computed above it.
             one: format!(
                 "INSERT INTO {outbox} ({columns}) SELECT $1, $2, $3, $4, $5::json, $6::json, $7 \
-                 FROM (SELECT pg_advisory_xact_lock({LOCKS}, hashtext($4) & {mask})) AS lock"
+                 FROM (SELECT pg_advisory_xact_lock({LOCKS}, hashtext($4))) AS lock"
             ),
             lock: format!(
                 "SELECT count(pg_advisory_xact_lock({LOCKS}, slot)) FROM \
-                 (SELECT DISTINCT hashtext(key) & {mask} AS slot FROM unnest($1::text[]) AS key \
+                 (SELECT DISTINCT hashtext(key) AS slot FROM unnest($1::text[]) AS key \
                   WHERE key IS NOT NULL ORDER BY slot OFFSET 0) AS slots"
             ),
             many: format!(
