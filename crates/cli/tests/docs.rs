@@ -71,6 +71,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("[log]", "[log]\nqqqqqq = 1\n"),
     ("[parked]", "[parked]\nqqqqqq = 1\n"),
     ("[runtime]", "[runtime]\nqqqqqq = 1\n"),
+    ("[relay]", "[relay]\nqqqqqq = 1\n"),
     ("The file", "qqqqqq = 1\n"),
 ];
 

@@ -28,10 +28,13 @@ async fn init_makes_the_outbox_once() {
     let url = database.url();
     let printed = shop.headwater(&["init", url, "--print"]);
     assert_eq!(printed.code, Some(0), "{printed:?}");
-    assert!(printed.out.starts_with("CREATE TABLE \"public\".\"outbox\" (\n"), "{}", printed.out);
+    assert!(printed.out.contains("CREATE TABLE \"public\".\"outbox\" (\n"), "{}", printed.out);
     assert_eq!(shop.headwater(&["init", url]).out, "made the outbox table outbox\n");
     assert_eq!(shop.headwater(&["init", url]).out, "nothing to do: all is there\n");
-    database.execute("INSERT INTO outbox (aggregatetype, aggregateid, type, payload) VALUES ('order', '1', 'OrderPlaced', '{}')").await.unwrap();
+    database
+        .execute("INSERT INTO outbox (stream, key, type, payload) VALUES ('order', '1', 'OrderPlaced', '{}')")
+        .await
+        .unwrap();
     let refused = shop.headwater(&["init", url, "--remove"]);
     assert_eq!(refused.code, Some(2), "{refused:?}");
     let refused = shop.headwater(&["init", url, "--tables", "orders"]);
@@ -122,7 +125,7 @@ async fn rows_outbox_and_messages_arrive() {
     database
         .execute(
             "BEGIN; UPDATE orders SET state = 'paid' WHERE id = 1;
-             INSERT INTO outbox (aggregatetype, aggregateid, type, payload) VALUES ('order', '1', 'OrderPaid', '{\"a\": 1}');
+             INSERT INTO outbox (stream, key, type, payload) VALUES ('order', '1', 'OrderPaid', '{\"a\": 1}');
              DELETE FROM outbox; COMMIT;
              SELECT pg_logical_emit_message(true, 'headwater', '{\"id\": \"4d47e190-0402-4048-bc2c-89dd54343cdc\", \
              \"aggregatetype\": \"order\", \"aggregateid\": \"1\", \"type\": \"OrderThanked\", \"payload\": {}}')",

@@ -204,7 +204,7 @@ impl Driver {
         if self.claiming.is_some() || now < self.look_at || self.stopping.is_some() {
             return;
         }
-        let all = self.pace.from_beginning(now);
+        let all = self.pace.is_from_beginning(now);
         let retries = self.pace.retries(now);
         let most = self.task.relay.batch * AHEAD;
         let mut claims: Vec<Claim> =

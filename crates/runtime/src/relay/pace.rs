@@ -36,7 +36,7 @@ impl Pace {
     }
 
     /// Whether the next look is to begin at the beginning.
-    pub fn from_beginning(&self, now: Instant) -> bool {
+    pub fn is_from_beginning(&self, now: Instant) -> bool {
         now >= self.beginning
     }
 
@@ -87,7 +87,7 @@ mod tests {
         let mut pace = Pace::new(Duration::from_millis(50));
         let now = Instant::now();
         pace.looked_from_beginning(now, Duration::from_secs(1));
-        assert!(!pace.from_beginning(now + Duration::from_secs(19)));
-        assert!(pace.from_beginning(now + Duration::from_secs(20)));
+        assert!(!pace.is_from_beginning(now + Duration::from_secs(19)));
+        assert!(pace.is_from_beginning(now + Duration::from_secs(20)));
     }
 }
