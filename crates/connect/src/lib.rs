@@ -1,6 +1,7 @@
 //! Adapters: one folder for each outside system, each implementing ports of `headwater_core`.
 
 pub mod embedded;
+mod inbox;
 pub mod kafka;
 pub mod outbox;
 pub mod parked;
@@ -8,4 +9,5 @@ pub mod postgres;
 pub mod requests;
 pub mod settings;
 pub mod sqlite;
+mod sqlx_errors;
 mod store;

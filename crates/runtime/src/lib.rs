@@ -6,6 +6,7 @@ mod asked;
 mod builder;
 mod clock;
 pub mod config;
+pub mod consume;
 pub mod metrics;
 mod names;
 mod park;

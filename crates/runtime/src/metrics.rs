@@ -13,6 +13,9 @@ pub fn describe() {
     describe_counter!("headwater_bytes_total", Unit::Bytes, "bytes of events made durable, by source");
     describe_counter!("headwater_retries_total", "times that a source was opened again after a failure");
     describe_counter!("headwater_parked_total", "changes that were parked, also again after a failure");
+    describe_counter!("headwater_handled_total", "events that a consumer handled, by consumer");
+    describe_counter!("headwater_set_aside_total", "events that a consumer parked or that wait behind one");
+    describe_counter!("headwater_consumer_retries_total", "events that a consumer is to try again");
     describe_histogram!("headwater_batch_events", "events of a batch");
     describe_histogram!("headwater_batch_bytes", Unit::Bytes, "bytes of a batch, as read and as written");
     describe_gauge!("headwater_source_up", "1 while the source is being read, 0 otherwise");
@@ -35,6 +38,17 @@ pub(crate) fn begin<'a>(source: &str, streams: impl Iterator<Item = &'a str>) {
             counter!(name, "source" => source.to_owned(), "stream" => stream.to_owned()).absolute(0);
         }
     }
+}
+
+/// A consumer's transaction has committed.
+pub(crate) fn consumed(consumer: &str, handled: usize, set_aside: usize) {
+    counter!("headwater_handled_total", "consumer" => consumer.to_owned()).increment(handled as u64);
+    counter!("headwater_set_aside_total", "consumer" => consumer.to_owned()).increment(set_aside as u64);
+}
+
+/// A consumer's event is to be tried again.
+pub(crate) fn retried(consumer: &str) {
+    counter!("headwater_consumer_retries_total", "consumer" => consumer.to_owned()).increment(1);
 }
 
 /// Sets the gauges to what a status says.

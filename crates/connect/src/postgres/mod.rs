@@ -8,6 +8,7 @@ mod connector;
 mod decode;
 mod feedback;
 mod follow;
+pub mod inbox;
 mod lane;
 pub mod lsn;
 mod messages;

@@ -1,0 +1,67 @@
+//! What the errors of a service's database mean, as sqlx hands them out.
+
+use headwater_core::{Error, Kind, Result};
+use sqlx::Error as Sqlx;
+use sqlx::error::DatabaseError;
+
+/// Turns sqlx's errors into Headwater's.
+pub(crate) trait SqlxExt<T> {
+    /// Wraps the error with the kind that it stands for, and with what was being done.
+    fn sqlx(self, doing: &str) -> Result<T>;
+}
+
+impl<T> SqlxExt<T> for sqlx::Result<T> {
+    fn sqlx(self, doing: &str) -> Result<T> {
+        self.map_err(|error| {
+            let (kind, hint) = meaning(&error);
+            let wrapped = Error::new(kind, doing).because(error);
+            if hint.is_empty() { wrapped } else { wrapped.hint(hint) }
+        })
+    }
+}
+
+const NO_TABLES: &str = "run `headwater init` with the URL of this database: it makes Headwater's tables";
+
+fn meaning(error: &Sqlx) -> (Kind, &'static str) {
+    match error {
+        Sqlx::Database(error) => {
+            if let Some(error) = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
+                return postgres(error.code());
+            }
+            sqlite(error.as_ref())
+        }
+        Sqlx::PoolTimedOut => {
+            (Kind::Unavailable, "every connection of the pool is busy, or the server is away")
+        }
+        Sqlx::Configuration(_) => (Kind::Config, ""),
+        Sqlx::ColumnDecode { .. } | Sqlx::Decode(_) | Sqlx::ColumnNotFound(_) => {
+            (Kind::Decode, "the table was made by another version of Headwater, or changed by hand")
+        }
+        _ => (Kind::Unavailable, ""),
+    }
+}
+
+/// By SQLSTATE.
+fn postgres(code: &str) -> (Kind, &'static str) {
+    match (code, code.get(..2).unwrap_or_default()) {
+        ("42P01" | "3F000", _) => (Kind::Refused, NO_TABLES),
+        ("53100", _) => (Kind::Full, "make room on the disk of the database"),
+        // A standby that was the primary a moment ago, a lock or statement timeout.
+        ("25006" | "55P03" | "57014", _) => (Kind::Unavailable, ""),
+        (_, "40") => (Kind::Busy, ""),
+        (_, "08" | "53" | "57" | "58" | "XX") => (Kind::Unavailable, ""),
+        _ => (Kind::Refused, ""),
+    }
+}
+
+fn sqlite(error: &dyn DatabaseError) -> (Kind, &'static str) {
+    let code = error.code().and_then(|code| code.parse::<i32>().ok()).unwrap_or(0);
+    match code & 0xff {
+        1 if error.message().contains("no such table") => (Kind::Refused, NO_TABLES),
+        5 | 6 => (Kind::Busy, "another program writes for long: give the pool a longer busy timeout"),
+        8 => (Kind::Refused, "give the user who runs this the right to write to the database and its folder"),
+        13 => (Kind::Full, "make room on the disk of the database"),
+        10 | 14 => (Kind::Unavailable, ""),
+        _ => (Kind::Refused, ""),
+    }
+}

@@ -1,0 +1,167 @@
+//! One transaction: events are taken, handled or set aside, and the cursor moves with them.
+
+use std::any::Any;
+use std::collections::{BTreeMap, HashSet};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use headwater_core::Error;
+use headwater_core::ports::{Arrival, Aside, Inbox, Mark, Settlement, Taken, Trouble};
+
+use super::seat::Seat;
+use super::{Failure, Handle, Item, Received, Shared};
+use crate::metrics;
+
+/// How a transaction ended.
+pub(super) enum Ended {
+    /// Everything of it is done.
+    Done,
+    /// Nothing of it is, for a reason of an event.
+    Failed(Failure),
+    /// Nothing of it is as far as is known: the database is away.
+    Away(Error),
+}
+
+/// The events of one seat in a transaction.
+struct Share<'a> {
+    seat: &'a Arc<Seat>,
+    done: Vec<u64>,
+    wrote: Option<u64>,
+}
+
+impl<I, H> Shared<I, H>
+where
+    I: Inbox,
+    H: Handle<I::Transaction>,
+{
+    /// Handles events in one transaction; with `park`, the one event is set aside instead.
+    pub(super) async fn attempt(&self, items: &[Item], park: Option<&Trouble>) -> Ended {
+        let (arrivals, first) = arrivals(items);
+        let (mut transaction, taken) = match self.inbox.begin(&self.name, &arrivals).await {
+            Ok(begun) => begun,
+            Err(error) => return self.away(error),
+        };
+        let mut taken = taken.into_iter();
+        let (mut fresh, mut aside): (Vec<&Received>, Vec<Aside>) = (Vec::new(), Vec::new());
+        for (item, first) in items.iter().zip(first) {
+            let taken = if first { taken.next().unwrap_or(Taken::Seen) } else { Taken::Seen };
+            match (taken, park) {
+                (Taken::New, None) => fresh.push(&item.received),
+                (Taken::New, Some(trouble)) => aside.push(item.aside(Some(trouble.clone()))),
+                (Taken::Blocked, _) => aside.push(item.aside(None)),
+                (Taken::Seen, _) => {}
+            }
+        }
+        if let Err(failure) = self.handled(&mut transaction, &fresh).await {
+            return match self.inbox.rollback(transaction).await {
+                Ok(()) => Ended::Failed(failure),
+                Err(error) => Ended::Away(error),
+            };
+        }
+        let (handled, set_aside) = (fresh.len(), aside.len());
+        let (mut shares, cursors) = shares(items);
+        let settlement = Settlement { cursors, aside, held: Vec::new() };
+        let committed = self.inbox.commit(transaction, &self.name, &settlement).await;
+        for share in &mut shares {
+            share.seat.ended(&share.done, share.wrote, committed.is_ok());
+        }
+        match committed {
+            Ok(()) => {
+                metrics::consumed(&self.name, handled, set_aside);
+                Ended::Done
+            }
+            Err(error) if error.is_retryable() => Ended::Away(error),
+            // A constraint that is checked at the end: of the handler's rows, not of ours.
+            Err(error) => Ended::Failed(Failure::retry(error.to_string())),
+        }
+    }
+
+    /// Handles events; a handler that panics has failed.
+    pub(super) async fn handled(
+        &self,
+        transaction: &mut I::Transaction,
+        events: &[&Received],
+    ) -> Result<(), Failure> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let handled = AssertUnwindSafe(self.handle.handle(transaction, events)).catch_unwind().await;
+        handled
+            .unwrap_or_else(|panic| Err(Failure::retry(format!("the handler panicked: {}", said(&*panic)))))
+    }
+
+    /// A database that said no for good ends the consumer; one that is away is waited for.
+    pub(super) fn away(&self, error: Error) -> Ended {
+        if !error.is_retryable() {
+            self.fail(Error::new(error.kind(), error.to_string()));
+        }
+        Ended::Away(error)
+    }
+
+    /// Writes the cursors that no transaction has written since their last event was done.
+    pub(super) async fn flush(&self, seats: impl Iterator<Item = &Arc<Seat>>) -> Result<(), Error> {
+        let begun = seats.filter_map(|seat| Some((seat, seat.begin(&[])?)));
+        let begun: Vec<(&Arc<Seat>, u64)> = begun.collect();
+        if begun.is_empty() {
+            return Ok(());
+        }
+        let cursors: Vec<Mark> = begun.iter().map(|(seat, low)| seat.mark(*low)).collect();
+        let written = async {
+            let (transaction, _) = self.inbox.begin(&self.name, &[]).await?;
+            let settlement = Settlement { cursors, ..Settlement::default() };
+            self.inbox.commit(transaction, &self.name, &settlement).await
+        };
+        let written = written.await;
+        for (seat, low) in begun {
+            seat.ended(&[], Some(low), written.is_ok());
+        }
+        written
+    }
+}
+
+impl Item {
+    fn aside(&self, parked: Option<Trouble>) -> Aside {
+        Aside { record: self.received.record.clone(), key: self.key.clone(), parked }
+    }
+}
+
+/// What is taken, each id once; and of each event whether it is the first of its id. (A delete and the
+/// tombstone that follows it are one.)
+fn arrivals(items: &[Item]) -> (Vec<Arrival>, Vec<bool>) {
+    let mut seen = HashSet::with_capacity(items.len());
+    let mut arrivals = Vec::with_capacity(items.len());
+    let first = items.iter().map(|item| {
+        let event = &item.received.record.event;
+        let first = seen.insert(event.id);
+        if first {
+            let (id, stream, key) = (event.id, Arc::clone(&event.stream), item.key.clone());
+            arrivals.push(Arrival { id, stream, key });
+        }
+        first
+    });
+    let first = first.collect();
+    (arrivals, first)
+}
+
+/// The events by their seats, and the cursors that are to be written with them.
+fn shares(items: &[Item]) -> (Vec<Share<'_>>, Vec<Mark>) {
+    let mut shares: BTreeMap<*const Seat, Share<'_>> = BTreeMap::new();
+    for item in items {
+        let share = Share { seat: &item.seat, done: Vec::new(), wrote: None };
+        let share = shares.entry(Arc::as_ptr(&item.seat)).or_insert(share);
+        share.done.push(item.received.record.offset);
+    }
+    let (mut shares, mut cursors): (Vec<Share<'_>>, _) = (shares.into_values().collect(), Vec::new());
+    for share in &mut shares {
+        share.done.sort_unstable();
+        share.wrote = share.seat.begin(&share.done);
+        cursors.extend(share.wrote.map(|low| share.seat.mark(low)));
+    }
+    (shares, cursors)
+}
+
+fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
+}

@@ -1,0 +1,229 @@
+//! One worker: the events of its keys, each key in order, and the keys that wait to be tried again.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use headwater_core::Error;
+use headwater_core::ports::{Inbox, Trouble};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::attempt::Ended;
+use super::{Failure, Handle, Item, Order, Shared, Then};
+use crate::metrics;
+use crate::pipeline::Backoff;
+
+/// One worker.
+pub(super) struct Lane<I, H> {
+    shared: Arc<Shared<I, H>>,
+    arriving: mpsc::UnboundedReceiver<Item>,
+    /// What came and was not tried; per key before what arrives, behind what waits.
+    ready: VecDeque<Item>,
+    /// Keys whose first event failed.
+    waiting: HashMap<Order, Waiting>,
+    backoff: Backoff,
+}
+
+/// A key that waits.
+struct Waiting {
+    /// The event that failed, and later ones.
+    items: VecDeque<Item>,
+    attempts: u32,
+    until: Instant,
+}
+
+impl<I, H> Lane<I, H>
+where
+    I: Inbox,
+    H: Handle<I::Transaction>,
+{
+    pub(super) fn new(shared: Arc<Shared<I, H>>, arriving: mpsc::UnboundedReceiver<Item>) -> Self {
+        let backoff = Backoff::new(shared.settings.retry_max.min(Duration::from_secs(5)));
+        Self { shared, arriving, ready: VecDeque::new(), waiting: HashMap::new(), backoff }
+    }
+
+    /// Works until it is over, or nothing can arrive any more. What is begun is finished.
+    pub(super) async fn run(mut self) {
+        while !self.shared.halt.is_cancelled() {
+            let due = self.due();
+            if let Some((until, order)) = &due
+                && *until <= Instant::now()
+            {
+                self.again(order).await;
+            }
+            self.fill();
+            if !self.ready.is_empty() {
+                self.work().await;
+            } else if !self.rest(due.map(|(until, _)| until)).await {
+                return;
+            }
+        }
+    }
+
+    /// The key that may be tried again next.
+    fn due(&self) -> Option<(Instant, Order)> {
+        let first = self.waiting.iter().min_by_key(|(_, waiting)| waiting.until);
+        first.map(|(order, waiting)| (waiting.until, order.clone()))
+    }
+
+    /// Takes what has arrived, as much as a transaction may hold.
+    fn fill(&mut self) {
+        while self.ready.len() < self.shared.settings.batch
+            && let Ok(item) = self.arriving.try_recv()
+        {
+            self.ready.push_back(item);
+        }
+    }
+
+    /// Waits for something to do; `false` when it is over.
+    async fn rest(&mut self, until: Option<Instant>) -> bool {
+        let due = async {
+            match until {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.shared.halt.cancelled() => false,
+            () = due => true,
+            item = self.arriving.recv() => {
+                let over = item.is_none();
+                self.ready.extend(item);
+                !over
+            }
+        }
+    }
+
+    /// Tries what is ready, in one transaction.
+    async fn work(&mut self) {
+        let count = self.ready.len().min(self.shared.settings.batch);
+        let ready: Vec<Item> = self.ready.drain(..count).collect();
+        let mut items = Vec::with_capacity(ready.len());
+        for item in ready.into_iter().filter(|item| !item.seat.is_revoked()) {
+            match self.waiting.get_mut(&item.order()) {
+                Some(waiting) => waiting.items.push_back(item),
+                None => items.push(item),
+            }
+        }
+        if items.is_empty() {
+            return;
+        }
+        match self.shared.attempt(&items, None).await {
+            Ended::Done => self.backoff.reset(),
+            Ended::Failed(failure) if items.len() == 1 => {
+                self.failed(VecDeque::from(items), 1, failure).await;
+            }
+            Ended::Failed(_) => self.one_by_one(items).await,
+            Ended::Away(error) => {
+                self.put_back(items);
+                self.away(&error).await;
+            }
+        }
+    }
+
+    /// One of them fails, so each has a transaction of its own.
+    async fn one_by_one(&mut self, items: Vec<Item>) {
+        let mut left = VecDeque::from(items);
+        while let Some(item) = left.pop_front() {
+            if let Some(waiting) = self.waiting.get_mut(&item.order()) {
+                waiting.items.push_back(item);
+                continue;
+            }
+            let one = std::slice::from_ref(&item);
+            let ended =
+                if self.shared.halt.is_cancelled() { return } else { self.shared.attempt(one, None).await };
+            match ended {
+                Ended::Done => self.backoff.reset(),
+                Ended::Failed(failure) => self.failed(VecDeque::from([item]), 1, failure).await,
+                Ended::Away(error) => {
+                    left.push_front(item);
+                    self.put_back(left);
+                    return self.away(&error).await;
+                }
+            }
+        }
+    }
+
+    /// Tries the first event of a key that waited.
+    async fn again(&mut self, order: &Order) {
+        let Some(mut waiting) = self.waiting.remove(order) else { return };
+        waiting.items.retain(|item| !item.seat.is_revoked());
+        let Some(item) = waiting.items.front_mut() else { return };
+        item.received.attempt = waiting.attempts + 1;
+        match self.shared.attempt(std::slice::from_ref(item), None).await {
+            Ended::Done => {
+                self.backoff.reset();
+                waiting.items.pop_front();
+                self.put_back(waiting.items);
+            }
+            Ended::Failed(failure) => self.failed(waiting.items, waiting.attempts + 1, failure).await,
+            Ended::Away(error) => {
+                self.waiting.insert(order.clone(), waiting);
+                self.away(&error).await;
+            }
+        }
+    }
+
+    /// The first of these, all of one key, has failed so often: the key waits, or is parked.
+    async fn failed(&mut self, mut items: VecDeque<Item>, attempts: u32, failure: Failure) {
+        let Some(first) = items.front() else { return };
+        let (order, event) = (first.order(), &first.received.record.event);
+        let (stream, id, error) = (&event.stream, event.id, &failure.error);
+        let after = match failure.then {
+            Then::Retry(after) if attempts < self.shared.settings.attempts => after,
+            _ => {
+                tracing::error!(consumer = %self.shared.name, %stream, %id, attempts, error, "parked");
+                let trouble = Trouble { attempts, error: failure.error };
+                return self.park(items, &trouble).await;
+            }
+        };
+        tracing::warn!(consumer = %self.shared.name, %stream, %id, attempts, error, "trying again");
+        metrics::retried(&self.shared.name);
+        let wait = self.shared.settings.wait(attempts).max(after.unwrap_or_default());
+        let until = Instant::now() + wait;
+        match self.waiting.get_mut(&order) {
+            Some(waiting) => waiting.items.append(&mut items),
+            None => drop(self.waiting.insert(order, Waiting { items, attempts, until })),
+        }
+    }
+
+    /// Sets aside the first of these; the others follow it when they are taken.
+    async fn park(&mut self, mut items: VecDeque<Item>, trouble: &Trouble) {
+        while let Some(item) = items.front() {
+            match self.shared.attempt(std::slice::from_ref(item), Some(trouble)).await {
+                Ended::Done => {
+                    items.pop_front();
+                    break;
+                }
+                Ended::Failed(failure) => {
+                    let wait = self.shared.settings.retry_max;
+                    tracing::error!(consumer = %self.shared.name, error = failure.error, "an event cannot be parked");
+                    if !self.shared.wait(wait).await {
+                        return;
+                    }
+                }
+                Ended::Away(error) => self.away(&error).await,
+            }
+            if self.shared.halt.is_cancelled() {
+                return;
+            }
+        }
+        self.put_back(items);
+    }
+
+    /// To be tried before all else.
+    fn put_back(&mut self, items: impl IntoIterator<Item = Item, IntoIter: DoubleEndedIterator>) {
+        for item in items.into_iter().rev() {
+            self.ready.push_front(item);
+        }
+    }
+
+    /// The database is away: waits a little.
+    async fn away(&mut self, error: &Error) {
+        let wait = self.backoff.next();
+        tracing::warn!(consumer = %self.shared.name, %error, ?wait, "the inbox's database is waited for");
+        self.shared.wait(wait).await;
+    }
+}

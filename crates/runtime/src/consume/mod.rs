@@ -1,0 +1,188 @@
+//! Consuming streams with effect exactly once: events by key to workers, their effects in transactions of
+//! the inbox's database, retries in place, keys set aside when retries do not help.
+//!
+//! - `reader`: from the subscription to the workers, and cursors back to the bus; `seat`: how far a partition
+//!   has come; `room`: how much may be on its way.
+//! - `lane`: one worker, its keys and those of them that wait; `attempt`: one transaction.
+//! - `backlog`: what was set aside and may go on; `upkeep`: old inbox rows go.
+//!
+//! Everything that must hold when two members have one partition for a moment, or when one dies, is decided
+//! in the database: by inbox rows, which exist once, and by what is set aside, which is asked for in the
+//! transaction that takes an event. What is in memory here only says what to try next.
+
+mod attempt;
+mod backlog;
+mod lane;
+mod reader;
+mod room;
+mod seat;
+mod settings;
+mod upkeep;
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use headwater_core::ports::{Backlog, Bus, Start};
+use headwater_core::{Error, Event, Record, Result};
+use tokio_util::sync::CancellationToken;
+
+pub use settings::{ConsumeSettings, OrderBy};
+
+/// Handles events within a transaction.
+pub trait Handle<T>: Send + Sync + 'static {
+    /// Makes the effect of some events, in this order, and leaves the transaction open. After an error all of it
+    /// is rolled back and the events come again, one at a time.
+    fn handle(
+        &self,
+        transaction: &mut T,
+        events: &[&Received],
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+/// An event as a handler sees it.
+#[derive(Debug, Clone)]
+pub struct Received {
+    /// The event and its place.
+    pub record: Record,
+    /// Which try this is; the first is 1.
+    pub attempt: u32,
+}
+
+/// Why an event was not handled.
+#[derive(Debug)]
+pub struct Failure {
+    error: String,
+    then: Then,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Retry(Option<Duration>),
+    Park,
+}
+
+impl Failure {
+    /// To be tried again after the usual wait.
+    pub fn retry(error: impl Into<String>) -> Self {
+        Self { error: error.into(), then: Then::Retry(None) }
+    }
+
+    /// To be tried again, not before `after`.
+    pub fn retry_after(error: impl Into<String>, after: Duration) -> Self {
+        Self { error: error.into(), then: Then::Retry(Some(after)) }
+    }
+
+    /// Not to be tried again: it waits for a person, and its key with it.
+    pub fn park(error: impl Into<String>) -> Self {
+        Self { error: error.into(), then: Then::Park }
+    }
+}
+
+/// A consumer, ready to run.
+pub struct Consume<I, H> {
+    /// Its name: that of its group on the bus, and of its rows in the inbox.
+    pub name: String,
+    /// What it reads.
+    pub streams: Vec<Arc<str>>,
+    /// Where it begins in a partition that neither the inbox nor the group knows.
+    pub start: Start,
+    /// Where the streams are.
+    pub bus: Arc<dyn Bus>,
+    /// Where it remembers.
+    pub inbox: I,
+    /// What it does.
+    pub handle: H,
+    /// How.
+    pub settings: ConsumeSettings,
+}
+
+impl<I, H> Consume<I, H>
+where
+    I: Backlog,
+    H: Handle<I::Transaction>,
+{
+    /// Runs until `stop`: then what is begun is finished, cursors are written, and the group is left. A database
+    /// or a bus that is away is waited for; any other error of theirs ends it.
+    pub async fn run(self, stop: CancellationToken) -> Result<()> {
+        self.settings.check()?;
+        let halt = stop.child_token();
+        let shared = Arc::new(Shared {
+            name: self.name.into(),
+            inbox: self.inbox,
+            handle: self.handle,
+            settings: self.settings,
+            halt: halt.clone(),
+            failed: Mutex::new(None),
+        });
+        let beside =
+            [tokio::spawn(backlog::run(Arc::clone(&shared))), tokio::spawn(upkeep::run(Arc::clone(&shared)))];
+        reader::run(Arc::clone(&shared), self.bus, self.streams, self.start).await;
+        halt.cancel();
+        for task in beside {
+            // Aborted after the drain; it has nothing that is not in the database.
+            let _ = tokio::time::timeout(shared.settings.drain_timeout, task).await;
+        }
+        let failed = shared.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+/// What all tasks of a consumer share.
+struct Shared<I, H> {
+    name: Arc<str>,
+    inbox: I,
+    handle: H,
+    settings: ConsumeSettings,
+    /// Ends every task: because it was asked for, or because one has failed.
+    halt: CancellationToken,
+    failed: Mutex<Option<Error>>,
+}
+
+impl<I, H> Shared<I, H> {
+    /// An error that no retry can mend ends the consumer.
+    fn fail(&self, error: Error) {
+        tracing::error!(consumer = %self.name, %error, "consumer failed");
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.halt.cancel();
+    }
+
+    /// Waits, or says that it is over.
+    async fn wait(&self, duration: Duration) -> bool {
+        tokio::select! {
+            () = self.halt.cancelled() => false,
+            () = tokio::time::sleep(duration) => true,
+        }
+    }
+}
+
+/// What keeps its order: a key of a stream, or an event alone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Order {
+    Key(Arc<str>, Bytes),
+    Alone(Arc<str>, u32, u64),
+}
+
+/// An event on its way to a handler.
+struct Item {
+    received: Received,
+    key: Option<Bytes>,
+    seat: Arc<seat::Seat>,
+    _room: room::Taken,
+}
+
+impl Item {
+    fn order(&self) -> Order {
+        let Record { offset, event } = &self.received.record;
+        match &self.key {
+            Some(key) => Order::Key(Arc::clone(&event.stream), key.clone()),
+            None => Order::Alone(Arc::clone(&event.stream), event.partition.unwrap_or(0), *offset),
+        }
+    }
+}
+
+/// The order key of an event.
+fn order_key(order_by: Option<&OrderBy>, event: &Event) -> Option<Bytes> {
+    order_by.map_or_else(|| event.key.clone(), |order_by| order_by(event))
+}

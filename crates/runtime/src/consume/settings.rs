@@ -1,0 +1,130 @@
+//! How a consumer works.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use headwater_core::{Error, Event, Kind, Result};
+
+/// What events keep their order by; `None` for an event that waits for nothing.
+pub type OrderBy = Arc<dyn Fn(&Event) -> Option<Bytes> + Send + Sync>;
+
+/// How a consumer works.
+#[derive(Clone)]
+pub struct ConsumeSettings {
+    /// How many transactions it has open at once, each with events of other keys; 8.
+    pub concurrency: usize,
+    /// How many events may share a transaction; 100. With 1, each has its own.
+    pub batch: usize,
+    /// How many events may be read and not handled; 10,000, and one batch of the bus.
+    pub max_events: usize,
+    /// How many bytes they may have; 8 MiB.
+    pub max_bytes: usize,
+    /// How often an event is tried before its key is parked; 10.
+    pub attempts: u32,
+    /// How long an event waits before it is tried again for the first time; each further wait doubles; 100 ms.
+    pub retry_min: Duration,
+    /// The longest wait; 30 s.
+    pub retry_max: Duration,
+    /// How long inbox rows stay; 7 days. What comes again later than that is handled again.
+    pub retention: Duration,
+    /// How far back the streams reach, if that is known: a `retention` below it is refused.
+    pub longest_replay: Option<Duration>,
+    /// How often cursors are written to the bus, and what is set aside is looked through; 1 s.
+    pub interval: Duration,
+    /// How long what is begun may take to finish at a stop; 30 s.
+    pub drain_timeout: Duration,
+    /// What events keep their order by, where that is not their key.
+    pub order_by: Option<OrderBy>,
+}
+
+impl Default for ConsumeSettings {
+    fn default() -> Self {
+        Self {
+            concurrency: 8,
+            batch: 100,
+            max_events: 10_000,
+            max_bytes: 8 << 20,
+            attempts: 10,
+            retry_min: Duration::from_millis(100),
+            retry_max: Duration::from_secs(30),
+            retention: Duration::from_hours(7 * 24),
+            longest_replay: None,
+            interval: Duration::from_secs(1),
+            drain_timeout: Duration::from_secs(30),
+            order_by: None,
+        }
+    }
+}
+
+impl ConsumeSettings {
+    /// An error of kind `Config` where the settings make no sense.
+    pub fn check(&self) -> Result<()> {
+        let zero = [
+            (self.concurrency == 0, "concurrency"),
+            (self.batch == 0, "batch"),
+            (self.max_events == 0, "max_events"),
+            (self.max_bytes == 0, "max_bytes"),
+            (self.attempts == 0, "attempts"),
+            (self.interval.is_zero(), "interval"),
+        ];
+        if let Some((_, name)) = zero.iter().find(|(zero, _)| *zero) {
+            return Err(Error::new(Kind::Config, format!("a consumer's {name} cannot be 0")));
+        }
+        match self.longest_replay {
+            Some(replay) if self.retention < replay => {
+                let doing = format!(
+                    "inbox rows are kept for {:?}, and the streams reach back {replay:?}: a replay would make \
+                     effects twice",
+                    self.retention
+                );
+                Err(Error::new(Kind::Config, doing)
+                    .hint("give the consumer a retention at least as long as the streams'"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The wait after so many attempts: doubles, and is spread so that keys do not come back together.
+    pub(super) fn wait(&self, attempts: u32) -> Duration {
+        let doubled = self.retry_min.saturating_mul(1 << attempts.saturating_sub(1).min(20));
+        doubled.min(self.retry_max).mul_f64(rand::random_range(0.5..=1.0))
+    }
+}
+
+impl fmt::Debug for ConsumeSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConsumeSettings")
+            .field("concurrency", &self.concurrency)
+            .field("batch", &self.batch)
+            .field("attempts", &self.attempts)
+            .field("retention", &self.retention)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retention_below_the_longest_replay_is_refused() {
+        let mut settings =
+            ConsumeSettings { longest_replay: Some(Duration::from_hours(1)), ..Default::default() };
+        settings.check().unwrap();
+        settings.retention = Duration::from_mins(59);
+        let refused = settings.check().unwrap_err();
+        assert_eq!(refused.kind(), Kind::Config);
+        assert!(refused.to_string().contains("effects twice"), "{refused}");
+    }
+
+    #[test]
+    fn waits_double_up_to_a_bound() {
+        let settings = ConsumeSettings::default();
+        for (attempts, most) in [(1, 100), (2, 200), (3, 400), (20, 30_000), (u32::MAX, 30_000)] {
+            let (wait, most) = (settings.wait(attempts), Duration::from_millis(most));
+            assert!(wait <= most && wait >= most / 2, "{attempts}: {wait:?}");
+        }
+    }
+}
