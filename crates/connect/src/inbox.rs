@@ -68,13 +68,8 @@ fn read_headers(text: &str) -> Result<SmallVec<[Header; 2]>> {
     pairs.into_iter().map(header).collect()
 }
 
-/// An id of 16 bytes.
-pub fn id(bytes: &[u8]) -> Result<EventId> {
-    let wrong = || Error::new(Kind::Decode, "reading an event's id: it is not 16 bytes long");
-    bytes.try_into().map(EventId::from_bytes).map_err(|_| wrong())
-}
-
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -15,6 +15,7 @@ mod chunk;
 mod config;
 mod definition;
 mod errors;
+pub mod inbox;
 mod index;
 mod install;
 mod layout;

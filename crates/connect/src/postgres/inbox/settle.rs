@@ -101,7 +101,7 @@ impl Sql {
             .bind(event.payload.as_deref())
             .bind(event.time)
             .bind(if parked.is_some() { "parked" } else { "waiting" })
-            .bind(parked.map_or(0, |trouble| attempts(trouble)))
+            .bind(parked.map_or(0, attempts))
             .bind(parked.map(|trouble| text(&trouble.error)))
             .execute(&mut **on)
             .await

@@ -1,0 +1,111 @@
+//! What a person may do with the events that an inbox has set aside.
+
+use async_trait::async_trait;
+use headwater_core::ports::{Shelf, ShelfFilter, ShelfState, Shelved, ShelvedEvent};
+use headwater_core::{Error, Kind, Result};
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
+use sqlx::{Row, Sqlite};
+
+use super::{SqliteInbox, rows};
+use crate::sqlx_errors::SqlxExt;
+use crate::store::now;
+
+/// What fits the filter; `HEADS` numbers the events of each key, and each event without one is one of its own.
+macro_rules! fits {
+    () => {
+        "(?1 IS NULL OR consumer = ?1) AND (?2 IS NULL OR stream = ?2) AND (?3 IS NULL OR key = ?3) \
+         AND (?4 IS NULL OR event_id = ?4)"
+    };
+}
+
+macro_rules! heads {
+    () => {
+        "SELECT *, row_number() OVER (PARTITION BY consumer, stream, key, CASE WHEN key IS NULL THEN seq END \
+             ORDER BY seq) AS place, \
+         count(*) OVER (PARTITION BY consumer, stream, key, CASE WHEN key IS NULL THEN seq END) - 1 AS behind \
+         FROM headwater_parked"
+    };
+}
+
+macro_rules! settled {
+    () => {
+        concat!(
+            "seq IN (SELECT seq FROM (",
+            heads!(),
+            ") WHERE place = 1 AND state <> 'waiting' AND ",
+            fits!(),
+            " ORDER BY seq LIMIT ?5)"
+        )
+    };
+}
+
+const LIST: &str =
+    concat!("SELECT * FROM (", heads!(), ") WHERE place = 1 AND ", fits!(), " ORDER BY seq LIMIT ?5");
+
+const SHOW: &str = concat!("SELECT * FROM headwater_parked WHERE ", fits!(), " ORDER BY seq LIMIT ?5");
+
+const RETRY: &str =
+    concat!("UPDATE headwater_parked SET state = 'retrying', attempts = 0, next_try = ?6 WHERE ", settled!());
+
+const DROP: &str = concat!("DELETE FROM headwater_parked WHERE ", settled!());
+
+fn ask<'q>(sql: &'static str, filter: &'q ShelfFilter) -> Query<'q, Sqlite, SqliteArguments> {
+    sqlx::query(sql)
+        .bind(filter.owner.as_deref())
+        .bind(filter.stream.as_deref())
+        .bind(filter.key.as_deref())
+        .bind(filter.id.map(|id| id.to_string()))
+        .bind(i64::try_from(filter.limit).ok().filter(|limit| *limit > 0).unwrap_or(-1))
+}
+
+fn event(row: &SqliteRow) -> Result<ShelvedEvent> {
+    let record = rows::columns(row)?.record()?;
+    let read = || -> sqlx::Result<(String, ShelvedEvent)> {
+        let key: Option<Vec<u8>> = row.try_get("key")?;
+        let event = ShelvedEvent {
+            owner: row.try_get("consumer")?,
+            key: key.map(Into::into),
+            state: ShelfState::Parked,
+            attempts: rows::head(row)?.1,
+            error: row.try_get("error")?,
+            since: row.try_get("parked_at")?,
+            record,
+        };
+        Ok((row.try_get("state")?, event))
+    };
+    let (word, event) = read().sqlx("reading a parked event")?;
+    let wrong = || Error::new(Kind::Decode, format!("an event that is set aside has no state {word}"));
+    Ok(ShelvedEvent { state: ShelfState::of(&word).ok_or_else(wrong)?, ..event })
+}
+
+fn shelved(row: &SqliteRow) -> Result<Shelved> {
+    let ShelvedEvent { owner, key, state, attempts, error, since, record } = event(row)?;
+    let behind: i64 = row.try_get("behind").sqlx("listing parked keys")?;
+    let (stream, id) = (record.event.stream, record.event.id);
+    let waiting = u64::try_from(behind).unwrap_or(0);
+    Ok(Shelved { owner, stream, key, id, state, attempts, error, since, waiting })
+}
+
+#[async_trait]
+impl Shelf for SqliteInbox {
+    async fn list(&self, filter: &ShelfFilter) -> Result<Vec<Shelved>> {
+        let rows = ask(LIST, filter).fetch_all(&self.pool).await.sqlx("listing parked keys")?;
+        rows.iter().map(shelved).collect()
+    }
+
+    async fn show(&self, filter: &ShelfFilter) -> Result<Vec<ShelvedEvent>> {
+        let rows = ask(SHOW, filter).fetch_all(&self.pool).await.sqlx("reading parked events")?;
+        rows.iter().map(event).collect()
+    }
+
+    async fn retry(&self, filter: &ShelfFilter) -> Result<u64> {
+        let done = ask(RETRY, filter).bind(now()).execute(&self.pool).await;
+        Ok(done.sqlx("letting parked events go")?.rows_affected())
+    }
+
+    async fn drop(&self, filter: &ShelfFilter) -> Result<u64> {
+        let done = ask(DROP, filter).execute(&self.pool).await;
+        Ok(done.sqlx("dropping parked events")?.rows_affected())
+    }
+}
