@@ -1,4 +1,5 @@
 //! Conformance suites: what every adapter of a port must do, written once.
 
 pub mod bus;
+pub mod inbox;
 pub mod source;

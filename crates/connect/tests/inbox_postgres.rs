@@ -1,0 +1,123 @@
+//! The inbox on PostgreSQL does what every inbox must, and never reads a whole table.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use headwater_connect::postgres::inbox::{PostgresInbox, install, script};
+use headwater_connect::postgres::url::ConnectOptions;
+use headwater_core::ports::{Backlog, Due, Inbox, Settlement, Taken};
+use headwater_testkit::servers::{Database, Postgres};
+use headwater_testkit::suites::inbox::{Factory, tools};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{PgPool, Transaction};
+
+struct OnPostgres {
+    pool: PgPool,
+    database: Database,
+}
+
+impl OnPostgres {
+    async fn new() -> Self {
+        let database = Postgres::shared().await.unwrap().create_database().await.unwrap();
+        let url = ConnectOptions::parse(database.url()).unwrap();
+        assert!(install(&url, "public").await.unwrap());
+        assert!(!install(&url, "public").await.unwrap(), "it is there");
+        database.execute("CREATE TABLE effect (text text NOT NULL)").await.unwrap();
+        let pool = PgPoolOptions::new().max_connections(5).connect(database.url()).await.unwrap();
+        Self { pool, database }
+    }
+}
+
+impl Factory for OnPostgres {
+    type Inbox = PostgresInbox;
+
+    fn inbox(&self) -> PostgresInbox {
+        PostgresInbox::new(self.pool.clone())
+    }
+
+    async fn effect(&self, transaction: &mut Transaction<'static, sqlx::Postgres>, text: &str) {
+        let insert = sqlx::query("INSERT INTO effect VALUES ($1)").bind(text);
+        insert.execute(&mut **transaction).await.unwrap();
+    }
+
+    async fn effects(&self, text: &str) -> i64 {
+        let count = sqlx::query_scalar("SELECT count(*) FROM effect WHERE text = $1").bind(text);
+        count.fetch_one(&self.pool).await.unwrap()
+    }
+
+    fn concurrent(&self) -> bool {
+        true
+    }
+}
+
+headwater_testkit::inbox_suite!(OnPostgres::new().await);
+
+/// Tables that are missing are told apart from a server that is away.
+#[tokio::test]
+async fn missing_tables_are_named_with_what_to_do() {
+    let database = Postgres::shared().await.unwrap().create_database().await.unwrap();
+    let inbox = PostgresInbox::new(PgPool::connect(database.url()).await.unwrap());
+    let error = inbox.cursor("c", "s", 0).await.unwrap_err();
+    assert!(!error.is_retryable(), "{error}");
+    assert!(error.hint_text().unwrap().contains("headwater init"), "{error}");
+    database.execute(&format!("CREATE SCHEMA app; {}", script("app"))).await.unwrap();
+    let inbox = PostgresInbox::in_schema(PgPool::connect(database.url()).await.unwrap(), "app");
+    assert_eq!(inbox.cursor("c", "s", 0).await.unwrap(), None);
+}
+
+/// Sequential scans of a table so far; what this session has counted is written first.
+async fn scans(factory: &OnPostgres, table: &str) -> i64 {
+    let mut connection = factory.database.connect().await.unwrap();
+    let sql = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = $1";
+    sqlx::query_scalar(sql).bind(table).fetch_one(&mut connection).await.unwrap()
+}
+
+/// Everything that happens all the time goes by an index, whatever the tables hold.
+#[tokio::test]
+async fn nothing_reads_a_whole_table() {
+    let factory = OnPostgres::new().await;
+    factory
+        .database
+        .execute(
+            "INSERT INTO headwater_inbox SELECT 'c', gen_random_uuid(), now() - n * interval '1 second' \
+                 FROM generate_series(1, 100000) AS n;
+             INSERT INTO headwater_parked (consumer, stream, partition, \"offset\", event_id, key, type, headers, time, state) \
+                 SELECT 'c', 's', 0, n, gen_random_uuid(), convert_to('key-' || n / 1000, 'UTF8'), 't', '[]', now(), \
+                     CASE n % 1000 WHEN 0 THEN 'parked' ELSE 'waiting' END \
+                 FROM generate_series(0, 99999) AS n;
+             INSERT INTO headwater_cursor SELECT 'c', 's' || n, 0, 0 FROM generate_series(1, 2000) AS n",
+        )
+        .await
+        .unwrap();
+    factory.database.execute("VACUUM ANALYZE").await.unwrap();
+    let tables = ["headwater_inbox", "headwater_parked", "headwater_cursor"];
+    let mut before = Vec::new();
+    for table in tables {
+        before.push(scans(&factory, table).await);
+    }
+    let (inbox, names) = (factory.inbox(), tools::Names::new());
+    // More than five times each: by then the server may have chosen a plan for good.
+    for n in 0..8 {
+        let records: Vec<_> = (n * 100..n * 100 + 100).map(|n| names.record(n, Some("key-1"))).collect();
+        let (transaction, taken) = inbox.begin("c", &tools::arrivals(&records)).await.unwrap();
+        assert_eq!(taken, [Taken::New; 100]);
+        inbox.commit(transaction, "c", &tools::marks(&names, n + 1)).await.unwrap();
+        // A row more grows old each second.
+        let cleaned = inbox.clean("c", Duration::from_secs(99_000)).await.unwrap();
+        assert!(if n == 0 { cleaned == 1000 } else { cleaned < 1000 }, "{cleaned}");
+        assert_eq!(inbox.due("c", 10).await.unwrap(), []);
+        assert_eq!(inbox.cursor("c", &names.stream, 2).await.unwrap(), Some(n + 1));
+        let due = Due { stream: Arc::from("s"), key: Some(Bytes::from_static(b"key-1")), sequence: 0 };
+        assert!(inbox.head("c", &due).await.unwrap().is_none(), "it is parked");
+    }
+    let (transaction, _) = inbox.begin("c", &[]).await.unwrap();
+    inbox.commit(transaction, "c", &Settlement::default()).await.unwrap();
+    // A session that ends has written what it counted.
+    factory.pool.close().await;
+    for (table, before) in tables.iter().zip(before) {
+        assert_eq!(scans(&factory, table).await, before, "{table}");
+    }
+}
