@@ -14,6 +14,7 @@ mod attempt;
 mod backlog;
 mod lane;
 mod reader;
+mod received;
 mod room;
 mod seat;
 mod settings;
@@ -28,6 +29,8 @@ use headwater_core::ports::{Backlog, Bus, Start};
 use headwater_core::{Error, Event, Record, Result};
 use tokio_util::sync::CancellationToken;
 
+use received::Then;
+pub use received::{Failure, Received};
 pub use settings::{ConsumeSettings, OrderBy};
 
 /// Handles events within a transaction.
@@ -39,45 +42,6 @@ pub trait Handle<T>: Send + Sync + 'static {
         transaction: &mut T,
         events: &[&Received],
     ) -> impl Future<Output = Result<(), Failure>> + Send;
-}
-
-/// An event as a handler sees it.
-#[derive(Debug, Clone)]
-pub struct Received {
-    /// The event and its place.
-    pub record: Record,
-    /// Which try this is; the first is 1.
-    pub attempt: u32,
-}
-
-/// Why an event was not handled.
-#[derive(Debug)]
-pub struct Failure {
-    error: String,
-    then: Then,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Then {
-    Retry(Option<Duration>),
-    Park,
-}
-
-impl Failure {
-    /// To be tried again after the usual wait.
-    pub fn retry(error: impl Into<String>) -> Self {
-        Self { error: error.into(), then: Then::Retry(None) }
-    }
-
-    /// To be tried again, not before `after`.
-    pub fn retry_after(error: impl Into<String>, after: Duration) -> Self {
-        Self { error: error.into(), then: Then::Retry(Some(after)) }
-    }
-
-    /// Not to be tried again: it waits for a person, and its key with it.
-    pub fn park(error: impl Into<String>) -> Self {
-        Self { error: error.into(), then: Then::Park }
-    }
 }
 
 /// A consumer, ready to run.
