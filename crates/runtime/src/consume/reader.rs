@@ -156,7 +156,7 @@ where
     }
 
     /// What the inbox says of a partition; waits for its database. `None` when it is over.
-    async fn known(&self, cursor: &Cursor) -> Option<Option<u64>> {
+    async fn known(&mut self, cursor: &Cursor) -> Option<Option<u64>> {
         let mut backoff = Backoff::new(self.shared.settings.retry_max);
         loop {
             let asked = self.shared.inbox.cursor(&self.shared.name, &cursor.stream, cursor.partition);

@@ -1,0 +1,9 @@
+//! A consumer makes each event's effect once and in order, whatever fails (invariants 2, 5, 6).
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+mod flow;
+mod kills;
+mod parking;
+mod trouble;
