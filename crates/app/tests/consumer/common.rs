@@ -1,6 +1,6 @@
 //! A service with a database and a bus, and a check of what its handler did.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -194,8 +194,8 @@ impl Running {
 /// The handler of the tests: writes one row, and fails where it is told to.
 #[derive(Clone, Default)]
 pub struct Record {
-    /// Keys and the number from which on they fail.
-    pub failing: Arc<Mutex<BTreeMap<String, i64>>>,
+    /// The numbers of keys that fail; those after them would not.
+    pub failing: Arc<Mutex<BTreeSet<(String, i64)>>>,
     /// How often it failed so.
     pub failed: Arc<AtomicU32>,
     /// Whether it panics instead.
@@ -203,8 +203,8 @@ pub struct Record {
 }
 
 impl Record {
-    pub fn fail(&self, key: &str, from: i64) {
-        self.failing.lock().unwrap().insert(key.to_owned(), from);
+    pub fn fail(&self, key: &str, n: i64) {
+        self.failing.lock().unwrap().insert((key.to_owned(), n));
     }
 
     pub fn mend(&self) {
@@ -212,7 +212,7 @@ impl Record {
     }
 
     fn fails(&self, key: &str, n: i64) -> bool {
-        self.failing.lock().unwrap().get(key).is_some_and(|from| n >= *from)
+        self.failing.lock().unwrap().contains(&(key.to_owned(), n))
     }
 }
 

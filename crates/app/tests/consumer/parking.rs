@@ -77,6 +77,9 @@ async fn an_event_that_fails_a_few_times_goes_in_its_place() {
     let running = service.run(service.builder().attempts(1000), record.clone());
     service.publish(&["a", "b", "c"], 50).await;
     service.effects(50 + 10 + 20).await;
+    // What comes now finds its key waiting.
+    service.publish(&["a", "b", "c"], 20).await;
+    service.effects(70 + 10 + 20).await;
     let failed = record.failed.load(Ordering::Relaxed);
     while record.failed.load(Ordering::Relaxed) < failed + 10 {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -84,7 +87,7 @@ async fn an_event_that_fails_a_few_times_goes_in_its_place() {
     record.mend();
     service.check().await;
     running.stop().await.unwrap();
-    assert_eq!(service.count("SELECT count(*) FROM headwater_inbox").await, 150);
+    assert_eq!(service.count("SELECT count(*) FROM headwater_inbox").await, 210);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,6 +127,7 @@ async fn dropping_the_first_lets_the_next_go() {
     let mut service = Service::new().await;
     let record = Record::default();
     record.fail("bad", 0);
+    record.fail("bad", 1);
     let running = service.run(service.builder().attempts(1), record.clone());
     service.publish(&["bad"], 3).await;
     service.until("SELECT count(*) FROM headwater_parked", 3).await;
