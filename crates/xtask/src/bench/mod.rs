@@ -2,6 +2,7 @@
 //! one run, alternating, and prints a table.
 
 mod child;
+mod inbox;
 mod latency;
 mod process;
 mod report;
@@ -31,6 +32,8 @@ enum Bench {
     Snapshot(Throughput),
     /// Commit to consumer, over Kafka and over the embedded bus
     Latency(Latency),
+    /// A consumer whose handler writes one row to PostgreSQL, against the rows alone
+    Inbox(Handling),
     /// CPU while nothing happens, and the time from start to the first event
     Idle(Latency),
     /// What the benches start as the measured process
@@ -72,6 +75,20 @@ pub struct Latency {
     json: bool,
 }
 
+/// How the bench of handled events runs.
+#[derive(Args, Clone)]
+pub struct Handling {
+    /// Events to handle; a tenth of them where each has a transaction of its own
+    #[arg(long, default_value_t = 100_000)]
+    events: u64,
+    /// How often the thing and its baseline take turns
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// End with one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// How PostgreSQL is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Transport {
@@ -100,6 +117,7 @@ pub fn run(args: BenchArgs) -> ExitCode {
             Bench::Snapshot(how) => throughput::snapshot(&how).await,
             Bench::Latency(how) => latency::latency(&how).await,
             Bench::Idle(how) => latency::idle(&how).await,
+            Bench::Inbox(how) => inbox::inbox(&how).await,
             Bench::Child { job } => {
                 child::run(&job).await;
                 Vec::new()
@@ -116,6 +134,7 @@ impl Bench {
     fn json(&self) -> bool {
         match self {
             Self::Wal(how) | Self::Kafka(how) | Self::Embedded(how) | Self::Snapshot(how) => how.json,
+            Self::Inbox(how) => how.json,
             Self::Latency(how) | Self::Idle(how) => how.json,
             Self::Child { .. } => false,
         }
