@@ -96,6 +96,9 @@ pub struct InitArgs {
     /// Make no outbox table
     #[arg(long, conflicts_with = "outbox")]
     pub no_outbox: bool,
+    /// Make the tables of an inbox as well, for a service that consumes
+    #[arg(long, conflicts_with = "remove")]
+    pub inbox: bool,
     /// Take the triggers and what they recorded away again, or the triggers of --tables alone; the
     /// outbox stays (SQLite)
     #[arg(long)]

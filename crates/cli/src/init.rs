@@ -31,6 +31,12 @@ pub async fn init(args: &InitArgs) -> Result<u8> {
     Ok(0)
 }
 
+/// Where the tables of an inbox are, on PostgreSQL.
+const SCHEMA: &str = "public";
+
+/// What is said when they were made.
+const INBOX: &str = "made the tables of the inbox: headwater_inbox, headwater_cursor, headwater_parked";
+
 /// What became of it.
 enum Done {
     /// The SQL that would be run.
@@ -42,12 +48,20 @@ enum Done {
 async fn on_sqlite(args: &InitArgs) -> Result<Done> {
     let path: PathBuf = sqlite::file_of(&args.url);
     let outbox = (!args.no_outbox).then(|| Outbox::new(args.outbox.clone()));
-    let (tables, print, remove) = (args.tables.clone(), args.print, args.remove);
+    let (tables, print, remove, inbox) = (args.tables.clone(), args.print, args.remove, args.inbox);
     let work = move || match (remove, print) {
         (true, true) => sqlite::removal_script(&path, &tables).map(Done::Sql),
         (true, false) => sqlite::remove(&path, &tables).map(Done::Lines),
-        (false, true) => sqlite::script(&path, &tables, outbox.as_ref()).map(Done::Sql),
-        (false, false) => sqlite::install(&path, &tables, outbox.as_ref()).map(Done::Lines),
+        (false, true) => {
+            let script = sqlite::script(&path, &tables, outbox.as_ref())?;
+            Ok(Done::Sql(script + if inbox { sqlite::inbox::SCRIPT } else { "" }))
+        }
+        (false, false) => {
+            let mut lines = sqlite::install(&path, &tables, outbox.as_ref())?;
+            let made = inbox && sqlite::inbox::install(&path)?;
+            lines.extend(made.then(|| INBOX.to_owned()));
+            Ok(Done::Lines(lines))
+        }
     };
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|error| Error::new(Kind::Internal, "preparing the database").because(error))?
@@ -68,13 +82,18 @@ async fn on_postgres(args: &InitArgs) -> Result<Done> {
             "leave out --tables, and name them in the config",
         );
     }
-    if args.no_outbox {
-        return Ok(Done::Lines(Vec::new()));
-    }
     let url = ConnectOptions::parse(&args.url)?;
     if args.print {
-        return Ok(Done::Sql(postgres::outbox::script(&args.outbox)));
+        let outbox = if args.no_outbox { String::new() } else { postgres::outbox::script(&args.outbox) };
+        let inbox = if args.inbox { postgres::inbox::script(SCHEMA) } else { String::new() };
+        return Ok(Done::Sql(outbox + &inbox));
     }
-    let made = postgres::outbox::install(&url, &args.outbox).await?;
-    Ok(Done::Lines(made.then(|| format!("made the outbox table {}", args.outbox)).into_iter().collect()))
+    let mut lines = Vec::new();
+    if !args.no_outbox && postgres::outbox::install(&url, &args.outbox).await? {
+        lines.push(format!("made the outbox table {}", args.outbox));
+    }
+    if args.inbox && postgres::inbox::install(&url, SCHEMA).await? {
+        lines.push(INBOX.to_owned());
+    }
+    Ok(Done::Lines(lines))
 }

@@ -23,6 +23,23 @@ fn configure(shop: &Shop, database: &Database) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn init_makes_the_tables_of_an_inbox_where_it_is_asked_to() {
+    let (shop, database) = (Shop::new(), database().await);
+    let path = shop.path().join("shop.db");
+    let made = "made the tables of the inbox: headwater_inbox, headwater_cursor, headwater_parked\n";
+    for url in [database.url().to_owned(), format!("sqlite://{}", path.display())] {
+        let init = ["init", url.as_str(), "--no-outbox", "--inbox"];
+        let printed = shop.headwater(&[&init[..], &["--print"]].concat());
+        assert!(printed.out.contains("headwater_parked"), "{printed:?}");
+        let out = shop.headwater(&init).out;
+        assert!(out.ends_with(made), "{out}");
+        assert_eq!(shop.headwater(&init).out, "nothing to do: all is there\n");
+    }
+    database.execute("SELECT consumer FROM headwater_inbox").await.unwrap();
+    shop.sql("DELETE FROM headwater_inbox");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn init_makes_the_outbox_once() {
     let (shop, database) = (Shop::new(), database().await);
     let url = database.url();

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::attempt::Ended;
+use super::pace::Pace;
 use super::{Failure, Handle, Item, Order, Shared, Then};
 use crate::metrics;
 use crate::pipeline::Backoff;
@@ -22,6 +23,7 @@ pub(super) struct Lane<I, H> {
     ready: VecDeque<Item>,
     /// Keys whose first event failed.
     waiting: HashMap<Order, Waiting>,
+    pace: Pace,
     backoff: Backoff,
 }
 
@@ -40,7 +42,8 @@ where
 {
     pub(super) fn new(shared: Arc<Shared<I, H>>, arriving: mpsc::UnboundedReceiver<Item>) -> Self {
         let backoff = Backoff::new(shared.settings.retry_max.min(Duration::from_secs(5)));
-        Self { shared, arriving, ready: VecDeque::new(), waiting: HashMap::new(), backoff }
+        let pace = Pace::new(shared.settings.batch);
+        Self { shared, arriving, ready: VecDeque::new(), waiting: HashMap::new(), pace, backoff }
     }
 
     /// Works until it is over, or nothing can arrive any more. What is begun is finished.
@@ -69,7 +72,7 @@ where
 
     /// Takes what has arrived, as much as a transaction may hold.
     fn fill(&mut self) {
-        while self.ready.len() < self.shared.settings.batch
+        while self.ready.len() < self.pace.next()
             && let Ok(item) = self.arriving.try_recv()
         {
             self.ready.push_back(item);
@@ -98,7 +101,7 @@ where
 
     /// Tries what is ready, in one transaction.
     async fn work(&mut self) {
-        let count = self.ready.len().min(self.shared.settings.batch);
+        let count = self.ready.len().min(self.pace.next());
         let ready: Vec<Item> = self.ready.drain(..count).collect();
         let mut items = Vec::with_capacity(ready.len());
         for item in ready.into_iter().filter(|item| !item.seat.is_revoked()) {
@@ -110,7 +113,10 @@ where
         if items.is_empty() {
             return;
         }
-        match self.shared.attempt(&items, None).await {
+        let began = Instant::now();
+        let ended = self.shared.attempt(&items, None).await;
+        self.pace.took(items.len(), began.elapsed());
+        match ended {
             Ended::Done => self.backoff.reset(),
             Ended::Failed(failure) if items.len() == 1 => {
                 self.failed(VecDeque::from(items), 1, failure).await;

@@ -3,7 +3,8 @@
 //!
 //! - `reader`: from the subscription to the workers, and cursors back to the bus; `seat`: how far a partition
 //!   has come; `room`: how much may be on its way.
-//! - `lane`: one worker, its keys and those of them that wait; `attempt`: one transaction.
+//! - `lane`: one worker, its keys and those of them that wait; `attempt`: one transaction; `pace`: of how many
+//!   events.
 //! - `backlog`: what was set aside and may go on; `upkeep`: old inbox rows go.
 //!
 //! Everything that must hold when two members have one partition for a moment, or when one dies, is decided
@@ -13,6 +14,7 @@
 mod attempt;
 mod backlog;
 mod lane;
+mod pace;
 mod reader;
 mod received;
 mod room;
@@ -84,9 +86,11 @@ where
             [tokio::spawn(backlog::run(Arc::clone(&shared))), tokio::spawn(upkeep::run(Arc::clone(&shared)))];
         reader::run(Arc::clone(&shared), self.bus, self.streams, self.start).await;
         halt.cancel();
-        for task in beside {
-            // Aborted after the drain; it has nothing that is not in the database.
-            let _ = tokio::time::timeout(shared.settings.drain_timeout, task).await;
+        for mut task in beside {
+            if tokio::time::timeout(shared.settings.drain_timeout, &mut task).await.is_err() {
+                // What it has begun is rolled back.
+                task.abort();
+            }
         }
         let failed = shared.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
         failed.map_or(Ok(()), Err)

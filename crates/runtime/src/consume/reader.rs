@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures::FutureExt;
 use headwater_core::ports::{Backlog, Bus, Cursor, Delivery, SeekTo, Start, Subscribe, Subscription};
-use headwater_core::{Kind, Micros, Record, Result};
+use headwater_core::{Error, Kind, Micros, Record, Result};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -29,7 +31,13 @@ pub(super) async fn run<I, H>(
     let (mut lanes, mut workers) = (Vec::new(), JoinSet::new());
     for _ in 0..shared.settings.concurrency {
         let (sender, arriving) = mpsc::unbounded_channel();
-        workers.spawn(Lane::new(Arc::clone(&shared), arriving).run());
+        let (lane, watched) = (Lane::new(Arc::clone(&shared), arriving), Arc::clone(&shared));
+        workers.spawn(async move {
+            // Handlers that panic are caught: this would be ours.
+            if AssertUnwindSafe(lane.run()).catch_unwind().await.is_err() {
+                watched.fail(Error::new(Kind::Internal, "a worker of the consumer panicked"));
+            }
+        });
         lanes.push(sender);
     }
     let settings = &shared.settings;
@@ -235,10 +243,12 @@ where
             tracing::warn!(consumer = %self.shared.name, "handlers were cut off; their events come again");
         }
         workers.shutdown().await;
-        if let Some(mut subscription) = self.subscription.take()
-            && let Err(error) = self.commit(&mut *subscription).await
-        {
-            tracing::warn!(consumer = %self.shared.name, %error, "a group's cursor stays behind");
+        let Some(mut subscription) = self.subscription.take() else { return };
+        let (consumer, timeout) = (Arc::clone(&self.shared.name), self.shared.settings.drain_timeout);
+        match tokio::time::timeout(timeout, self.commit(&mut *subscription)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%consumer, %error, "a group's cursor stays behind"),
+            Err(_) => tracing::warn!(%consumer, "a group's cursor stays behind: the bus does not answer"),
         }
     }
 }
