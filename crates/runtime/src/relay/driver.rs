@@ -301,6 +301,7 @@ impl Driver {
             run: self.runs,
             stage: Stage::Opening,
             known: Default::default(),
+            gone: Vec::new(),
             above: 0,
             unsettled,
             inherited: true,
@@ -372,7 +373,7 @@ impl Driver {
         }
         for one in &queue {
             if let Some(held) = self.lanes.get_mut(&one.lane) {
-                held.settled(one.sequence);
+                held.settled(one.sequence, self.claiming.is_some());
             }
         }
         if self.hungry {
@@ -385,12 +386,13 @@ impl Driver {
 
     fn claimed(&mut self, claims: &[Claim], claimed: Result<Claimed>) -> Result<()> {
         let now = Instant::now();
-        let Some(claimed) = self.answer(claimed)? else {
+        let claimed = self.answer(claimed)?;
+        let found = claimed.map(|claimed| self.hand_out(claims, claimed));
+        self.lanes.values_mut().for_each(Held::forget);
+        let Some(found) = found else {
             self.look_at = now + self.backoff.next();
             return Ok(());
         };
-        // A lane that was lost or begun anew meanwhile claims again.
-        let found = self.hand_out(claims, claimed);
         if claims.iter().all(|claim| claim.above == 0) {
             self.pace.looked_from_beginning(now, now.saturating_duration_since(self.looked));
         }

@@ -32,6 +32,8 @@ pub struct Held {
     pub stage: Stage,
     /// Rows that were claimed and are not settled.
     pub known: HashSet<i64>,
+    /// Those of them that were settled while a claim was under way, which may have read them before.
+    pub gone: Vec<i64>,
     /// The highest sequence that was claimed.
     pub above: i64,
     /// What is published and not settled.
@@ -78,10 +80,20 @@ impl Held {
         }
     }
 
-    /// A row is settled.
-    pub fn settled(&mut self, sequence: i64) {
-        self.known.remove(&sequence);
+    /// A row is settled. One that a claim under way may bring again stays known until it has been heard.
+    pub fn settled(&mut self, sequence: i64, claiming: bool) {
         self.unsettled.with(|unsettled| unsettled.remove(&sequence));
+        self.gone.push(sequence);
+        if !claiming {
+            self.forget();
+        }
+    }
+
+    /// No claim is under way: what is settled cannot come again.
+    pub fn forget(&mut self) {
+        for sequence in self.gone.drain(..) {
+            self.known.remove(&sequence);
+        }
     }
 
     /// Goes on to the next stage when nothing is on its way, or when it is time to ask again.

@@ -65,15 +65,18 @@ impl Job {
 
     /// Runs it in a process of its own.
     pub async fn run(&self) -> Outcome {
-        let job = serde_json::to_string(self).expect("plain data");
-        let program = std::env::current_exe().expect("this program");
-        let output =
-            Command::new(program).args(["bench", "child", &job]).output().await.expect("a child starts");
-        let said = String::from_utf8_lossy(&output.stdout);
-        let outcome = said.lines().last().and_then(|line| serde_json::from_str(line).ok());
-        outcome
-            .unwrap_or_else(|| panic!("the child failed: {said}{}", String::from_utf8_lossy(&output.stderr)))
+        start("child", self).await
     }
+}
+
+/// Runs a job in a process of its own: this program, as `bench KIND JOB`.
+pub async fn start(kind: &str, job: &impl Serialize) -> Outcome {
+    let job = serde_json::to_string(job).expect("plain data");
+    let program = std::env::current_exe().expect("this program");
+    let output = Command::new(program).args(["bench", kind, &job]).output().await.expect("a child starts");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let outcome = said.lines().last().and_then(|line| serde_json::from_str(line).ok());
+    outcome.unwrap_or_else(|| panic!("the child failed: {said}{}", String::from_utf8_lossy(&output.stderr)))
 }
 
 /// The child itself.
@@ -147,7 +150,7 @@ async fn bus(target: &Target, dir: &Path) -> Arc<dyn Bus> {
 }
 
 /// A config as the operator would write it: whatever is not named is at its default.
-fn config<T: DeserializeOwned>(keys: &[(&str, toml::Value)]) -> T {
+pub fn config<T: DeserializeOwned>(keys: &[(&str, toml::Value)]) -> T {
     let table: BTreeMap<&str, toml::Value> = keys.iter().cloned().collect();
     toml::Value::try_from(table).expect("a table").try_into().expect("a config")
 }

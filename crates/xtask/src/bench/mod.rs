@@ -4,7 +4,9 @@
 mod child;
 mod inbox;
 mod latency;
+mod outbox;
 mod process;
+mod relay;
 mod report;
 mod rows;
 mod throughput;
@@ -36,9 +38,16 @@ enum Bench {
     Inbox(Handling),
     /// CPU while nothing happens, and the time from start to the first event
     Idle(Latency),
+    /// Business transactions with `publish` in them, against the same without
+    Outbox(outbox::Outbox),
+    /// An outbox with a backlog into Kafka, also with many done rows and beside an open transaction
+    Relay(relay::Relay),
     /// What the benches start as the measured process
     #[command(hide = true)]
     Child { job: String },
+    /// The same, of a relay
+    #[command(hide = true)]
+    RelayChild { job: String },
 }
 
 /// How a throughput bench runs.
@@ -118,6 +127,12 @@ pub fn run(args: BenchArgs) -> ExitCode {
             Bench::Latency(how) => latency::latency(&how).await,
             Bench::Idle(how) => latency::idle(&how).await,
             Bench::Inbox(how) => inbox::inbox(&how).await,
+            Bench::Outbox(how) => outbox::outbox(&how).await,
+            Bench::Relay(how) => relay::relay(&how).await,
+            Bench::RelayChild { job } => {
+                relay::child(&job).await;
+                Vec::new()
+            }
             Bench::Child { job } => {
                 child::run(&job).await;
                 Vec::new()
@@ -136,7 +151,9 @@ impl Bench {
             Self::Wal(how) | Self::Kafka(how) | Self::Embedded(how) | Self::Snapshot(how) => how.json,
             Self::Inbox(how) => how.json,
             Self::Latency(how) | Self::Idle(how) => how.json,
-            Self::Child { .. } => false,
+            Self::Outbox(how) => how.json,
+            Self::Relay(how) => how.json,
+            Self::Child { .. } | Self::RelayChild { .. } => false,
         }
     }
 }
