@@ -186,7 +186,8 @@ async fn consume(subscribe: Subscribing, checker: Arc<Mutex<Checker>>) {
     }
 }
 
-fn see(checker: &mut Checker, record: &Record) {
+/// Shows the checker an event in the `headwater` format.
+pub fn see(checker: &mut Checker, record: &Record) {
     let event = &record.event;
     let payload = event.payload.as_deref().expect("the headwater format has a payload");
     let said: Value = serde_json::from_slice(payload).expect("the payload is JSON");

@@ -99,8 +99,7 @@ pub struct Lease {
 pub struct Claim {
     /// The lane.
     pub lane: Lane,
-    /// Only new rows with a higher sequence than this; 0 for all, which also finds those of transactions
-    /// that committed late.
+    /// Only new rows with a higher sequence than this; 0 for all.
     pub above: i64,
     /// Also the rows whose time has come to be tried again.
     pub retries: bool,
@@ -125,6 +124,11 @@ pub struct Claimed {
     pub table: Option<Arc<Table>>,
     /// The rows: of each lane those that are tried again first, then new ones in order.
     pub rows: Vec<ClaimedRow>,
+    /// No row with this sequence or a lower one can become visible after these rows were read: who drew
+    /// such a number has committed or rolled back. 0 where that is not known. It is what the next claim may
+    /// begin above: beyond it, a transaction that commits late may have a row that comes before a later one
+    /// of the same key (invariants 2 and 4).
+    pub horizon: i64,
     /// The blocked keys of the lanes that asked.
     pub blocked: Vec<(Lane, BlockedKey)>,
     /// Lanes of which there may be more: the limit was reached before their end.

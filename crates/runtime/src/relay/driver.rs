@@ -217,10 +217,10 @@ impl Driver {
         self.turn += 1;
         let turn = self.turn % claims.len();
         claims.rotate_left(turn);
-        let limit = ClaimLimit {
-            rows: self.task.relay.batch,
-            bytes: self.task.settings.in_flight_bytes as usize / 4,
-        };
+        // Rows that are on their way are read again where a late one may come between them.
+        let known = self.lanes.values().map(|held| held.known.len()).max().unwrap_or(0);
+        let bytes = self.task.settings.in_flight_bytes as usize / 4;
+        let limit = ClaimLimit { rows: self.task.relay.batch + known, bytes };
         let store = Arc::clone(&self.task.store);
         self.looked = now;
         self.claiming = Some(Box::pin(async move {
@@ -407,7 +407,7 @@ impl Driver {
 
     /// Gives each lane its rows. Returns whether there is more, if there was anything.
     fn hand_out(&mut self, claims: &[Claim], claimed: Claimed) -> Option<bool> {
-        let Claimed { table, rows, blocked, more } = claimed;
+        let Claimed { table, rows, horizon, blocked, more } = claimed;
         let mut by_lane: BTreeMap<Lane, Vec<ClaimedRow>> = BTreeMap::new();
         for row in rows {
             by_lane.entry(row.lane).or_default().push(row);
@@ -425,8 +425,8 @@ impl Driver {
             } else if held.stage != Stage::Working || claim.resume {
                 continue;
             }
-            let fresh = held.take(by_lane.remove(&claim.lane).unwrap_or_default());
             let full = more.contains(&claim.lane);
+            let fresh = held.take(by_lane.remove(&claim.lane).unwrap_or_default(), horizon, full);
             if claim.above == 0 && !full {
                 held.seen_all();
             }

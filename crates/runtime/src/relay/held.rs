@@ -34,7 +34,7 @@ pub struct Held {
     pub known: HashSet<i64>,
     /// Those of them that were settled while a claim was under way, which may have read them before.
     pub gone: Vec<i64>,
-    /// The highest sequence that was claimed.
+    /// Everything up to this sequence was claimed, and nothing can come there any more.
     pub above: i64,
     /// What is published and not settled.
     pub unsettled: Unsettled,
@@ -63,13 +63,13 @@ impl Held {
         }
     }
 
-    /// Takes rows that were claimed: those that are not known yet.
-    pub fn take(&mut self, rows: Vec<ClaimedRow>) -> Vec<ClaimedRow> {
+    /// Takes rows that were claimed: those that are not known yet. The next claim begins where nothing can
+    /// come any more, and where this one ended if there is `more`.
+    pub fn take(&mut self, rows: Vec<ClaimedRow>, horizon: i64, more: bool) -> Vec<ClaimedRow> {
+        let last = rows.iter().filter(|row| !row.again).map(|row| row.sequence).max();
+        self.above = if more { horizon.min(last.unwrap_or(self.above)) } else { horizon };
         let mut fresh = rows;
         fresh.retain(|row| self.known.insert(row.sequence));
-        for row in fresh.iter().filter(|row| !row.again) {
-            self.above = self.above.max(row.sequence);
-        }
         fresh
     }
 

@@ -2,8 +2,9 @@
 //!
 //! A relay holds some of the outbox's lanes under leases. One [`driver`] claims their rows, hands each
 //! lane's to a [`lane`] of its own, which publishes them in order through a writer that fences whoever
-//! wrote for that lane before, and writes down what became of them. Rows are marked, never walked: a
-//! transaction that commits late is found by claims from the beginning, which take little of the time.
+//! wrote for that lane before, and writes down what became of them. Rows are marked, never walked: a claim
+//! begins above what the store knows to be decided, so that a transaction that commits late is neither
+//! missed nor overtaken by a later row of its key.
 
 mod driver;
 mod held;

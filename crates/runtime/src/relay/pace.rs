@@ -8,8 +8,8 @@ const SHORTEST: Duration = Duration::from_millis(2);
 /// Of the time, looks from the beginning take no more than one part in this many.
 const SHARE: u32 = 20;
 
-/// The shortest pause between two looks from the beginning.
-const FROM_BEGINNING: Duration = Duration::from_millis(100);
+/// The shortest pause between two looks from the beginning: they find what nobody foresaw.
+const FROM_BEGINNING: Duration = Duration::from_secs(1);
 
 /// How often rows that are to be tried again are looked for.
 const RETRIES: Duration = Duration::from_millis(200);

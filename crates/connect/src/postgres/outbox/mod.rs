@@ -1,5 +1,6 @@
 //! The outbox in a service's own database: its tables, writing to it, and what relays need of it.
 
+mod horizon;
 mod layout;
 mod lease;
 mod settle;

@@ -14,6 +14,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow, PgSslMode};
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
+use super::horizon::Horizon;
 use super::lease::{Leases, millis};
 use super::settle::Settle;
 use super::{Names, failed};
@@ -30,6 +31,7 @@ pub struct PostgresOutboxStore {
     table: Arc<Table>,
     leases: Leases,
     settle: Settle,
+    horizon: Horizon,
     new: String,
     due: String,
     resume: String,
@@ -53,6 +55,7 @@ impl PostgresOutboxStore {
             table: names.table(),
             leases: Leases::new(&names),
             settle: Settle::new(&names),
+            horizon: Horizon::new(&names),
             new: format!(
                 "SELECT {columns} FROM unnest($1::smallint[], $2::bigint[]) WITH ORDINALITY AS claim (lane, above, at) \
                  CROSS JOIN LATERAL (SELECT * FROM {outbox} AS of WHERE of.lane = claim.lane AND of.state = 'new' \
@@ -82,7 +85,7 @@ impl PostgresOutboxStore {
     }
 
     async fn claimed(&self, claims: &[Claim], limit: ClaimLimit) -> sqlx::Result<Claimed> {
-        let mut claimed = Claimed::default();
+        let mut claimed = Claimed { horizon: self.horizon.now(&self.pool).await?, ..Claimed::default() };
         for claim in claims.iter().filter(|claim| claim.resume) {
             self.resume(claim.lane, &mut claimed.blocked).await?;
         }
@@ -116,6 +119,7 @@ impl PostgresOutboxStore {
     ) -> sqlx::Result<bool> {
         while let Some(row) = rows.try_next().await? {
             let row = claimed_row(&row)?;
+            self.horizon.saw(row.sequence);
             room.bytes += row.row.size();
             *room.rows.entry(row.lane).or_default() += 1;
             claimed.rows.push(row);

@@ -1,0 +1,219 @@
+//! Two relays empty one outbox onto Kafka while writers, relays, the database and the broker are killed:
+//! nothing is lost, keys keep their order, what comes twice has the same id (invariants 1 to 4).
+//!
+//! `HEADWATER_SOAK_TIMES` and `HEADWATER_SOAK_SEED` as in e2e_kills.
+
+#![allow(clippy::unwrap_used)] // clippy.toml knows tests by their attribute only
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use headwater_connect::kafka::{KafkaBus, KafkaConfig};
+use headwater_core::ports::{Bus, Delivery, Start, Subscribe};
+use headwater_testkit::binary::Headwater;
+use headwater_testkit::checker::{Checker, History, Step};
+use headwater_testkit::kills::see;
+use headwater_testkit::servers::{Database, Kafka, Postgres, free_port};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use sqlx::{AssertSqlSafe, Executor, Row};
+
+const PATIENCE: Duration = Duration::from_secs(90);
+const KEYS: i64 = 60;
+
+fn times() -> usize {
+    std::env::var("HEADWATER_SOAK_TIMES").ok().and_then(|times| times.parse().ok()).unwrap_or(10)
+}
+
+fn seed() -> u64 {
+    let seed = std::env::var("HEADWATER_SOAK_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| rand::rng().random());
+    eprintln!("HEADWATER_SOAK_SEED={seed}");
+    seed
+}
+
+/// What the writers share with the test.
+#[derive(Clone, Default)]
+struct Shared {
+    stop: Arc<AtomicBool>,
+    committed: Arc<AtomicU64>,
+}
+
+/// Writes business transactions, each with an event about every row that it changes. Some roll back, some
+/// stay open for a while after their sequence was drawn.
+async fn write(database: Database, mut random: StdRng, shared: Shared) {
+    while !shared.stop.load(Ordering::Relaxed) {
+        let Ok(mut connection) = database.connect().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        while !shared.stop.load(Ordering::Relaxed) {
+            let mut keys: Vec<i64> =
+                (0..random.random_range(1..4)).map(|_| random.random_range(0..KEYS)).collect();
+            keys.sort_unstable();
+            keys.dedup();
+            let step = |key: &i64| {
+                format!(
+                    "with changed as (update entity set version = version + 1 where id = {key} returning version) \
+                     select headwater_publish('entities', 'Changed', '{key}', json_build_object('version', version)) \
+                     from changed;"
+                )
+            };
+            let late = if random.random_ratio(1, 20) { "select pg_sleep(0.2);" } else { "" };
+            let end = if random.random_ratio(1, 8) { "rollback;" } else { "commit;" };
+            let sql = format!("begin;{}{late}{end}", keys.iter().map(step).collect::<String>());
+            match connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await {
+                Ok(_) => shared.committed.fetch_add(1, Ordering::Relaxed),
+                // Cut off: whether it committed, the table says in the end.
+                Err(_) => break,
+            };
+        }
+    }
+}
+
+/// One `headwater run` that shares the outbox.
+struct Relay {
+    dir: tempfile::TempDir,
+    listen: String,
+    headwater: Option<Headwater>,
+}
+
+impl Relay {
+    fn start(database: &Database, brokers: &str, more: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let listen = format!("127.0.0.1:{}", free_port());
+        let text = format!(
+            "data_dir = \"{}/data\"\n[http]\nlisten = \"{listen}\"\n[relay]\nlease = \"2s\"\n\
+             [source.shop]\nkind = \"postgres\"\nurl = \"{}\"\noutbox = \"public.outbox\"\nrelay = true\n\
+             [bus]\nkind = \"kafka\"\nbrokers = [\"{brokers}\"]\n{more}\n[stream.entities]\npartitions = 4\n",
+            dir.path().display(),
+            database.url()
+        );
+        std::fs::write(dir.path().join("headwater.toml"), text).unwrap();
+        let mut relay = Self { dir, listen, headwater: None };
+        relay.again();
+        relay
+    }
+
+    fn again(&mut self) {
+        let config = self.dir.path().join("headwater.toml");
+        let log = self.dir.path().join("headwater.log");
+        let program = Path::new(env!("CARGO_BIN_EXE_headwater"));
+        self.headwater = Some(Headwater::start(program, &["run", config.to_str().unwrap()], &log));
+    }
+
+    async fn kill(&mut self) {
+        self.headwater.take().unwrap().kill().await;
+        self.again();
+    }
+
+    async fn stop(mut self) -> String {
+        let mut headwater = self.headwater.take().unwrap();
+        headwater.ready(&self.listen, PATIENCE).await.unwrap();
+        let log = headwater.log_tail();
+        headwater.stop(PATIENCE).await.unwrap();
+        log
+    }
+}
+
+async fn consume(bus: Arc<dyn Bus>, checker: Arc<Mutex<Checker>>) {
+    loop {
+        let subscribe = Subscribe { streams: vec!["entities".into()], group: None, start: Start::Beginning };
+        if let Ok(mut events) = bus.subscribe(subscribe).await {
+            while let Ok(delivery) = events.next().await {
+                if let Delivery::Batch { records, .. } = delivery {
+                    records.iter().for_each(|record| see(&mut checker.lock().unwrap(), record));
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// What the table says was committed: each key's versions, one after the other.
+async fn history(database: &Database) -> History {
+    let mut connection = database.connect().await.unwrap();
+    let rows = connection.fetch_all("select id, version from entity where version > 0").await.unwrap();
+    let steps = |version: i64| (1..=version).map(|n| Step { op: "event".into(), version: Some(n) }).collect();
+    rows.iter().map(|row| (("entities".to_owned(), row.get(0)), steps(row.get(1)))).collect()
+}
+
+async fn until(what: &str, mut reached: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !reached() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relays_writers_database_and_broker_are_killed() {
+    let (server, kafka) = tokio::join!(Postgres::start(), Kafka::start());
+    let (server, kafka) = (server.unwrap(), kafka.unwrap());
+    let database = server.create_database().await.unwrap();
+    let made =
+        std::process::Command::new(env!("CARGO_BIN_EXE_headwater")).args(["init", database.url()]).output();
+    assert!(made.unwrap().status.success());
+    let tables = format!(
+        "create table entity (id bigint primary key, version bigint not null);
+         insert into entity select n, 0 from generate_series(0, {}) n",
+        KEYS - 1
+    );
+    database.execute(&tables).await.unwrap();
+    let seed = seed();
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut relays = [0, 1].map(|_| Relay::start(&database, &kafka.brokers(), ""));
+    let reader: KafkaConfig = toml::from_str(&format!("brokers = [\"{}\"]", kafka.brokers())).unwrap();
+    let bus: Arc<dyn Bus> = Arc::new(KafkaBus::open(reader).await.unwrap());
+    let checker = Arc::new(Mutex::new(Checker::default()));
+    let consumer = tokio::spawn(consume(bus, Arc::clone(&checker)));
+    let shared = Shared::default();
+    let writers: Vec<_> = (0..6)
+        .map(|n| tokio::spawn(write(database.clone(), StdRng::seed_from_u64(seed ^ n), shared.clone())))
+        .collect();
+    for round in 0..times() {
+        let wanted = shared.committed.load(Ordering::Relaxed) + random.random_range(50..300);
+        until("writers go on", || shared.committed.load(Ordering::Relaxed) >= wanted).await;
+        if round % 2 == 0 {
+            let arrived = checker.lock().unwrap().distinct();
+            until("events arrive", || checker.lock().unwrap().distinct() > arrived).await;
+        }
+        match round % 5 {
+            0 | 2 => relays[round % 2].kill().await,
+            1 => relays[1].kill().await,
+            3 => {
+                server.kill();
+                server.restart().await.unwrap();
+            }
+            _ => {
+                kafka.kill();
+                kafka.restart().await.unwrap();
+            }
+        }
+    }
+    shared.stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let history = history(&database).await;
+    until("all arrives", || checker.lock().unwrap().has_all(&history)).await;
+    for relay in relays {
+        let log = relay.stop().await;
+        assert!(!log.contains("panicked"), "{log}");
+    }
+    consumer.abort();
+    let checker = checker.lock().unwrap();
+    checker.compare(&history).unwrap();
+    let total: usize = history.values().map(Vec::len).sum();
+    eprintln!(
+        "{total} events committed, {} arrived, {} repeats, lost 0",
+        checker.distinct(),
+        checker.repeated()
+    );
+    let mut connection = database.connect().await.unwrap();
+    let left = "select count(*) from outbox where state <> 'published'";
+    let left: i64 = connection.fetch_one(left).await.unwrap().get(0);
+    assert_eq!(left, 0, "all is settled");
+}
