@@ -204,6 +204,10 @@ async fn relays_writers_database_and_broker_are_killed() {
         assert!(!log.contains("panicked"), "{log}");
     }
     consumer.abort();
+    let mut connection = database.connect().await.unwrap();
+    let left = "select count(*) from outbox where state <> 'published'";
+    let left: i64 = connection.fetch_one(left).await.unwrap().get(0);
+    assert_eq!(left, 0, "all is settled");
     let checker = checker.lock().unwrap();
     checker.compare(&history).unwrap();
     let total: usize = history.values().map(Vec::len).sum();
@@ -212,8 +216,4 @@ async fn relays_writers_database_and_broker_are_killed() {
         checker.distinct(),
         checker.repeated()
     );
-    let mut connection = database.connect().await.unwrap();
-    let left = "select count(*) from outbox where state <> 'published'";
-    let left: i64 = connection.fetch_one(left).await.unwrap().get(0);
-    assert_eq!(left, 0, "all is settled");
 }
