@@ -83,8 +83,8 @@ where
     H: Handler<T>,
 {
     async fn handle(&self, transaction: &mut T, events: &[&Received]) -> Handled {
-        for event in events {
-            self.0.handle(transaction, event).await?;
+        for (place, event) in events.iter().enumerate() {
+            self.0.handle(transaction, event).await.map_err(|failure| failure.at(place))?;
         }
         Ok(())
     }

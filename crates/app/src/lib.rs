@@ -7,7 +7,7 @@
 //! event was handled, and how far the consumer has come are committed together.
 //!
 //! The tables are made by `headwater init URL`. Adapters are behind features: `postgres` and `sqlite` for the
-//! service's database, `kafka` and `embedded` for the bus; they are found in [`connect`].
+//! service's database, `kafka` and `embedded` for the bus; they are found in the module `connect`.
 //!
 //! ```no_run
 //! use std::sync::Arc;

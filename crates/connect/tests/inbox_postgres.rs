@@ -68,6 +68,22 @@ async fn missing_tables_are_named_with_what_to_do() {
     assert_eq!(inbox.cursor("c", "s", 0).await.unwrap(), None);
 }
 
+/// PostgreSQL answers the COMMIT of a transaction in which a statement failed with a rollback, and no error.
+#[tokio::test]
+async fn a_failure_that_a_handler_kept_to_itself_does_not_commit() {
+    let factory = OnPostgres::new().await;
+    let (inbox, names) = (factory.inbox(), tools::Names::new());
+    let records = [names.record(1, Some("a"))];
+    for settlement in [Settlement::default(), tools::marks(&names, 2)] {
+        let (mut transaction, _) = inbox.begin(&names.consumer, &tools::arrivals(&records)).await.unwrap();
+        let failed = sqlx::query("SELECT 1 / 0").execute(&mut *transaction).await;
+        assert!(failed.is_err());
+        let error = inbox.commit(transaction, &names.consumer, &settlement).await.unwrap_err();
+        assert!(!error.is_retryable(), "it is the event's: {error}");
+        assert_eq!(tools::states(&inbox, &names.consumer, &records).await, [Taken::New]);
+    }
+}
+
 /// Sequential scans of a table so far; what this session has counted is written first.
 async fn scans(factory: &OnPostgres, table: &str) -> i64 {
     let mut connection = factory.database.connect().await.unwrap();

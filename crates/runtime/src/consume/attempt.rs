@@ -17,8 +17,8 @@ use crate::metrics;
 pub(super) enum Ended {
     /// Everything of it is done.
     Done,
-    /// Nothing of it is, for a reason of an event.
-    Failed(Failure),
+    /// Nothing of it is, for a reason of an event; its place among them, where that is known.
+    Failed(Failure, Option<usize>),
     /// Nothing of it is as far as is known: the database is away.
     Away(Error),
 }
@@ -44,10 +44,14 @@ where
         };
         let mut taken = taken.into_iter();
         let (mut fresh, mut aside): (Vec<&Received>, Vec<Aside>) = (Vec::new(), Vec::new());
-        for (item, first) in items.iter().zip(first) {
+        let mut places = Vec::new();
+        for (place, (item, first)) in items.iter().zip(first).enumerate() {
             let taken = if first { taken.next().unwrap_or(Taken::Seen) } else { Taken::Seen };
             match (taken, park) {
-                (Taken::New, None) => fresh.push(&item.received),
+                (Taken::New, None) => {
+                    fresh.push(&item.received);
+                    places.push(place);
+                }
                 (Taken::New, Some(trouble)) => aside.push(item.aside(Some(trouble.clone()))),
                 (Taken::Blocked, _) => aside.push(item.aside(None)),
                 (Taken::Seen, _) => {}
@@ -55,7 +59,10 @@ where
         }
         if let Err(failure) = self.handled(&mut transaction, &fresh).await {
             return match self.inbox.rollback(transaction).await {
-                Ok(()) => Ended::Failed(failure),
+                Ok(()) => {
+                    let place = failure.at.and_then(|at| places.get(at).copied());
+                    Ended::Failed(failure, place)
+                }
                 Err(error) => Ended::Away(error),
             };
         }
@@ -73,7 +80,7 @@ where
             }
             Err(error) if error.is_retryable() => Ended::Away(error),
             // A constraint that is checked at the end: of the handler's rows, not of ours.
-            Err(error) => Ended::Failed(Failure::retry(error.to_string())),
+            Err(error) => Ended::Failed(Failure::retry(error.to_string()), None),
         }
     }
 

@@ -118,13 +118,53 @@ where
         self.pace.took(items.len(), began.elapsed());
         match ended {
             Ended::Done => self.backoff.reset(),
-            Ended::Failed(failure) if items.len() == 1 => {
+            Ended::Failed(failure, _) if items.len() == 1 => {
                 self.failed(VecDeque::from(items), 1, failure).await;
             }
-            Ended::Failed(_) => self.one_by_one(items).await,
+            Ended::Failed(_, Some(place)) => self.apart(items, place).await,
+            Ended::Failed(_, None) => self.one_by_one(items).await,
             Ended::Away(error) => {
                 self.put_back(items);
                 self.away(&error).await;
+            }
+        }
+    }
+
+    /// One of them failed: it is to be tried alone, whatever those before it had done to the transaction, and
+    /// later ones of its key behind it. The others are tried together again.
+    async fn apart(&mut self, mut items: Vec<Item>, mut place: usize) {
+        let mut apart: HashMap<Order, VecDeque<Item>> = HashMap::new();
+        while let Some(order) = items.get(place).map(Item::order) {
+            let (mut others, mut alone) = (Vec::with_capacity(items.len()), VecDeque::new());
+            for (at, item) in items.into_iter().enumerate() {
+                if at >= place && item.order() == order { alone.push_back(item) } else { others.push(item) }
+            }
+            let behind = apart.entry(order).or_default();
+            alone.append(behind);
+            *behind = alone;
+            items = others;
+            if items.is_empty() || self.shared.halt.is_cancelled() {
+                break;
+            }
+            match self.shared.attempt(&items, None).await {
+                Ended::Done => break,
+                Ended::Failed(_, Some(next)) => place = next,
+                Ended::Failed(_, None) => {
+                    self.one_by_one(items).await;
+                    break;
+                }
+                Ended::Away(error) => {
+                    self.put_back(items.into_iter().chain(apart.into_values().flatten()).collect::<Vec<_>>());
+                    return self.away(&error).await;
+                }
+            }
+        }
+        for (order, mut items) in apart {
+            match self.waiting.get_mut(&order) {
+                Some(waiting) => waiting.items.append(&mut items),
+                None => {
+                    drop(self.waiting.insert(order, Waiting { items, attempts: 0, until: Instant::now() }));
+                }
             }
         }
     }
@@ -142,7 +182,7 @@ where
                 if self.shared.halt.is_cancelled() { return } else { self.shared.attempt(one, None).await };
             match ended {
                 Ended::Done => self.backoff.reset(),
-                Ended::Failed(failure) => self.failed(VecDeque::from([item]), 1, failure).await,
+                Ended::Failed(failure, _) => self.failed(VecDeque::from([item]), 1, failure).await,
                 Ended::Away(error) => {
                     left.push_front(item);
                     self.put_back(left);
@@ -164,7 +204,7 @@ where
                 waiting.items.pop_front();
                 self.put_back(waiting.items);
             }
-            Ended::Failed(failure) => self.failed(waiting.items, waiting.attempts + 1, failure).await,
+            Ended::Failed(failure, _) => self.failed(waiting.items, waiting.attempts + 1, failure).await,
             Ended::Away(error) => {
                 self.waiting.insert(order.clone(), waiting);
                 self.away(&error).await;
@@ -203,7 +243,7 @@ where
                     items.pop_front();
                     break;
                 }
-                Ended::Failed(failure) => {
+                Ended::Failed(failure, _) => {
                     let wait = self.shared.settings.retry_max;
                     tracing::error!(consumer = %self.shared.name, error = failure.error, "an event cannot be parked");
                     if !self.shared.wait(wait).await {

@@ -38,7 +38,7 @@ pub use settings::{ConsumeSettings, OrderBy};
 /// Handles events within a transaction.
 pub trait Handle<T>: Send + Sync + 'static {
     /// Makes the effect of some events, in this order, and leaves the transaction open. After an error all of it
-    /// is rolled back and the events come again, one at a time.
+    /// is rolled back and the events come again: the one that [`Failure::at`] names alone, or else each.
     fn handle(
         &self,
         transaction: &mut T,

@@ -73,6 +73,8 @@ struct Envelope<'a> {
 pub struct Failure {
     pub(super) error: String,
     pub(super) then: Then,
+    /// Which of the events failed, where that is known.
+    pub(super) at: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,17 +86,23 @@ pub(super) enum Then {
 impl Failure {
     /// To be tried again after the usual wait.
     pub fn retry(error: impl Into<String>) -> Self {
-        Self { error: error.into(), then: Then::Retry(None) }
+        Self { error: error.into(), then: Then::Retry(None), at: None }
     }
 
     /// To be tried again, not before `after`.
     pub fn retry_after(error: impl Into<String>, after: Duration) -> Self {
-        Self { error: error.into(), then: Then::Retry(Some(after)) }
+        Self { error: error.into(), then: Then::Retry(Some(after)), at: None }
     }
 
     /// Not to be tried again: it waits for a person, and its key with it.
     pub fn park(error: impl Into<String>) -> Self {
-        Self { error: error.into(), then: Then::Park }
+        Self { error: error.into(), then: Then::Park, at: None }
+    }
+
+    /// Says which of several events failed, by its place among them: only that one is tried alone.
+    #[must_use]
+    pub fn at(self, place: usize) -> Self {
+        Self { at: Some(place), ..self }
     }
 }
 

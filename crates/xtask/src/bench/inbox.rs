@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use headwater::{Consumer, Handled, Handler, Received, StopToken};
+use headwater::{Consumer, Failure, Handled, Handler, Received, StopToken};
 use headwater_connect::embedded::{EmbeddedBus, EmbeddedConfig};
 use headwater_connect::postgres::inbox::{PostgresInbox, script};
 use headwater_core::ports::{Bus, Published};
@@ -21,19 +21,30 @@ const PARTITIONS: u32 = 8;
 const KEYS: u64 = 1000;
 const WORKERS: u64 = 8;
 
-/// How many events share a transaction, in the consumer and in its baseline.
-const BATCHES: [(usize, &str); 2] = [(100, ">= 5000 events/s"), (1, "")];
+/// How many events share a transaction, in the consumer and in its baseline, and one of how many fails the first
+/// two times.
+const RUNS: [(&str, usize, Option<usize>, &str); 3] = [
+    ("inbox 100", 100, None, ">= 5000 events/s"),
+    ("inbox 100, 1 % fail", 100, Some(100), ""),
+    ("inbox 1", 1, None, ""),
+];
 
 type Tx = Transaction<'static, sqlx::Postgres>;
 
 #[derive(Clone, Default)]
-struct Write(Arc<AtomicU64>);
+struct Write {
+    handled: Arc<AtomicU64>,
+    fails: Option<usize>,
+}
 
 impl Handler<Tx> for Write {
     async fn handle(&self, tx: &mut Tx, event: &Received) -> Handled {
         write(tx, event.key().unwrap_or_default(), &event.record.event.payload.clone().unwrap_or_default())
             .await?;
-        self.0.fetch_add(1, Ordering::Relaxed);
+        if self.fails.is_some_and(|one| event.attempt < 2 && event.record.offset % one as u64 == 7) {
+            return Err(Failure::retry("told to"));
+        }
+        self.handled.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -48,17 +59,17 @@ pub async fn inbox(how: &Handling) -> Vec<Case> {
     let settings = Postgres::settings().set("fsync", "on").set("shared_buffers", "256MB");
     let server = settings.start().await.expect("PostgreSQL starts");
     let mut cases = Vec::new();
-    for (batch, goal) in BATCHES {
+    for (name, batch, fails, goal) in RUNS {
         let events = if batch == 1 { how.events / 10 } else { how.events };
         let (mut rates, mut baseline, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..how.rounds {
             baseline.push(plainly(&database(&server).await, events, batch as u64).await);
-            let (rate, used) = consumed(&database(&server).await, events, batch).await;
+            let (rate, used) = consumed(&database(&server).await, events, batch, fails).await;
             rates.push(rate);
             cpu.push(used);
         }
         let ratios = rates.iter().zip(&baseline).map(|(rate, base)| rate / base).collect();
-        let mut case = Case::new(format!("inbox {batch}"), "events/s", goal);
+        let mut case = Case::new(name, "events/s", goal);
         case.rate = median(rates);
         case.baseline = Some("the rows without an inbox".into());
         case.baseline_rate = Some(median(baseline));
@@ -107,12 +118,12 @@ async fn plainly(database: &Database, events: u64, batch: u64) -> f64 {
 }
 
 /// From the start of the consumer until every effect is committed: events a second, and CPU seconds.
-async fn consumed(database: &Database, events: u64, batch: usize) -> (f64, f64) {
+async fn consumed(database: &Database, events: u64, batch: usize, fails: Option<usize>) -> (f64, f64) {
     let dir = tempfile::tempdir().expect("a directory");
     let bus = EmbeddedBus::open(dir.path(), EmbeddedConfig::default()).await.expect("a bus");
     let bus: Arc<dyn Bus> = Arc::new(bus);
     publish(&bus, events).await;
-    let (pool, handler, stop) = (pool(database).await, Write::default(), StopToken::new());
+    let (pool, handler, stop) = (pool(database).await, Write { fails, ..Write::default() }, StopToken::new());
     let consumer = Consumer::builder("bench")
         .bus(bus)
         .streams(["bench"])
@@ -122,16 +133,20 @@ async fn consumed(database: &Database, events: u64, batch: usize) -> (f64, f64) 
     let consumer = consumer.build().expect("a consumer");
     let (began, before) = (Instant::now(), cpu());
     let running = tokio::spawn(consumer.run(handler.clone(), stop.clone()));
-    while handler.0.load(Ordering::Relaxed) < events {
+    while handler.handled.load(Ordering::Relaxed) < events || count(&pool).await < events as i64 {
         assert!(!running.is_finished(), "the consumer ended");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     stop.cancel();
     running.await.expect("no panic").expect("it stops in good order");
     let (seconds, used) = (began.elapsed().as_secs_f64(), cpu() - before);
-    let count = sqlx::query_scalar("SELECT count(*) FROM effect").fetch_one(&pool).await;
-    assert_eq!(count.ok(), Some(events as i64), "each effect once");
+    assert_eq!(count(&pool).await, events as i64, "each effect once");
     (events as f64 / seconds, used)
+}
+
+async fn count(pool: &PgPool) -> i64 {
+    let count = sqlx::query_scalar("SELECT count(*) FROM effect").fetch_one(pool).await;
+    count.expect("a count")
 }
 
 async fn publish(bus: &Arc<dyn Bus>, events: u64) {

@@ -58,9 +58,11 @@ impl Sql {
         }
         // Last: members and workers wait for each other's cursor.
         if !settlement.cursors.is_empty() {
-            self.mark(on, consumer, &settlement.cursors).await.sqlx("moving a consumer's cursor")?;
+            return self.mark(on, consumer, &settlement.cursors).await.sqlx("moving a consumer's cursor");
         }
-        Ok(())
+        // COMMIT of a transaction in which a statement failed rolls back and says nothing of it; this does.
+        let asked = sqlx::query("SELECT").execute(&mut **on).await;
+        asked.map(drop).sqlx("committing after a statement failed that the handler did not pass on")
     }
 
     async fn mark(
