@@ -32,7 +32,7 @@ pub enum Command {
     Status(StatusArgs),
     /// Ask for a new snapshot of a source's tables
     Snapshot(SnapshotArgs),
-    /// List what is parked, and why
+    /// List what is parked and why, try it again, or drop it
     Parked(ParkedArgs),
     /// Run a complete small shop on SQLite in this process and watch its events arrive
     Demo(DemoArgs),
@@ -182,15 +182,73 @@ pub struct SnapshotArgs {
 
 /// `headwater parked`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  headwater parked\n  headwater parked my.toml --json\n\n\
-    All of it is tried again whenever `headwater run` starts: mend the reason (the contract, the table, the topic's limit) and restart.")]
+#[command(args_conflicts_with_subcommands = true)]
+#[command(after_help = "Examples:\n  headwater parked\n  headwater parked show --stream orders --key 42\n  \
+    headwater parked retry --stream orders --key 42\n  headwater parked drop --id 018f85d0-c334-7123-8567-89abcdef0123\n  \
+    headwater parked list --inbox postgres://app@db/features\n\n\
+    Mend the reason (the contract, the table, the topic's limit, the handler), then retry. What waits behind \
+    an event keeps its place.")]
 pub struct ParkedArgs {
+    /// What to do with it; lists it unless told otherwise
+    #[command(subcommand)]
+    pub command: Option<ParkedCommand>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub list: WhichArgs,
+}
+
+/// What can be done with what is parked.
+#[derive(Debug, Subcommand)]
+pub enum ParkedCommand {
+    /// List it: a line for each key, with why its first event is there
+    List(WhichArgs),
+    /// Show the events whole
+    Show(WhichArgs),
+    /// Try the first of each key again; what waits behind it follows in order
+    Retry(DecideArgs),
+    /// Forget the first of each key for good; what waits behind it goes on
+    Drop(DecideArgs),
+}
+
+/// Which of what is parked.
+#[derive(Debug, Args)]
+pub struct WhichArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub config: ConfigArg,
+    /// In the inbox of a consumer whose database this is (postgres://, sqlite://), instead of what the config
+    /// names
+    #[arg(long, value_name = "URL")]
+    pub inbox: Option<String>,
+    /// Only of this source, consumer or push
+    #[arg(long, visible_aliases = ["source", "consumer", "push"], value_name = "NAME")]
+    pub of: Option<String>,
+    /// Only of this stream
+    #[arg(long)]
+    pub stream: Option<String>,
+    /// Only with this key
+    #[arg(long)]
+    pub key: Option<String>,
+    /// Only where the first event has this id
+    #[arg(long)]
+    pub id: Option<String>,
+    /// At most so many; 0 for all
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub limit: usize,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Which of what is parked to decide about.
+#[derive(Debug, Args)]
+pub struct DecideArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub which: WhichArgs,
+    /// All of it
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// `headwater demo`.

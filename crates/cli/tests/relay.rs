@@ -126,3 +126,97 @@ async fn what_commits_late_is_published_all_the_same() {
     assert!(late.keys().all(|key| key.starts_with("late")), "{late:?}");
     headwater.stop(PATIENCE).await.unwrap();
 }
+
+impl Service {
+    fn headwater(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let config = self.place.config();
+        let mut command = std::process::Command::new(program());
+        let ended = command.args(arguments).arg(&config).output().unwrap();
+        (
+            ended.status.code(),
+            String::from_utf8(ended.stdout).unwrap() + &String::from_utf8_lossy(&ended.stderr),
+        )
+    }
+
+    async fn until(&self, state: &str, how_many: i64) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.count(state).await != how_many {
+            assert!(Instant::now() < deadline, "{state} is not {how_many} within {PATIENCE:?}");
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_cannot_go_holds_back_its_key_and_a_person_decides() {
+    let service = Service::new("[stream.orders]\npartitions = 4\n[relay]\nattempts = 1").await;
+    let headwater = service.place.run().await;
+    let publish = |stream: &str, key: &str, n: u64| {
+        format!("SELECT headwater_publish('{stream}', 'Placed', '{key}', '{{\"n\": {n}}}');")
+    };
+    // A stream cannot have this name.
+    let sql = [1, 2, 3].map(|n| publish("bad name", "a", n)).concat() + &publish("orders", "b", 4);
+    service.database.execute(&sql).await.unwrap();
+    let mut events = service.place.read(&["orders"]).await;
+    assert_eq!(read(&mut *events, 1).await, BTreeMap::from([("b".to_owned(), vec![4])]));
+    service.until("parked", 1).await;
+    service.until("waiting", 2).await;
+
+    let (code, out) = service.headwater(&["parked", "--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, listed.as_array().unwrap().len()), (Some(0), 1), "{out}");
+    let line = &listed[0];
+    assert_eq!(
+        (&line["place"], &line["owner"], &line["key"]),
+        (&"outbox".into(), &"shop".into(), &"a".into())
+    );
+    assert_eq!(
+        (&line["state"], &line["waiting"], &line["attempts"]),
+        (&"parked".into(), &2.into(), &1.into())
+    );
+    assert!(line["error"].as_str().unwrap().contains("cannot be the name of a stream"), "{line}");
+    let (_, shown) = service.headwater(&["parked", "show", "--stream", "bad name", "--json"]);
+    let payloads: Vec<String> = shown
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["payload"].to_string())
+        .collect();
+    assert_eq!(payloads, [1, 2, 3].map(|n| format!("{{\"n\":{n}}}")));
+
+    assert_eq!(service.headwater(&["parked", "drop"]).0, Some(2), "of what?");
+    assert_eq!(service.headwater(&["parked", "drop", "--key", "x"]).0, Some(1), "there is no such key");
+    let (code, out) = service.headwater(&["parked", "drop", "--key", "a"]);
+    assert_eq!((code, &*out), (Some(0), "1 event dropped; what waited behind each goes on\n"));
+    // The next is the first now: it is tried, and cannot go either.
+    service.until("waiting", 1).await;
+    service.until("parked", 1).await;
+    // What comes later waits behind both.
+    service.database.execute(&publish("bad name", "a", 5)).await.unwrap();
+    service.until("waiting", 2).await;
+
+    service.database.execute("UPDATE outbox SET stream = 'orders' WHERE stream = 'bad name'").await.unwrap();
+    let (code, out) = service.headwater(&["parked", "retry", "--of", "shop", "--stream", "orders"]);
+    assert_eq!(code, Some(0), "{out}");
+    assert_eq!(read(&mut *events, 3).await, BTreeMap::from([("a".to_owned(), vec![2, 3, 5])]));
+    service.until_settled(4).await;
+    assert_eq!(service.headwater(&["parked"]), (Some(0), "nothing is parked\n".to_owned()));
+    headwater.stop(PATIENCE).await.unwrap();
+}
+
+/// Each row is published once, however claims, publishing and settling overlap.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_is_published_once() {
+    let service = Service::new("[stream.orders]\npartitions = 4").await;
+    let backlog = "INSERT INTO outbox (stream, type, key, payload)
+        SELECT 'orders', 'Placed', 'k' || n % 500, json_build_object('n', n) FROM generate_series(0, 19999) n";
+    service.database.execute(backlog).await.unwrap();
+    let headwater = service.place.run().await;
+    let mut events = service.place.read(&["orders"]).await;
+    let read = read(&mut *events, 20_000).await;
+    for (key, numbers) in &read {
+        let first: u64 = key[1..].parse().unwrap();
+        assert_eq!(*numbers, (first..20_000).step_by(500).collect::<Vec<_>>(), "{key}");
+    }
+    service.until_settled(20_000).await;
+    assert_eq!(service.place.status().await["relays"][0]["events"], 20_000);
+    headwater.stop(PATIENCE).await.unwrap();
+}

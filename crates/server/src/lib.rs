@@ -1,4 +1,4 @@
-//! The HTTP side: `/healthz`, `/readyz`, `/metrics` and `/status`.
+//! The HTTP side: `/healthz`, `/readyz`, `/metrics`, `/status` and `/parked/retry`.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -8,11 +8,13 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
+use headwater_core::ports::HoldsBack;
 use headwater_core::{Error, Kind, Result, ResultExt};
 use headwater_runtime::{Runtime, metrics};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +48,7 @@ impl Server {
             .route("/readyz", get(readyz))
             .route("/metrics", get(render))
             .route("/status", get(status))
+            .route("/parked/retry", post(retry))
             .with_state(admin);
         Ok(Self { listener, addr, routes, metrics })
     }
@@ -129,4 +132,34 @@ async fn render(State(admin): State<Admin>) -> Response {
 
 async fn status(State(admin): State<Admin>) -> Response {
     Json(admin.runtime.status().await).into_response()
+}
+
+/// One line of what is parked, to be tried again.
+#[derive(Deserialize)]
+struct Retry {
+    stream: String,
+    #[serde(flatten)]
+    holds: Holds,
+}
+
+/// What it holds back.
+#[derive(Deserialize)]
+#[serde(tag = "holds", rename_all = "snake_case")]
+enum Holds {
+    Stream,
+    Key { key: Vec<u8> },
+    Nothing,
+}
+
+/// A page of some other site cannot ask for this: its browser would first ask whether it may send JSON here.
+async fn retry(State(admin): State<Admin>, Json(retry): Json<Retry>) -> Response {
+    let holds = match retry.holds {
+        Holds::Stream => HoldsBack::Stream,
+        Holds::Key { key } => HoldsBack::Key(key.into()),
+        Holds::Nothing => HoldsBack::Nothing,
+    };
+    match admin.runtime.release(&retry.stream, &holds).await {
+        Ok(released) => Json(serde_json::json!({ "released": released })).into_response(),
+        Err(error) => Json(serde_json::json!({ "error": error.to_string() })).into_response(),
+    }
 }

@@ -1,4 +1,4 @@
-//! One plain HTTP GET to a process on this machine.
+//! One plain HTTP request to a process on this machine.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -13,9 +13,18 @@ const MOST: u64 = 64 << 20;
 
 /// The body of a 200 answer.
 pub async fn get(address: SocketAddr, path: &str) -> Result<Vec<u8>> {
+    ask(address, path, None).await
+}
+
+/// The same, of a request that changes something.
+pub async fn post(address: SocketAddr, path: &str, json: &str) -> Result<Vec<u8>> {
+    ask(address, path, Some(json)).await
+}
+
+async fn ask(address: SocketAddr, path: &str, json: Option<&str>) -> Result<Vec<u8>> {
     let address = reachable(address);
     let late = || Error::new(Kind::Unavailable, format!("http://{address}{path} did not answer within 5 s"));
-    tokio::time::timeout(PATIENCE, exchange(address, path)).await.map_err(|_| late())?
+    tokio::time::timeout(PATIENCE, exchange(address, path, json)).await.map_err(|_| late())?
 }
 
 /// A server that listens on every address is asked on this machine's own.
@@ -30,11 +39,17 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-async fn exchange(address: SocketAddr, path: &str) -> Result<Vec<u8>> {
+async fn exchange(address: SocketAddr, path: &str, json: Option<&str>) -> Result<Vec<u8>> {
     let doing = || format!("asking http://{address}{path}");
     let mut stream = TcpStream::connect(address).await.doing(Kind::Unavailable, doing)?;
     // HTTP/1.0: the answer is not chunked, and ends with the connection.
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    let request = match json {
+        None => format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n"),
+        Some(json) => format!(
+            "POST {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{json}",
+            json.len()
+        ),
+    };
     stream.write_all(request.as_bytes()).await.doing(Kind::Unavailable, doing)?;
     let mut answer = Vec::new();
     stream.take(MOST).read_to_end(&mut answer).await.doing(Kind::Unavailable, doing)?;

@@ -1,6 +1,6 @@
 //! `headwater status`: where sources, streams and groups stand.
 
-mod http;
+pub mod http;
 mod show;
 
 use std::io::IsTerminal;
@@ -90,8 +90,10 @@ pub async fn running(address: SocketAddr, config: &Config) -> Result<RuntimeStat
         Error::new(Kind::Decode, format!("what answers on {address} is no headwater of this version"))
             .because(error)
     })?;
-    let mut names: Vec<&str> = status.sources.iter().map(|source| source.name.as_str()).collect();
+    let sources = status.sources.iter().map(|source| source.name.as_str());
+    let mut names: Vec<&str> = sources.chain(status.relays.iter().map(|relay| relay.name.as_str())).collect();
     names.sort_unstable();
+    names.dedup();
     if !names.iter().copied().eq(config.sources.keys().map(String::as_str)) {
         let sources = names.join(", ");
         return Err(Error::new(

@@ -2,7 +2,7 @@
 
 use headwater_core::Result;
 use headwater_core::ports::{BusStatus, StreamStatus};
-use headwater_runtime::{Phase, RuntimeStatus, SourceReport, StreamReport};
+use headwater_runtime::{Phase, RelayReport, RuntimeStatus, SourceReport, StreamReport};
 
 use super::Answer;
 use crate::output::table::{Cell, Table};
@@ -43,8 +43,14 @@ fn running(status: &RuntimeStatus, colour: bool) -> Result<()> {
     }
     section(&sources(&status.sources), colour)?;
     for source in &status.sources {
-        troubles(source, now, colour)?;
+        let attempts = (source.retrying_since, source.attempts);
+        troubles(&source.name, source.phase, source.error.as_deref(), attempts, now, colour)?;
         snapshot(source, colour)?;
+    }
+    section(&relays(&status.relays), colour)?;
+    for relay in &status.relays {
+        let attempts = (relay.retrying_since, relay.attempts);
+        troubles(&relay.name, relay.phase, relay.error.as_deref(), attempts, now, colour)?;
     }
     let held = status.bus.as_ref().map_or(&[][..], |bus| &bus.streams);
     section(&streams(&status.streams, held, now), colour)?;
@@ -117,14 +123,36 @@ fn phase_colour(phase: Phase) -> Colour {
     }
 }
 
-fn troubles(source: &SourceReport, now: i64, colour: bool) -> Result<()> {
-    let Some(error) = &source.error else { return Ok(()) };
-    let since = source.retrying_since.map(|since| {
-        let attempts = human::plural(u64::from(source.attempts), "attempt");
+fn relays(relays: &[RelayReport]) -> Table {
+    let mut table = Table::new(&["relay of", "state", ">lanes", ">behind", ">events", ">events/s"]);
+    for relay in relays {
+        table.row([
+            relay.name.as_str().into(),
+            Cell::coloured(relay.phase.as_str(), phase_colour(relay.phase)),
+            relay.lanes.to_string().into(),
+            relay.lag_seconds.map_or("-".into(), behind),
+            human::count(relay.events).into(),
+            format!("{:.1}", relay.events_per_second).into(),
+        ]);
+    }
+    table
+}
+
+fn troubles(
+    name: &str,
+    phase: Phase,
+    error: Option<&str>,
+    (since, attempts): (Option<i64>, u32),
+    now: i64,
+    colour: bool,
+) -> Result<()> {
+    let Some(error) = error else { return Ok(()) };
+    let since = since.map(|since| {
+        let attempts = human::plural(u64::from(attempts), "attempt");
         format!(" (for {}, {attempts})", human::micros(now - since))
     });
-    let paint_as = if source.phase == Phase::Failed { Colour::Red } else { Colour::Yellow };
-    let text = format!("  {}{}: {error}", source.name, since.unwrap_or_default());
+    let paint_as = if phase == Phase::Failed { Colour::Red } else { Colour::Yellow };
+    let text = format!("  {name}{}: {error}", since.unwrap_or_default());
     output::line(paint(&lines(&text), paint_as, colour))
 }
 

@@ -4,6 +4,7 @@ mod horizon;
 mod layout;
 mod lease;
 mod settle;
+mod shelf;
 mod store;
 mod writer;
 
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use headwater_core::{Error, Kind, Table};
 
 pub use layout::{install, removal_script, remove, script};
+pub use shelf::PostgresOutboxShelf;
 pub use store::PostgresOutboxStore;
 pub use writer::PostgresOutbox;
 

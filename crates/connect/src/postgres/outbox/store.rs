@@ -17,6 +17,7 @@ use sqlx::{AssertSqlSafe, PgPool, Row};
 use super::horizon::Horizon;
 use super::lease::{Leases, millis};
 use super::settle::Settle;
+use super::shelf::PostgresOutboxShelf;
 use super::{Names, failed};
 use crate::outbox::Parts;
 use crate::postgres::url::{ConnectOptions, SslMode};
@@ -82,6 +83,11 @@ impl PostgresOutboxStore {
             ),
             names,
         }
+    }
+
+    /// What a person may do with rows that cannot be published. `owner` is the source's name.
+    pub fn shelf(&self, owner: &str) -> PostgresOutboxShelf {
+        PostgresOutboxShelf::new(self.pool.clone(), self.names.clone(), owner)
     }
 
     async fn claimed(&self, claims: &[Claim], limit: ClaimLimit) -> sqlx::Result<Claimed> {

@@ -1,0 +1,59 @@
+//! Where something may be set aside.
+
+use headwater_cli::config::{self, SourceConfig};
+use headwater_connect::postgres::inbox::PostgresInbox;
+use headwater_connect::postgres::outbox::PostgresOutboxStore;
+use headwater_connect::sqlite;
+use headwater_connect::sqlite::inbox::SqliteInbox;
+use headwater_core::ports::Shelf;
+use headwater_core::{Error, Kind, Result, ResultExt};
+use sqlx::sqlite::SqliteConnectOptions;
+
+use super::pipeline::Pipeline;
+use crate::args::WhichArgs;
+
+/// One place, and what kind of place it is.
+pub struct Place {
+    /// `pipeline`, `outbox`, `inbox` or `push`.
+    pub kind: &'static str,
+    /// What is set aside there.
+    pub shelf: Box<dyn Shelf>,
+}
+
+/// The places that are asked: a consumer's inbox where its database is named, otherwise all that the config
+/// names.
+pub async fn of(which: &WhichArgs) -> Result<Vec<Place>> {
+    if let Some(url) = &which.inbox {
+        return Ok(vec![Place { kind: "inbox", shelf: inbox(url).await? }]);
+    }
+    let config = config::load(&which.config.config)?;
+    let mut places = Vec::new();
+    for (name, source) in config.sources.iter().filter(|(_, source)| source.is_relayed()) {
+        if let (SourceConfig::Postgres(postgres), Some(outbox)) = (source, source.outbox()) {
+            let store = PostgresOutboxStore::new(&postgres.url, &outbox.table);
+            places.push(Place { kind: "outbox", shelf: Box::new(store.shelf(name)) });
+        }
+    }
+    // Without the file nothing was ever parked, and a question should not make one.
+    if config.data_dir.join("parked.db").exists() {
+        places.push(Place { kind: "pipeline", shelf: Box::new(Pipeline::open(&config).await?) });
+    }
+    Ok(places)
+}
+
+async fn inbox(url: &str) -> Result<Box<dyn Shelf>> {
+    let doing = || "opening the database of the inbox".to_owned();
+    match url.split(':').next().unwrap_or_default() {
+        "sqlite" => {
+            let options = SqliteConnectOptions::new().filename(sqlite::file_of(url)).create_if_missing(false);
+            let pool = sqlx::SqlitePool::connect_with(options).await.doing(Kind::Config, doing)?;
+            Ok(Box::new(SqliteInbox::new(pool)))
+        }
+        "postgres" | "postgresql" => {
+            let pool = sqlx::PgPool::connect(url).await.doing(Kind::Unavailable, doing)?;
+            Ok(Box::new(PostgresInbox::new(pool)))
+        }
+        _ => Err(Error::new(Kind::Config, "--inbox is not the URL of a database that has an inbox")
+            .hint("write sqlite:///path/to/file.db or postgres://user@host/database")),
+    }
+}

@@ -1,0 +1,170 @@
+//! What a person may do with the rows of an outbox that cannot be published.
+
+use async_trait::async_trait;
+use headwater_core::ports::{Shelf, ShelfFilter, ShelfState, Shelved, ShelvedEvent};
+use headwater_core::{Event, EventId, Position, Record, Result};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::types::Uuid;
+use sqlx::{AssertSqlSafe, PgPool, Postgres, Row};
+
+use super::{Names, failed};
+
+/// The rows of one outbox that are set aside.
+pub struct PostgresOutboxShelf {
+    pool: PgPool,
+    names: Names,
+    /// The source's name.
+    owner: String,
+    list: String,
+    show: String,
+    retry: String,
+    drop: String,
+}
+
+const MICROS: &str =
+    "CASE WHEN isfinite(created_at) THEN (extract(epoch FROM created_at) * 1000000)::bigint ELSE 0 END";
+
+impl PostgresOutboxShelf {
+    pub(super) fn new(pool: PgPool, names: Names, owner: &str) -> Self {
+        let outbox = names.outbox();
+        let columns =
+            format!("id, seq, stream, key, type, payload::text, state, attempts, error, {MICROS} AS since");
+        let fits = "($1::text IS NULL OR stream = $1) AND ($2::text IS NULL OR key = $2) AND ($3::uuid IS NULL OR id = $3)";
+        let heads = format!("state IN ('retrying', 'parked') AND {fits}");
+        let behind = format!(
+            "(SELECT count(*) FROM {outbox} AS later WHERE later.state = 'waiting' AND later.lane = head.lane \
+             AND later.stream = head.stream AND later.key = head.key)"
+        );
+        let some = format!("SELECT id FROM {outbox} WHERE {heads} ORDER BY seq LIMIT $4 FOR UPDATE");
+        Self {
+            list: format!(
+                "SELECT {columns}, {behind} AS behind FROM {outbox} AS head WHERE {heads} ORDER BY seq LIMIT $4"
+            ),
+            show: format!(
+                "SELECT {columns} FROM {outbox} WHERE state IN ('retrying', 'parked', 'waiting') AND {fits} \
+                 ORDER BY seq LIMIT $4"
+            ),
+            retry: format!(
+                "UPDATE {outbox} SET state = 'retrying', attempts = 0, next_try = clock_timestamp() WHERE id IN ({some})"
+            ),
+            // The next of each key comes first then; both in one statement, so that no relay sees neither.
+            drop: format!(
+                "WITH dropped AS (UPDATE {outbox} SET state = 'dropped', settled_at = clock_timestamp(), next_try = NULL \
+                     WHERE id IN ({some}) RETURNING lane, stream, key), \
+                 next AS (SELECT DISTINCT ON (row.stream, row.key) row.id FROM {outbox} AS row \
+                     JOIN dropped USING (lane, stream, key) WHERE row.state = 'waiting' ORDER BY row.stream, row.key, row.seq), \
+                 first AS (UPDATE {outbox} SET state = 'retrying', next_try = clock_timestamp() \
+                     WHERE id IN (SELECT id FROM next) AND state = 'waiting') \
+                 SELECT count(*) FROM dropped"
+            ),
+            pool,
+            names,
+            owner: owner.to_owned(),
+        }
+    }
+
+    fn ask<'q>(&self, sql: &'q str, filter: &ShelfFilter) -> Query<'q, Postgres, PgArguments> {
+        // What is not text is no key of an outbox.
+        let key = filter.key.as_ref().map(|key| String::from_utf8_lossy(key).into_owned());
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(filter.stream.clone())
+            .bind(key)
+            .bind(filter.id.map(|id| Uuid::from_bytes(*id.as_bytes())))
+            .bind(i64::try_from(filter.limit).ok().filter(|limit| *limit > 0))
+    }
+
+    fn is_asked(&self, filter: &ShelfFilter) -> bool {
+        filter.owner.as_ref().is_none_or(|owner| *owner == self.owner)
+    }
+
+    fn shelved(&self, row: &PgRow) -> sqlx::Result<Shelved> {
+        let (id, key): (Uuid, Option<String>) = (row.try_get("id")?, row.try_get("key")?);
+        Ok(Shelved {
+            owner: self.owner.clone(),
+            stream: row.try_get::<&str, _>("stream")?.into(),
+            key: key.map(Into::into),
+            id: EventId::from_bytes(id.into_bytes()),
+            state: state(row)?,
+            attempts: attempts(row)?,
+            error: row.try_get("error")?,
+            since: row.try_get("since")?,
+            waiting: row.try_get::<i64, _>("behind")?.unsigned_abs(),
+        })
+    }
+
+    fn event(&self, row: &PgRow) -> sqlx::Result<ShelvedEvent> {
+        let (id, key): (Uuid, Option<String>) = (row.try_get("id")?, row.try_get("key")?);
+        let (sequence, payload): (i64, Option<String>) = (row.try_get("seq")?, row.try_get("payload")?);
+        let since = row.try_get("since")?;
+        let event = Event {
+            id: EventId::from_bytes(id.into_bytes()),
+            stream: row.try_get::<&str, _>("stream")?.into(),
+            partition: None,
+            kind: row.try_get::<&str, _>("type")?.into(),
+            key: key.clone().map(Into::into),
+            payload: payload.map(Into::into),
+            headers: Default::default(),
+            time: since,
+            position: Position::ZERO,
+        };
+        Ok(ShelvedEvent {
+            owner: self.owner.clone(),
+            key: key.map(Into::into),
+            state: state(row)?,
+            attempts: attempts(row)?,
+            error: row.try_get("error")?,
+            since,
+            record: Record { offset: sequence.unsigned_abs(), event },
+        })
+    }
+
+    async fn rows<T>(
+        &self,
+        sql: &str,
+        filter: &ShelfFilter,
+        read: impl Fn(&PgRow) -> sqlx::Result<T>,
+    ) -> Result<Vec<T>> {
+        if !self.is_asked(filter) {
+            return Ok(Vec::new());
+        }
+        let rows = self.ask(sql, filter).fetch_all(&self.pool).await;
+        let read = rows.and_then(|rows| rows.iter().map(read).collect());
+        read.map_err(|error| failed(error, "reading what is parked in the outbox", &self.names))
+    }
+}
+
+fn state(row: &PgRow) -> sqlx::Result<ShelfState> {
+    let word: String = row.try_get("state")?;
+    ShelfState::of(&word).ok_or_else(|| sqlx::Error::Decode(format!("there is no state {word}").into()))
+}
+
+fn attempts(row: &PgRow) -> sqlx::Result<u32> {
+    Ok(row.try_get::<i32, _>("attempts")?.unsigned_abs())
+}
+
+#[async_trait]
+impl Shelf for PostgresOutboxShelf {
+    async fn list(&self, filter: &ShelfFilter) -> Result<Vec<Shelved>> {
+        self.rows(&self.list, filter, |row| self.shelved(row)).await
+    }
+
+    async fn show(&self, filter: &ShelfFilter) -> Result<Vec<ShelvedEvent>> {
+        self.rows(&self.show, filter, |row| self.event(row)).await
+    }
+
+    async fn retry(&self, filter: &ShelfFilter) -> Result<u64> {
+        if !self.is_asked(filter) {
+            return Ok(0);
+        }
+        let done = self.ask(&self.retry, filter).execute(&self.pool).await;
+        let done =
+            done.map_err(|error| failed(error, "letting parked rows of the outbox go", &self.names))?;
+        Ok(done.rows_affected())
+    }
+
+    async fn drop(&self, filter: &ShelfFilter) -> Result<u64> {
+        let dropped = self.rows(&self.drop, filter, |row| row.try_get::<i64, _>(0)).await?;
+        Ok(dropped.first().map_or(0, |count| count.unsigned_abs()))
+    }
+}
