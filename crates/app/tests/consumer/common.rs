@@ -198,6 +198,8 @@ pub struct Record {
     pub failing: Arc<Mutex<BTreeSet<(String, i64)>>>,
     /// How often it failed so.
     pub failed: Arc<AtomicU32>,
+    /// One of how many tries fails by chance; 0 for none.
+    pub chance: u32,
     /// Whether it panics instead.
     pub panics: Arc<AtomicBool>,
 }
@@ -225,6 +227,9 @@ impl Handler<Tx> for Record {
             self.failed.fetch_add(1, Ordering::Relaxed);
             assert!(!self.panics.load(Ordering::Relaxed), "told to panic");
             return Err(Failure::retry(format!("no stock for {n}")));
+        }
+        if self.chance > 0 && rand::random_range(0..self.chance) == 0 {
+            return Err(Failure::retry("by chance"));
         }
         Ok(())
     }

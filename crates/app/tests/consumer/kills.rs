@@ -40,6 +40,12 @@ async fn child() {
     consumer.run(handle, StopToken::new()).await.unwrap();
 }
 
+/// How often something is killed; `HEADWATER_SOAK_TIMES` asks for more.
+fn times(least: usize) -> usize {
+    let times = std::env::var("HEADWATER_SOAK_TIMES").ok().and_then(|times| times.parse().ok());
+    times.unwrap_or(least)
+}
+
 /// Starts a child.
 fn start(service: &Service, bus: &str, number: usize) -> Headwater {
     let told = format!("{bus}|{}|{}", service.stream, service.database.url());
@@ -78,7 +84,7 @@ async fn everything_is_killed(mut service: Service, bus: &str, rounds: usize) {
 async fn effects_are_made_once_however_often_the_consumer_is_killed() {
     let service = Service::new().await;
     let bus = format!("embedded|{}", service.dir.path().display());
-    everything_is_killed(service, &bus, 8).await;
+    everything_is_killed(service, &bus, times(8)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,5 +93,5 @@ async fn so_they_are_on_kafka() {
     let bus = KafkaBus::open(KafkaConfig::new([kafka.brokers()])).await.unwrap();
     let database = Postgres::shared().await.unwrap().create_database().await.unwrap();
     let service = Service::on(tempfile::tempdir().unwrap(), Arc::new(bus), database).await;
-    everything_is_killed(service, &format!("kafka|{}", kafka.brokers()), 4).await;
+    everything_is_killed(service, &format!("kafka|{}", kafka.brokers()), times(4)).await;
 }

@@ -1,5 +1,6 @@
 //! Members that come and go, and servers that are away.
 
+use headwater::core::ports::{Shelf, ShelfFilter};
 use headwater_testkit::servers::{Kafka, Postgres};
 
 use super::common::{Record, Service};
@@ -18,6 +19,33 @@ async fn members_come_and_go() {
         second.stop().await.unwrap();
     }
     service.check().await;
+    first.stop().await.unwrap();
+}
+
+/// Members come and go while keys are parked by chance and a person lets them go again at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn parked_keys_keep_their_order_while_members_come_and_go() {
+    let mut service = Service::new().await;
+    let record = Record { chance: 20, ..Record::default() };
+    let builder = service.builder().attempts(1).batch(20);
+    let (first, shelf) = (service.run(builder, record.clone()), service.inbox());
+    let person = tokio::spawn(async move {
+        loop {
+            shelf.retry(&ShelfFilter::default()).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    });
+    for _ in 0..4 {
+        service.publish(&["a", "b", "c", "d", "e", "f", "g", "h"], 40).await;
+        let second = service.run(service.builder().attempts(1).batch(20), record.clone());
+        service.publish(&["a", "b", "c", "d", "e", "f", "g", "h"], 40).await;
+        let more = service.count("SELECT count(*) FROM effect").await + 200;
+        service.until(&format!("SELECT (count(*) > {more})::int::bigint FROM effect"), 1).await;
+        second.stop().await.unwrap();
+    }
+    service.check().await;
+    service.until("SELECT count(*) FROM headwater_parked", 0).await;
+    person.abort();
     first.stop().await.unwrap();
 }
 
