@@ -18,6 +18,7 @@ use headwater_testkit::kills::see;
 use headwater_testkit::servers::{Database, Kafka, Postgres, free_port};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{AssertSqlSafe, Executor, Row};
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -104,9 +105,22 @@ impl Relay {
         self.headwater = Some(Headwater::start(program, &["run", config.to_str().unwrap()], &log));
     }
 
+    fn pid(&self) -> Pid {
+        let pid = self.headwater.as_ref().and_then(Headwater::pid).unwrap();
+        Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
+    }
+
     async fn kill(&mut self) {
         self.headwater.take().unwrap().kill().await;
         self.again();
+    }
+
+    /// Longer than its lease: the other takes its lanes over, and it wakes up with what it had.
+    async fn stand_still(&self) {
+        let pid = self.pid();
+        kill_process(pid, Signal::STOP).unwrap();
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        kill_process(pid, Signal::CONT).unwrap();
     }
 
     async fn stop(mut self) -> String {
@@ -150,6 +164,18 @@ async fn until(what: &str, mut reached: impl FnMut() -> bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn relays_writers_database_and_broker_are_killed() {
+    let repeats = under_kills("").await;
+    eprintln!("{repeats} repeats");
+}
+
+/// With transactions nothing comes twice either, and what a relay that stood still had queued never arrives.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_transactions_relays_may_also_stand_still_and_nothing_comes_twice() {
+    assert_eq!(under_kills("transactions = true").await, 0, "repeats");
+}
+
+/// How many events came twice.
+async fn under_kills(bus: &str) -> usize {
     let (server, kafka) = tokio::join!(Postgres::start(), Kafka::start());
     let (server, kafka) = (server.unwrap(), kafka.unwrap());
     let database = server.create_database().await.unwrap();
@@ -164,11 +190,11 @@ async fn relays_writers_database_and_broker_are_killed() {
     database.execute(&tables).await.unwrap();
     let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
-    let mut relays = [0, 1].map(|_| Relay::start(&database, &kafka.brokers(), ""));
+    let mut relays = [0, 1].map(|_| Relay::start(&database, &kafka.brokers(), bus));
     let reader: KafkaConfig = toml::from_str(&format!("brokers = [\"{}\"]", kafka.brokers())).unwrap();
-    let bus: Arc<dyn Bus> = Arc::new(KafkaBus::open(reader).await.unwrap());
+    let reader: Arc<dyn Bus> = Arc::new(KafkaBus::open(reader).await.unwrap());
     let checker = Arc::new(Mutex::new(Checker::default()));
-    let consumer = tokio::spawn(consume(bus, Arc::clone(&checker)));
+    let consumer = tokio::spawn(consume(reader, Arc::clone(&checker)));
     let shared = Shared::default();
     let writers: Vec<_> = (0..6)
         .map(|n| tokio::spawn(write(database.clone(), StdRng::seed_from_u64(seed ^ n), shared.clone())))
@@ -181,8 +207,10 @@ async fn relays_writers_database_and_broker_are_killed() {
             until("events arrive", || checker.lock().unwrap().distinct() > arrived).await;
         }
         match round % 5 {
-            0 | 2 => relays[round % 2].kill().await,
+            0 => relays[0].kill().await,
             1 => relays[1].kill().await,
+            2 if bus.is_empty() => relays[0].kill().await,
+            2 => relays[0].stand_still().await,
             3 => {
                 server.kill();
                 server.restart().await.unwrap();
@@ -211,9 +239,6 @@ async fn relays_writers_database_and_broker_are_killed() {
     let checker = checker.lock().unwrap();
     checker.compare(&history).unwrap();
     let total: usize = history.values().map(Vec::len).sum();
-    eprintln!(
-        "{total} events committed, {} arrived, {} repeats, lost 0",
-        checker.distinct(),
-        checker.repeated()
-    );
+    eprintln!("{total} events committed, {} arrived, lost 0", checker.distinct());
+    checker.repeated()
 }

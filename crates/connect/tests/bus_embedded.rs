@@ -39,6 +39,7 @@ impl Factory for InDirectory {
         Capabilities {
             atomic_checkpoint: true,
             exact_places: true,
+            gaps: false,
             max_payload: 40 << 20,
             rejected_payload: None,
         }

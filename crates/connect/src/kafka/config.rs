@@ -40,6 +40,17 @@ pub struct KafkaConfig {
     /// How long the brokers may take to answer a question (not: to take events, which may be for ever).
     #[serde(default = "timeout", deserialize_with = "duration")]
     pub timeout: Duration,
+    /// Whether events and the checkpoint of their source are published in transactions: then a reader of what
+    /// is committed sees every event once, whatever was killed.
+    #[serde(default)]
+    pub transactions: bool,
+    /// What the transactional ids of this deployment begin with: `headwater` if not given. A source's name
+    /// follows. Two deployments with the same would take each other for their own predecessor.
+    #[serde(default)]
+    pub transactional_id: Option<String>,
+    /// How long a transaction may stay open before the brokers end it; one minute if not given.
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub transaction_timeout: Option<Duration>,
     /// How often the topics are looked at again: whether they still have as many partitions.
     #[serde(default = "refresh_interval", deserialize_with = "duration")]
     pub refresh_interval: Duration,
@@ -108,6 +119,14 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
     humantime::parse_duration(&text).map_err(serde::de::Error::custom)
 }
 
+fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    duration(deserializer).map(Some)
+}
+
+/// Long enough for a broker that is started anew; until then readers may have to wait for a transaction of
+/// a process that is gone for good.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Properties that Headwater sets itself, or that would break what it promises, and what to say.
 const RESERVED: &[(&str, &str)] = &[
     ("bootstrap.servers", "set `brokers`"),
@@ -131,7 +150,8 @@ const RESERVED: &[(&str, &str)] = &[
     ("message.timeout.ms", "Headwater never gives up by itself"),
     ("delivery.timeout.ms", "Headwater never gives up by itself"),
     ("partitioner", "keys land where Java producers put them"),
-    ("transactional.id", "this version does not publish in transactions"),
+    ("transactional.id", "set `transactions`, and `transactional_id` for what it begins with"),
+    ("transaction.timeout.ms", "set `transaction_timeout`"),
     ("allow.auto.create.topics", "a topic made by accident would have the wrong partitions"),
     ("group.id", "it is the name of the subscription's group"),
     ("enable.auto.commit", "a cursor moves when what is before it was done"),
@@ -154,6 +174,9 @@ impl KafkaConfig {
             max_message_bytes: max_message_bytes(),
             queue_bytes: queue_bytes(),
             timeout: timeout(),
+            transactions: false,
+            transactional_id: None,
+            transaction_timeout: None,
             refresh_interval: refresh_interval(),
             options: BTreeMap::new(),
         }
@@ -176,7 +199,39 @@ impl KafkaConfig {
                 self.max_message_bytes
             ));
         }
+        self.check_transactions()
+    }
+
+    fn check_transactions(&self) -> Result<()> {
+        let wrong = |what: &str| Err(Error::new(Kind::Config, what));
+        let given = [
+            ("transactional_id", self.transactional_id.is_some()),
+            ("transaction_timeout", self.transaction_timeout.is_some()),
+        ];
+        if let Some((name, _)) = given.iter().find(|(_, given)| *given && !self.transactions) {
+            return wrong(&format!(
+                "`{name}` says something of transactions only: set `transactions = true`"
+            ));
+        }
+        let id = self.transactional_id.as_deref().unwrap_or("headwater");
+        if id.is_empty() || id.len() > 200 || id.contains(char::is_control) {
+            return wrong("`transactional_id` is to be 1 to 200 bytes without control characters");
+        }
+        let timeout = self.transaction_timeout();
+        if timeout < Duration::from_secs(1).max(self.linger * 2) || timeout > Duration::from_hours(24) {
+            return wrong("`transaction_timeout` is to be 1s to 24h, and longer than twice `linger`");
+        }
         Ok(())
+    }
+
+    /// How long a transaction may stay open.
+    pub(super) fn transaction_timeout(&self) -> Duration {
+        self.transaction_timeout.unwrap_or(TRANSACTION_TIMEOUT)
+    }
+
+    /// The transactional id of a source.
+    pub(super) fn transactional_id(&self, source: &str) -> String {
+        format!("{}-{source}", self.transactional_id.as_deref().unwrap_or("headwater"))
     }
 
     /// What all clients have in common.
@@ -202,13 +257,29 @@ impl KafkaConfig {
         config
     }
 
-    /// The producer; a record batch holds at most `batch_bytes`, unless it is a single event.
+    /// The producer that all sources share without transactions.
     pub(super) fn producer(&self, batch_bytes: u32) -> ClientConfig {
+        let mut config = self.any_producer(batch_bytes);
+        config.set("enable.gapless.guarantee", "true");
+        config.set("message.timeout.ms", "0");
+        config
+    }
+
+    /// The producer of one source, with transactions. What is not taken in the time of a transaction ends it.
+    pub(super) fn transactional_producer(&self, source: &str, batch_bytes: u32) -> ClientConfig {
+        let mut config = self.any_producer(batch_bytes);
+        let timeout = self.transaction_timeout().as_millis().to_string();
+        config.set("transactional.id", self.transactional_id(source));
+        config.set("transaction.timeout.ms", &timeout);
+        config.set("message.timeout.ms", &timeout);
+        config
+    }
+
+    /// A producer; a record batch holds at most `batch_bytes`, unless it is a single event.
+    fn any_producer(&self, batch_bytes: u32) -> ClientConfig {
         let mut config = self.client();
         config.set("enable.idempotence", "true");
-        config.set("enable.gapless.guarantee", "true");
         config.set("acks", "all");
-        config.set("message.timeout.ms", "0");
         config.set("partitioner", "murmur2_random");
         config.set("compression.codec", self.compression.as_str());
         config.set("linger.ms", format!("{}", self.linger.as_secs_f64() * 1000.0));
@@ -294,11 +365,32 @@ mod tests {
         assert!(KafkaConfig::new([""]).check().is_err());
     }
 
+    #[test]
+    fn what_makes_no_sense_of_transactions_is_refused() {
+        let config = |text: &str| toml::from_str::<KafkaConfig>(&format!("brokers = [\"a:9092\"]\n{text}"));
+        let wrong = [
+            "transactional_id = \"shop\"",
+            "transaction_timeout = \"10s\"",
+            "transactions = true\ntransactional_id = \"\"",
+            "transactions = true\ntransaction_timeout = \"10ms\"",
+            "transactions = true\nlinger = \"50s\"",
+        ];
+        for text in wrong {
+            let error = config(text).unwrap().check().unwrap_err().to_string();
+            assert!(error.contains("`transaction"), "{error}");
+        }
+        assert!(config("transactions = \"yes\"").is_err());
+        let right = config("transactions = true\ntransactional_id = \"shop\"").unwrap();
+        right.check().unwrap();
+        assert_eq!(right.transactional_id("orders/3"), "shop-orders/3");
+    }
+
     /// librdkafka knows every property that is set here.
     #[test]
     fn librdkafka_takes_all_of_it() {
         let config = KafkaConfig::new(["a:9092"]);
         config.producer(1000).create_native_config().unwrap();
+        config.transactional_producer("source", 1000).create_native_config().unwrap();
         config.consumer("group").create_native_config().unwrap();
     }
 }

@@ -3,6 +3,8 @@
 use headwater_core::{Error, Kind};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
+use super::KafkaConfig;
+
 const LOGIN: &str = "check `options`: security.protocol, sasl.mechanism, sasl.username and sasl.password must fit \
                      the listener that `brokers` names";
 
@@ -60,6 +62,53 @@ pub fn undelivered(error: KafkaError, topic: &str) -> Error {
     error.hint(format!("grant this user the right Write on topic {topic}, and start Headwater again"))
 }
 
+/// Why a source's transactions cannot begin.
+pub fn not_begun(error: KafkaError, config: &KafkaConfig, source: &str) -> Error {
+    let (id, code) = (config.transactional_id(source), error.rdkafka_error_code());
+    let error = self::error(error, format!("opening the transactions of {source} (transactional id {id})"));
+    match code {
+        Some(Code::TransactionalIdAuthorizationFailed) => error.hint(format!(
+            "grant this user the rights Describe and Write on the transactional id {id}: kafka-acls.sh --add \
+             --allow-principal User:NAME --operation Describe --operation Write --transactional-id {id}"
+        )),
+        Some(Code::ClusterAuthorizationFailed) => {
+            error.hint("grant this user the right IdempotentWrite on the cluster")
+        }
+        Some(Code::InvalidTransactionTimeout) => error.hint(format!(
+            "the brokers' transaction.max.timeout.ms is less than `transaction_timeout`, {}: lower this one",
+            humantime::format_duration(config.transaction_timeout())
+        )),
+        _ if error.kind() == Kind::Unavailable => error.hint(
+            "are all brokers running? Their topic __transaction_state must have a leader, for which a small cluster \
+             needs a lower transaction.state.log.replication.factor",
+        ),
+        _ => error,
+    }
+}
+
+/// Why a transaction did not come to be.
+pub fn not_committed(error: KafkaError, source: &str) -> Error {
+    let may_not = error.rdkafka_error_code() == Some(Code::TopicAuthorizationFailed);
+    let error = self::error(error, format!("publishing the events of {source} in a transaction"));
+    if !may_not {
+        return error;
+    }
+    error.hint("grant this user the right Write on the topics that it publishes to and on `positions_topic`")
+}
+
+/// What a writer hears that is no longer the source's.
+pub fn fenced(source: &str) -> Error {
+    Error::new(Kind::Busy, format!("another writer of {source} was opened, here or in another process")).hint(
+        "does another deployment run with the same `transactional_id` and a source of this name? If not, the brokers \
+         ended a transaction that had stood open for longer than `transaction_timeout`",
+    )
+}
+
+/// Whether it says that a writer is no longer the source's.
+pub fn is_fence(code: Code) -> bool {
+    matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch)
+}
+
 fn kind_of(error: &KafkaError) -> Kind {
     match (error, error.rdkafka_error_code()) {
         (KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_), _) => Kind::Config,
@@ -74,6 +123,8 @@ pub fn kind_of_code(code: Code) -> Kind {
         Code::TopicAuthorizationFailed
         | Code::GroupAuthorizationFailed
         | Code::ClusterAuthorizationFailed
+        | Code::TransactionalIdAuthorizationFailed
+        | Code::InvalidTransactionTimeout
         | Code::Authentication
         | Code::SaslAuthenticationFailed
         | Code::UnsupportedSASLMechanism
@@ -88,6 +139,7 @@ pub fn kind_of_code(code: Code) -> Kind {
         | Code::RebalanceInProgress
         | Code::AssignmentLost
         | Code::FencedInstanceId => Kind::Busy,
+        code if is_fence(code) => Kind::Busy,
         _ => Kind::Unavailable,
     }
 }

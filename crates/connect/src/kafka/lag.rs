@@ -8,6 +8,7 @@ use headwater_core::ports::GroupStatus;
 use headwater_core::{Error, Result};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
 use super::context::Listener;
@@ -39,16 +40,26 @@ pub fn of_group(
     ends: &[Ends],
 ) -> Result<Vec<Option<GroupStatus>>> {
     let doing = |error| -> Error { errors::error(error, format!("reading the cursors of group {group}")) };
+    let mut settings = config.consumer(group);
+    settings.set("enable.partition.eof", "true");
     let consumer: BaseConsumer<Listener> =
-        BaseConsumer::from_config_and_context(&config.consumer(group), Listener::default()).map_err(doing)?;
+        BaseConsumer::from_config_and_context(&settings, Listener::default()).map_err(doing)?;
     let cursors = cursors(&consumer, config, streams).map_err(doing)?;
     let unread: Vec<_> =
         streams.iter().zip(ends).map(|((_, topic), ends)| unread(topic, ends, &cursors)).collect();
-    let times = committed_at(&consumer, unread.iter().flatten().flatten());
-    let status = |unread: Vec<Unread>| GroupStatus {
-        group: group.to_owned(),
-        lag_events: unread.iter().map(|unread| unread.events).sum(),
-        lag_seconds: age(&unread, &times),
+    let mut times = BTreeMap::new();
+    let deadline = Instant::now() + LOOK;
+    for topic in unread.iter().flatten() {
+        committed_at(&consumer, topic, deadline, &mut times);
+    }
+    let status = |mut unread: Vec<Unread>| {
+        // Where no event follows, what follows is the end of a transaction.
+        unread.retain(|unread| times.get(&unread.place) != Some(&None));
+        GroupStatus {
+            group: group.to_owned(),
+            lag_events: unread.iter().map(|unread| unread.events).sum(),
+            lag_seconds: age(&unread, &times),
+        }
     };
     Ok(unread.into_iter().map(|unread| unread.map(status)).collect())
 }
@@ -82,41 +93,48 @@ fn unread(topic: &Topic, ends: &Ends, cursors: &BTreeMap<Place, i64>) -> Option<
     Some(unread.collect())
 }
 
-/// When the first unread event of each partition was committed, in milliseconds since 1970, as far as the
-/// brokers say so in time.
-fn committed_at<'u>(
+/// When the first unread event of each partition of a topic was committed, in milliseconds since 1970, as far
+/// as the brokers say so in time; `None` where there is no unread event.
+fn committed_at(
     consumer: &BaseConsumer<Listener>,
-    unread: impl Iterator<Item = &'u Unread>,
-) -> BTreeMap<Place, i64> {
+    unread: &[Unread],
+    deadline: Instant,
+    times: &mut BTreeMap<Place, Option<i64>>,
+) {
     let mut wanted = TopicPartitionList::new();
-    for Unread { place: (topic, partition), at, .. } in unread.filter(|unread| unread.events > 0) {
-        let partition = i32::try_from(*partition).unwrap_or(i32::MAX);
+    for Unread { place: (topic, partition), at, .. } in unread.iter().filter(|unread| unread.events > 0) {
         // An offset of a broker is never one that cannot be asked for.
-        let _ = wanted.add_partition_offset(topic, partition, Offset::Offset(*at));
+        let _ = wanted.add_partition_offset(topic, number(*partition), Offset::Offset(*at));
     }
-    let mut times = BTreeMap::new();
     if wanted.count() == 0 || consumer.assign(&wanted).is_err() {
-        return times;
+        return;
     }
-    let deadline = Instant::now() + LOOK;
-    while times.len() < wanted.count() && Instant::now() < deadline {
-        let Some(Ok(message)) = consumer.poll(deadline.saturating_duration_since(Instant::now())) else {
-            continue;
+    let Some(Unread { place: (topic, _), .. }) = unread.first() else { return };
+    let mut found = BTreeMap::new();
+    while found.len() < wanted.count() && Instant::now() < deadline {
+        let (partition, time) = match consumer.poll(deadline.saturating_duration_since(Instant::now())) {
+            Some(Ok(message)) => (message.partition(), message.timestamp().to_millis().or(Some(i64::MAX))),
+            // Nothing but the ends of transactions.
+            Some(Err(KafkaError::PartitionEOF(partition))) => (partition, None),
+            _ => continue,
         };
         let mut done = TopicPartitionList::new();
-        done.add_partition(message.topic(), message.partition());
+        done.add_partition(topic, partition);
         // One that cannot be paused is read on, to no harm.
         let _ = consumer.pause(&done);
-        let place = (message.topic().to_owned(), u32::try_from(message.partition()).unwrap_or(u32::MAX));
-        times.entry(place).or_insert(message.timestamp().to_millis().unwrap_or(i64::MAX));
+        found.entry((topic.clone(), u32::try_from(partition).unwrap_or(u32::MAX))).or_insert(time);
     }
-    times
+    times.append(&mut found);
+}
+
+fn number(partition: u32) -> i32 {
+    i32::try_from(partition).unwrap_or(i32::MAX)
 }
 
 /// How old the oldest unread event is, in seconds; 0 when there is none, `None` where it is not known.
-fn age(unread: &[Unread], times: &BTreeMap<Place, i64>) -> Option<f64> {
+fn age(unread: &[Unread], times: &BTreeMap<Place, Option<i64>>) -> Option<f64> {
     let behind = unread.iter().filter(|unread| unread.events > 0);
-    let times: Option<Vec<i64>> = behind.map(|unread| times.get(&unread.place).copied()).collect();
+    let times: Option<Vec<i64>> = behind.map(|unread| times.get(&unread.place).copied().flatten()).collect();
     let oldest = times?.into_iter().min();
     Some(oldest.map_or(0.0, |oldest| (now() / 1000 - oldest).max(0) as f64 / 1e3))
 }

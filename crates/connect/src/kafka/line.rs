@@ -186,13 +186,7 @@ impl Line {
             if stream != &*event.stream {
                 (stream, topic) = (&event.stream, config.topic(&event.stream));
             }
-            let mut record: BaseRecord<'_, [u8], [u8], Arc<Batch>> =
-                BaseRecord::with_opaque_to(&topic, Arc::clone(&batch));
-            record.partition = event.partition.and_then(|partition| i32::try_from(partition).ok());
-            record.key = event.key.as_deref();
-            record.payload = event.payload.as_deref();
-            record.timestamp = Some(event.time.div_euclid(1000).clamp(1, now));
-            record.headers = Some(record::headers(event));
+            let record = record::produced(&topic, event, now, Arc::clone(&batch));
             let Some(producer) = &*producer else { break };
             if let Err((error, _)) = producer.send(record) {
                 // Whoever holds the promise hears of it.

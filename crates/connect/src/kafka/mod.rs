@@ -5,6 +5,10 @@
 //! before them are acknowledged, so they may trail, never lead. A record that can never be delivered
 //! stops the producer for good; the bus makes a new one when a source opens its writer again.
 //! One that is too large for the brokers is rejected then, whether or not the topic's limit is known.
+//!
+//! With `transactions`, each source has a producer of its own instead, under a transactional id: the events
+//! and their checkpoint are one transaction, so a reader of what is committed sees both or neither, and
+//! opening a source's writer fences the one before it, in whatever process that is.
 
 mod client;
 mod config;
@@ -21,6 +25,7 @@ mod refusals;
 mod status;
 mod subscription;
 mod topics;
+mod transactions;
 mod warm;
 mod writers;
 
@@ -28,14 +33,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use headwater_core::ports::{Bus, BusStatus, Opened, Subscribe, Subscription};
-use headwater_core::{Result, StreamSpec};
-use tokio::sync::{Mutex, Semaphore};
+use headwater_core::ports::{Bus, BusStatus, Opened, Subscribe, Subscription, Writer};
+use headwater_core::{Error, Event, Kind, Result, StreamSpec};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 
 pub use config::{Compression, KafkaConfig};
 use line::Line;
 use topics::{Topics, blocking};
+use transactions::Transacting;
 use writers::Writers;
 
 /// When the brokers have taken nothing for this long, that is worth a word.
@@ -56,10 +62,14 @@ struct Shared {
     budget: Arc<Semaphore>,
     units: u32,
     writers: Writers,
+    transacting: Transacting,
 }
 
 /// A semaphore counts at most 2^29 permits or so: one for each of these many bytes.
 const UNIT: usize = 1024;
+
+/// What librdkafka needs for a record besides its bytes, roughly.
+const RECORD_OVERHEAD: usize = 512;
 
 impl KafkaBus {
     /// A bus on the cluster that `config` names, which need not be there yet. Needs a tokio runtime.
@@ -70,7 +80,15 @@ impl KafkaBus {
         let units = u32::try_from(config.queue_bytes / UNIT).unwrap_or(u32::MAX >> 4).max(2);
         let budget = Arc::new(Semaphore::new(units as usize));
         let (line, writers) = (Mutex::new(None), Writers::default());
-        let shared = Arc::new(Shared { config, topics, line, budget, units, writers });
+        let shared = Arc::new(Shared {
+            config,
+            topics,
+            line,
+            budget,
+            units,
+            writers,
+            transacting: Transacting::default(),
+        });
         let watch = AbortOnDropHandle::new(tokio::spawn(watch(Arc::clone(&shared))));
         Ok(Self { shared, groups: status::Groups::default(), _watch: watch })
     }
@@ -90,11 +108,15 @@ impl Bus for KafkaBus {
 
     async fn writer(&self, source: &str) -> Result<Opened> {
         self.shared.topics.ensure_positions().await?;
-        let writer = plain::open(&self.shared, source).await?;
+        let writer: Box<dyn Writer> = if self.shared.config.transactions {
+            Box::new(transactions::open(&self.shared, source).await?)
+        } else {
+            Box::new(plain::open(&self.shared, source).await?)
+        };
         let (config, asker) = (self.shared.config.clone(), self.shared.topics.asker());
         let source = source.to_owned();
         let checkpoint = blocking(move || positions::read(&config, &asker, &source)).await?;
-        Ok(Opened { writer: Box::new(writer), checkpoint })
+        Ok(Opened { writer, checkpoint })
     }
 
     async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>> {
@@ -119,10 +141,24 @@ impl Bus for KafkaBus {
 }
 
 impl Shared {
+    /// The share of the budget that a batch needs; one beyond the budget goes alone. Each part of one has
+    /// its share.
+    fn units_of(&self, events: &[Event]) -> u32 {
+        let bytes: usize = events.iter().map(|event| event.size() + RECORD_OVERHEAD).sum();
+        u32::try_from(bytes / UNIT + 2).unwrap_or(u32::MAX).min(self.units)
+    }
+
+    /// Waits for a share of the budget. Once all of it is ours, nothing is on its way.
+    async fn budget(&self, units: u32) -> Result<OwnedSemaphorePermit> {
+        let permit = Arc::clone(&self.budget).acquire_many_owned(units).await;
+        permit.map_err(|_| Error::new(Kind::Internal, "the bus was closed"))
+    }
+
     /// For how long the brokers have not taken what waits for them, when that is too long.
     fn waiting(&self) -> Option<Duration> {
         // While the line is made or drained somebody holds it; that is no sign of trouble.
-        let oldest = self.line.try_lock().ok()?.as_ref()?.oldest()?;
+        let plain = self.line.try_lock().ok().and_then(|line| line.as_ref()?.oldest());
+        let oldest = plain.into_iter().chain(self.transacting.oldest()).min()?;
         Some(oldest.elapsed()).filter(|waited| *waited > PATIENCE)
     }
 }

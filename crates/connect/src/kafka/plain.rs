@@ -5,15 +5,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use headwater_core::ports::{Published, Writer};
 use headwater_core::{Checkpoint, Error, Event, Kind, Result};
-use tokio::sync::OwnedSemaphorePermit;
 
+use super::Shared;
 use super::line::Line;
 use super::topics::blocking;
 use super::writers::Place;
-use super::{Shared, UNIT};
-
-/// What librdkafka needs for a record besides its bytes, roughly.
-const RECORD_OVERHEAD: usize = 512;
 
 /// Publishes for one source.
 pub struct PlainWriter {
@@ -40,9 +36,7 @@ impl Writer for PlainWriter {
         if !rejections.is_empty() {
             return Ok(Published::Rejected { events, rejections });
         }
-        let bytes: usize = events.iter().map(|event| event.size() + RECORD_OVERHEAD).sum();
-        // A batch beyond the budget goes alone. Each part of one has its share.
-        let units = u32::try_from(bytes / UNIT + 2).unwrap_or(u32::MAX).min(shared.units);
+        let units = shared.units_of(&events);
         loop {
             let line = shared.line().await?;
             let mut permit = shared.budget(units).await?;
@@ -84,12 +78,6 @@ impl Shared {
             old.retire();
         }
         Ok(line)
-    }
-
-    /// Waits for a share of the budget. Once all of it is ours, nothing is on its way.
-    async fn budget(&self, units: u32) -> Result<OwnedSemaphorePermit> {
-        let permit = Arc::clone(&self.budget).acquire_many_owned(units).await;
-        permit.map_err(|_| Error::new(Kind::Internal, "the bus was closed"))
     }
 
     /// Takes a broken line out of use, once everyone has heard that it is broken and librdkafka has let

@@ -1,7 +1,7 @@
 //! The topic of positions: how far each source has come, the newest record of each key.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use headwater_core::{Checkpoint, Error, Kind, Result, ResultExt};
 use rdkafka::Message;
@@ -14,8 +14,12 @@ use super::client::Asker;
 use super::context::Listener;
 use super::{KafkaConfig, errors};
 
+/// The pause between two looks at whether the topic's transactions have ended.
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// The newest checkpoint of a source. Reads the topic to its end; blocks.
 pub fn read(config: &KafkaConfig, asker: &Asker, source: &str) -> Result<Option<Checkpoint>> {
+    wait_until_stable(config, asker)?;
     let value = newest(config, asker)?.remove(source);
     let what = || {
         format!("the checkpoint of {source} in topic {} is not one of Headwater's", config.positions_topic)
@@ -29,6 +33,34 @@ pub fn read(config: &KafkaConfig, asker: &Asker, source: &str) -> Result<Option<
 pub fn read_all(config: &KafkaConfig, asker: &Asker) -> Result<Vec<Checkpoint>> {
     let values = newest(config, asker)?.into_values();
     Ok(values.filter_map(|value| serde_json::from_slice(&value).ok()).collect())
+}
+
+/// Waits until all that is in the topic now can be read: behind the first record of a transaction that is
+/// still open, another source's perhaps, nothing can, whoever committed it.
+fn wait_until_stable(config: &KafkaConfig, asker: &Asker) -> Result<()> {
+    let topic = &config.positions_topic;
+    let doing = || format!("reading checkpoints from topic {topic}");
+    let failed = |error| errors::error(error, doing());
+    let mut settings = config.consumer("headwater-positions");
+    settings.set("isolation.level", "read_uncommitted");
+    let all: BaseConsumer<Listener> =
+        BaseConsumer::from_config_and_context(&settings, Listener::default()).map_err(failed)?;
+    let (_, end) = all.fetch_watermarks(topic, 0, config.timeout).map_err(failed)?;
+    // The brokers end a transaction of a process that is gone after its timeout.
+    let deadline = Instant::now() + config.transaction_timeout() + config.timeout;
+    loop {
+        let (_, stable) = asker.fetch_watermarks(topic, 0, config.timeout).map_err(failed)?;
+        if stable >= end {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let hint = format!(
+                "a transaction in topic {topic} stands open: kafka-transactions.sh find-hanging shows and ends it"
+            );
+            return Err(Error::new(Kind::Unavailable, doing()).hint(hint));
+        }
+        std::thread::sleep(PAUSE);
+    }
 }
 
 /// The newest value of each key.
@@ -54,7 +86,7 @@ fn newest(config: &KafkaConfig, asker: &Asker) -> Result<BTreeMap<String, Vec<u8
     let mut newest = BTreeMap::new();
     let mut deadline = Instant::now() + config.timeout;
     loop {
-        match consumer.poll(std::time::Duration::from_millis(100)) {
+        match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
                 deadline = Instant::now() + config.timeout;
                 let source = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();

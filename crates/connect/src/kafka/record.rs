@@ -12,6 +12,8 @@ use bytes::Bytes;
 use headwater_core::{Event, EventId, Header, Position, Record};
 use rdkafka::Message;
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Header as KafkaHeader, Headers, OwnedHeaders};
+use rdkafka::producer::BaseRecord;
+use rdkafka::util::IntoOpaque;
 
 use super::topics::Topic;
 
@@ -59,6 +61,22 @@ pub fn headers(event: &Event) -> OwnedHeaders {
         headers = headers.insert(KafkaHeader { key: &header.name, value });
     }
     headers
+}
+
+/// An event as a record of a topic. `now` is the time in milliseconds.
+pub fn produced<'a, O: IntoOpaque>(
+    topic: &'a str,
+    event: &'a Event,
+    now: i64,
+    opaque: O,
+) -> BaseRecord<'a, [u8], [u8], O> {
+    let mut record = BaseRecord::with_opaque_to(topic, opaque);
+    record.partition = event.partition.and_then(|partition| i32::try_from(partition).ok());
+    record.key = event.key.as_deref();
+    record.payload = event.payload.as_deref();
+    record.timestamp = Some(event.time.div_euclid(1000).clamp(1, now));
+    record.headers = Some(headers(event));
+    record
 }
 
 /// The headers whose name is UTF-8, as Kafka says they must be: at the others rdkafka panics.

@@ -6,6 +6,7 @@ mod faults;
 mod limits;
 mod rights;
 mod tools;
+mod transactional;
 
 use std::sync::Arc;
 
@@ -25,6 +26,10 @@ impl OnKafka {
         let kafka = Kafka::shared().await.unwrap();
         Self { config: KafkaConfig::new([kafka.brokers()]) }
     }
+
+    async fn transactional() -> Self {
+        Self { config: transactional::config(&Kafka::shared().await.unwrap().brokers()) }
+    }
 }
 
 #[async_trait]
@@ -39,8 +44,9 @@ impl Factory for OnKafka {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            atomic_checkpoint: false,
+            atomic_checkpoint: self.config.transactions,
             exact_places: false,
+            gaps: self.config.transactions,
             // The limit of a topic by default is 1 MiB.
             max_payload: 1_000_000,
             rejected_payload: Some(1_100_000),

@@ -42,6 +42,8 @@ pub struct Capabilities {
     /// Positions come back, and times to the microsecond; otherwise positions are zero, and times have
     /// whole milliseconds.
     pub exact_places: bool,
+    /// Offsets have gaps, so that what is counted by them is at least what is there.
+    pub gaps: bool,
     /// The largest payload to try, in bytes.
     pub max_payload: usize,
     /// A payload of this many bytes is rejected; `None` where the limit is too far to try.

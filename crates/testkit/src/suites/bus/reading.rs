@@ -8,7 +8,8 @@ use headwater_core::ports::{Delivery, SeekTo, Start, Subscribe};
 
 use super::Factory;
 use super::tools::{
-    EPOCH, Reader, event, events, payloads, payloads_of, publish, stream, texts, unique, within,
+    EPOCH, Reader, accept, event, events, payloads, payloads_of, publish, stream, texts, unique, within,
+    writer,
 };
 
 /// With the oldest, after the newest, or at a time.
@@ -121,10 +122,11 @@ pub async fn cancelled_reads_lose_nothing(factory: &dyn Factory) {
     let bus = factory.open().await.unwrap();
     let stream = stream(&bus, 1).await;
     let publisher = {
-        let (bus, stream) = (Arc::clone(&bus), Arc::clone(&stream));
+        let (writer, stream) = (writer(&bus, &unique("source")).await, Arc::clone(&stream));
         tokio::spawn(async move {
             for n in 0..200 {
-                publish(&bus, events(&stream, 0, n * 5..n * 5 + 5), None).await;
+                let accepted = accept(&*writer, events(&stream, 0, n * 5..n * 5 + 5), None).await;
+                within(accepted.durable()).await.unwrap();
             }
         })
     };
@@ -169,10 +171,11 @@ pub async fn status_says_what_there_is(factory: &dyn Factory) {
     reader.commit(&stream, 1, last.offset + 1).await.unwrap();
     let status = within(bus.status()).await.unwrap();
     let found = status.streams.iter().find(|status| status.stream == stream).unwrap();
-    assert_eq!((found.partitions, found.events), (2, 15));
+    let gaps = factory.capabilities().gaps;
+    assert!(found.partitions == 2 && (found.events == 15 || gaps && found.events > 15), "{found:?}");
     assert!(found.newest.is_none_or(|newest| newest == EPOCH + 9_000));
     let group = found.groups.iter().find(|status| status.group == group).unwrap();
-    assert_eq!(group.lag_events, 7);
+    assert!(group.lag_events == 7 || gaps && group.lag_events > 7, "{group:?}");
     assert!(group.lag_seconds.is_some_and(|lag| lag > 3600.0), "{group:?}");
     assert!(status.checkpoints.contains(&at));
 }

@@ -1,4 +1,4 @@
-//! What every [`Inbox`](headwater_core::ports::Inbox), its [`Backlog`] and its [`Shelf`] must do.
+//! What every [`Inbox`], its [`Backlog`] and its [`Shelf`] must do.
 //!
 //! An adapter's test file implements [`Factory`] and calls `headwater_testkit::inbox_suite!(FACTORY)`, which
 //! makes one `#[tokio::test]` of each function named there; FACTORY is an expression, evaluated in each

@@ -1,0 +1,85 @@
+//! The same with transactions: events and their checkpoint at once, or neither; and a writer that was
+//! replaced publishes nothing more.
+
+use headwater_connect::kafka::KafkaConfig;
+use headwater_core::Kind;
+use headwater_core::ports::Bus;
+use headwater_testkit::servers::Kafka;
+
+use super::OnKafka;
+use super::tools::{accept, checkpoint, event, number, open, publish, read, spec, unique, within};
+
+/// Transactions, under ids that no other test has.
+pub fn config(brokers: &str) -> KafkaConfig {
+    let id = unique("test");
+    let text = format!("brokers = [\"{brokers}\"]\ntransactions = true\ntransactional_id = \"{id}\"");
+    toml::from_str(&text).unwrap()
+}
+
+headwater_testkit::bus_suite!(OnKafka::transactional().await);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_stalled_writer_had_queued_never_arrives() {
+    let kafka = Kafka::settings().proxied().start().await.unwrap();
+    let proxy = kafka.proxy().unwrap();
+    let (stream, source) = (unique("fenced"), unique("relay"));
+    let config = config(&kafka.brokers());
+    let through = KafkaConfig { brokers: vec![kafka.proxied_brokers().unwrap()], ..config.clone() };
+    let (stalled, next) = (open(&through).await, open(&config).await);
+    within(stalled.ensure(&spec(&stream, 1))).await.unwrap();
+    within(next.ensure(&spec(&stream, 1))).await.unwrap();
+    assert_eq!(within(stalled.checkpoint(&source)).await.unwrap(), None);
+    let one = |n| vec![event(&stream, Some(0), n, 10)];
+    publish(&stalled, one(1), Some(checkpoint(&source, 1))).await.unwrap();
+
+    proxy.hold();
+    let mut promises = Vec::new();
+    for n in 2..=200 {
+        promises.push(accept(&stalled, one(n), Some(checkpoint(&source, n))).await.unwrap());
+    }
+    // Whoever takes over learns what is there, and goes on from it.
+    assert_eq!(within(next.checkpoint(&source)).await.unwrap(), Some(checkpoint(&source, 1)));
+    for n in [2, 3, 300] {
+        publish(&next, one(n), Some(checkpoint(&source, n))).await.unwrap();
+    }
+    proxy.release();
+    for promise in promises {
+        let error = within(promise.durable()).await.unwrap_err();
+        assert!(matches!(error.kind(), Kind::Busy | Kind::Unavailable), "{error}");
+    }
+    within(stalled.publish(one(400), None)).await.map(drop).expect_err("it was replaced");
+    publish(&next, one(500), None).await.unwrap();
+    let numbers: Vec<u64> = within(read(&next, &stream, 5)).await.iter().map(number).collect();
+    assert_eq!(numbers, [1, 2, 3, 300, 500]);
+    assert_eq!(within(next.checkpoint(&source)).await.unwrap(), Some(checkpoint(&source, 300)));
+}
+
+/// Killed with -9 while it is published to: each event is there once, in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_broker_is_waited_for_and_nothing_comes_twice() {
+    let kafka = Kafka::start().await.unwrap();
+    let bus = open(&config(&kafka.brokers())).await;
+    let (stream, source) = (unique("stream"), unique("source"));
+    within(bus.ensure(&spec(&stream, 1))).await.unwrap();
+    let mut done = within(bus.checkpoint(&source)).await.unwrap().map_or(0, |at| at.position.numbers()[0]);
+    for n in 1..=200 {
+        if n % 60 == 30 {
+            kafka.kill();
+            kafka.restart().await.unwrap();
+        }
+        while done < n {
+            // As a source does it: after a failure it goes on from its checkpoint.
+            let events = (done + 1..=n).map(|n| event(&stream, Some(0), n, 200)).collect();
+            match publish(&bus, events, Some(checkpoint(&source, n))).await {
+                Ok(()) => done = n,
+                Err(_) => {
+                    if let Ok(at) = within(bus.checkpoint(&source)).await {
+                        done = at.map_or(0, |at| at.position.numbers()[0]);
+                    }
+                }
+            }
+        }
+    }
+    let numbers: Vec<u64> = within(read(&bus, &stream, 200)).await.iter().map(number).collect();
+    assert_eq!(numbers, (1..=200).collect::<Vec<_>>());
+}
