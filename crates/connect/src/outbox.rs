@@ -1,8 +1,9 @@
 //! What the outbox tables of all databases have in common: Headwater's own layout.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use headwater_core::ports::NewEvent;
+use headwater_core::ports::{LANES, NewEvent};
 use headwater_core::{CellKind, Column, ColumnType, Identity, Micros, Row, RowBuilder, Table};
 
 /// What a claimed row says, in the order of the columns of [`table`].
@@ -24,6 +25,24 @@ pub struct Parts<'a> {
     pub version: i32,
     /// When it was written.
     pub created_at: Micros,
+}
+
+/// How many lanes a relay may hold now, given how many each live relay holds: no relay goes without while
+/// another has more than its share, and nobody gives away more than is wanted.
+pub fn share(relay: &str, held: &BTreeMap<String, u64>) -> u64 {
+    let lanes = u64::from(LANES);
+    let relays = (held.len() as u64).max(1);
+    let (least, most) = (lanes / relays, lanes.div_ceil(relays));
+    let wanted: u64 = held.values().map(|held| least.saturating_sub(*held)).sum();
+    let free = lanes.saturating_sub(held.values().sum());
+    let mine = held.get(relay).copied().unwrap_or(0);
+    if mine <= least {
+        // What is free goes first to those who have less than the least.
+        return if wanted > 0 { least } else { most };
+    }
+    let rich = held.iter().filter(|(_, held)| **held > least);
+    let place = rich.map(|(name, _)| name.as_str()).position(|name| name == relay).unwrap_or(0) as u64;
+    if mine <= most && place < wanted.saturating_sub(free) { least } else { most }
 }
 
 /// The headers of an event as a JSON object, in their order; `None` where there are none.
@@ -87,6 +106,37 @@ mod tests {
     use headwater_wire::format::{OutboxColumns, Payload};
 
     use super::*;
+
+    /// Relays come one after the other, then go: each time all ask in turn until nothing moves.
+    #[test]
+    fn shares_are_fair_and_come_to_rest() {
+        let mut held: BTreeMap<String, u64> = BTreeMap::new();
+        let settle = |held: &mut BTreeMap<String, u64>| {
+            for round in 0.. {
+                let before = held.clone();
+                for relay in before.keys() {
+                    let free = u64::from(LANES) - held.values().sum::<u64>();
+                    let (mine, share) = (held[relay], share(relay, held));
+                    held.insert(relay.clone(), share.min(mine + free));
+                }
+                if *held == before {
+                    break;
+                }
+                assert!(round < 20, "it does not come to rest: {held:?}");
+            }
+            let (least, most) = (held.values().min().unwrap(), held.values().max().unwrap());
+            assert!(most - least <= 1, "{held:?}");
+            assert_eq!(held.values().sum::<u64>(), u64::from(LANES), "{held:?}");
+        };
+        for n in 0..12 {
+            held.insert(format!("relay-{n}"), 0);
+            settle(&mut held);
+        }
+        for n in [3, 0, 11, 7, 5, 1, 2, 10] {
+            held.remove(&format!("relay-{n}"));
+            settle(&mut held);
+        }
+    }
 
     #[test]
     fn a_row_is_read_as_it_was_written() {

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use headwater_core::ports::{LANES, Lane, Lease, LeaseAsk};
+use headwater_core::ports::{Lane, Lease, LeaseAsk};
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Row, Transaction};
 
 use super::Names;
+use crate::outbox::share;
 
 /// The statements.
 #[derive(Debug)]
@@ -15,7 +16,7 @@ pub(super) struct Leases {
     leave: String,
     release: String,
     renew: String,
-    others: String,
+    live_now: String,
     take: String,
     held: String,
 }
@@ -35,7 +36,10 @@ impl Leases {
                 "UPDATE {lease} SET relay = NULL, until = '-infinity' WHERE relay = $1 AND lane = ANY($2)"
             ),
             renew: format!("UPDATE {lease} SET until = {until} WHERE relay = $1"),
-            others: format!("SELECT count(*) FROM {relay} WHERE relay <> $1 AND until > clock_timestamp()"),
+            live_now: format!(
+                "SELECT alive.relay, count(lease.lane) FROM {relay} AS alive LEFT JOIN {lease} AS lease USING (relay) \
+                 WHERE alive.until > clock_timestamp() GROUP BY alive.relay"
+            ),
             take: format!(
                 "UPDATE {lease} SET relay = $1, epoch = epoch + 1, until = {until} WHERE lane IN \
                  (SELECT lane FROM {lease} WHERE until < clock_timestamp() \
@@ -68,9 +72,12 @@ impl Leases {
         sqlx::query(AssertSqlSafe(&*self.forget)).execute(&mut **on).await?;
         let renew = sqlx::query(AssertSqlSafe(&*self.renew)).bind(&ask.relay).bind(ttl);
         let held = renew.execute(&mut **on).await?.rows_affected();
-        let others = sqlx::query(AssertSqlSafe(&*self.others)).bind(&ask.relay).fetch_one(&mut **on).await?;
-        let others: i64 = others.try_get(0)?;
-        let fair = u64::from(LANES).div_ceil(u64::try_from(others).unwrap_or(0) + 1);
+        let live = sqlx::query(AssertSqlSafe(&*self.live_now)).fetch_all(&mut **on).await?;
+        let live = live.iter().map(|row| {
+            let (relay, lanes): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
+            Ok((relay, lanes.unsigned_abs()))
+        });
+        let fair = share(&ask.relay, &live.collect::<sqlx::Result<_>>()?);
         if held < fair {
             let take = sqlx::query(AssertSqlSafe(&*self.take)).bind(&ask.relay).bind(ttl);
             take.bind((fair - held) as i64).execute(&mut **on).await?;
