@@ -22,6 +22,7 @@ mod plain;
 mod positions;
 mod record;
 mod refusals;
+mod stable;
 mod status;
 mod subscription;
 mod topics;

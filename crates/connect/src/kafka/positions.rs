@@ -12,10 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::Asker;
 use super::context::Listener;
-use super::{KafkaConfig, errors};
-
-/// The pause between two looks at whether the topic's transactions have ended.
-const PAUSE: Duration = Duration::from_millis(10);
+use super::{KafkaConfig, errors, stable};
 
 /// The newest checkpoint of a source. Reads the topic to its end; blocks.
 pub fn read(config: &KafkaConfig, asker: &Asker, source: &str) -> Result<Option<Checkpoint>> {
@@ -35,32 +32,21 @@ pub fn read_all(config: &KafkaConfig, asker: &Asker) -> Result<Vec<Checkpoint>> 
     Ok(values.filter_map(|value| serde_json::from_slice(&value).ok()).collect())
 }
 
-/// Waits until all that is in the topic now can be read: behind the first record of a transaction that is
-/// still open, another source's perhaps, nothing can, whoever committed it.
+/// Waits until all that is in the topic now can be read, of every source.
 fn wait_until_stable(config: &KafkaConfig, asker: &Asker) -> Result<()> {
     let topic = &config.positions_topic;
     let doing = || format!("reading checkpoints from topic {topic}");
-    let failed = |error| errors::error(error, doing());
-    let mut settings = config.consumer("headwater-positions");
-    settings.set("isolation.level", "read_uncommitted");
-    let all: BaseConsumer<Listener> =
-        BaseConsumer::from_config_and_context(&settings, Listener::default()).map_err(failed)?;
-    let (_, end) = all.fetch_watermarks(topic, 0, config.timeout).map_err(failed)?;
     // The brokers end a transaction of a process that is gone after its timeout.
-    let deadline = Instant::now() + config.transaction_timeout() + config.timeout;
-    loop {
-        let (_, stable) = asker.fetch_watermarks(topic, 0, config.timeout).map_err(failed)?;
-        if stable >= end {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            let hint = format!(
-                "a transaction in topic {topic} stands open: kafka-transactions.sh find-hanging shows and ends it"
-            );
-            return Err(Error::new(Kind::Unavailable, doing()).hint(hint));
-        }
-        std::thread::sleep(PAUSE);
+    let patience = config.transaction_timeout() + config.timeout;
+    let stable = || asker.fetch_watermarks(topic, 0, config.timeout);
+    let end = stable::end(config, topic, 0, patience, stable);
+    if end.map_err(|error| errors::error(error, doing()))?.is_some() {
+        return Ok(());
     }
+    let hint = format!(
+        "a transaction in topic {topic} stands open: kafka-transactions.sh find-hanging shows and ends it"
+    );
+    Err(Error::new(Kind::Unavailable, doing()).hint(hint))
 }
 
 /// The newest value of each key.

@@ -17,7 +17,7 @@ use rdkafka::{ClientContext, Message, Offset, TopicPartitionList};
 use tokio::sync::Notify;
 
 use super::topics::blocking;
-use super::{KafkaConfig, context, errors, record};
+use super::{KafkaConfig, context, errors, record, stable};
 
 /// How many bytes of events may wait for the reader.
 const QUEUE_BYTES: usize = 4 << 20;
@@ -35,6 +35,9 @@ const FULL: Duration = Duration::from_secs(1);
 /// How long it is tried to find out where to begin to read, and the pause between two tries.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long the end of a partition is waited for while a transaction is open there.
+const OPEN: Duration = Duration::from_secs(5);
 
 /// A stream's partition.
 type Seat = (Arc<str>, u32);
@@ -214,7 +217,11 @@ impl Shared {
         let ends = || consumer.fetch_watermarks(topic, partition, timeout);
         match start {
             Start::Beginning => ends().map(|(first, _)| first),
-            Start::End => ends().map(|(_, end)| end),
+            // Where a transaction stays open, rather what was there before than nothing.
+            Start::End => match stable::end(&self.config, topic, partition, OPEN, ends)? {
+                Some(end) => Ok(end),
+                None => ends().map(|(_, stable)| stable),
+            },
             Start::Time(time) => {
                 let mut times = TopicPartitionList::new();
                 // Of times Kafka keeps the milliseconds: what may be later within this one counts.
