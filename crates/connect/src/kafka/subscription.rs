@@ -16,7 +16,7 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Message, Offset, TopicPartitionList};
 use tokio::sync::Notify;
 
-use super::topics::blocking;
+use super::topics::{blocking, detached};
 use super::{KafkaConfig, context, errors, record, stable};
 
 /// How many bytes of events may wait for the reader.
@@ -430,7 +430,7 @@ impl Subscription for KafkaSubscription {
         let (topic, partition) = (self.shared.config.topic(&cursor.stream), partition(cursor.partition)?);
         let (consumer, offset) =
             (Arc::clone(&self.consumer), i64::try_from(cursor.offset).unwrap_or(i64::MAX));
-        blocking(move || {
+        detached(move || {
             let mut list = TopicPartitionList::new();
             let added = list.add_partition_offset(&topic, partition, Offset::Offset(offset));
             let committed = added.and_then(|()| consumer.commit(&list, CommitMode::Sync));

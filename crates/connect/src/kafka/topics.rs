@@ -383,6 +383,18 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send
     outcome.unwrap_or_else(|error| Err(Error::new(Kind::Internal, "asking Kafka").because(error)))
 }
 
+/// The same of what may block for as long as the brokers are away: a runtime that ends does not wait for it.
+pub async fn detached<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let run = move || drop(tell.send(work()));
+    let lost = |error: Box<dyn std::error::Error + Send + Sync>| {
+        Error::new(Kind::Internal, "asking Kafka").because(error)
+    };
+    let thread = std::thread::Builder::new().name("kafka-asks".to_owned()).spawn(run);
+    thread.map_err(|error| lost(error.into()))?;
+    told.await.map_err(|error| lost(error.into()))?
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
