@@ -13,22 +13,10 @@ use std::sync::Arc;
 use headwater_connect::embedded::{EmbeddedBus, EmbeddedConfig};
 use headwater_connect::kafka::{KafkaBus, KafkaConfig};
 use headwater_core::ports::{Bus, Start, Subscribe};
-use headwater_testkit::kills::{Soak, Subscribing};
+use headwater_testkit::kills::{Soak, Subscribing, seed, times};
 use headwater_testkit::load;
 use headwater_testkit::servers::{Database, Kafka, Postgres, Proxy, free_port};
 use rand::RngExt;
-
-/// How often things go wrong.
-fn times() -> usize {
-    std::env::var("HEADWATER_SOAK_TIMES").ok().and_then(|times| times.parse().ok()).unwrap_or(10)
-}
-
-fn seed() -> u64 {
-    let seed = std::env::var("HEADWATER_SOAK_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| rand::rng().random());
-    eprintln!("HEADWATER_SOAK_SEED={seed}");
-    seed
-}
 
 fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_headwater"))

@@ -14,7 +14,7 @@ use headwater_connect::kafka::{KafkaBus, KafkaConfig};
 use headwater_core::ports::{Bus, Delivery, Start, Subscribe};
 use headwater_testkit::binary::Headwater;
 use headwater_testkit::checker::{Checker, History, Step};
-use headwater_testkit::kills::see;
+use headwater_testkit::kills::{see, seed, times};
 use headwater_testkit::servers::{Database, Kafka, Postgres, free_port};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -23,17 +23,6 @@ use sqlx::{AssertSqlSafe, Executor, Row};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 const KEYS: i64 = 60;
-
-fn times() -> usize {
-    std::env::var("HEADWATER_SOAK_TIMES").ok().and_then(|times| times.parse().ok()).unwrap_or(10)
-}
-
-fn seed() -> u64 {
-    let seed = std::env::var("HEADWATER_SOAK_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| rand::rng().random());
-    eprintln!("HEADWATER_SOAK_SEED={seed}");
-    seed
-}
 
 /// What the writers share with the test.
 #[derive(Clone, Default)]

@@ -3,7 +3,7 @@
 pub mod embedded;
 mod inbox;
 pub mod kafka;
-pub mod outbox;
+mod outbox;
 pub mod parked;
 pub mod postgres;
 pub mod requests;

@@ -21,6 +21,19 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// Once nothing is published any more, nothing comes for this long when all was read.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// How often things go wrong: `HEADWATER_SOAK_TIMES`, 10 unless given.
+pub fn times() -> usize {
+    std::env::var("HEADWATER_SOAK_TIMES").ok().and_then(|times| times.parse().ok()).unwrap_or(10)
+}
+
+/// What a run is repeated by: `HEADWATER_SOAK_SEED`, drawn and printed unless given.
+pub fn seed() -> u64 {
+    let seed = std::env::var("HEADWATER_SOAK_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| rand::rng().random());
+    eprintln!("HEADWATER_SOAK_SEED={seed}");
+    seed
+}
+
 /// Opens a subscription to the streams, from their beginning and without a group.
 pub type Subscribing = Box<dyn Fn() -> BoxFuture<'static, Result<Box<dyn Subscription>>> + Send + Sync>;
 

@@ -11,7 +11,11 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rdkafka::Message;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::BorrowedMessage;
+
+use super::record;
 
 /// What was learned, by topic.
 #[derive(Debug, Default)]
@@ -28,11 +32,22 @@ struct Limits {
 }
 
 /// Whether the brokers say that a record batch is too large.
-pub fn too_large(error: &KafkaError) -> bool {
+fn too_large(error: &KafkaError) -> bool {
     matches!(error.rdkafka_error_code(), Some(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge))
 }
 
 impl Learned {
+    /// A record was not taken, by a producer whose record batches hold at most `batch` bytes: learns from
+    /// that what there is to learn.
+    pub fn undelivered(&self, error: &KafkaError, message: &BorrowedMessage<'_>, batch: u32) {
+        if too_large(error) {
+            self.refused(message.topic(), record::sent_size(message), batch);
+        }
+        if error.rdkafka_error_code() == Some(Code::InvalidRecord) && message.key().is_none() {
+            self.refused_keyless(message.topic());
+        }
+    }
+
     /// A record of `size` bytes was refused as too large, by a producer whose record batches hold at
     /// most `batch` bytes unless it is a single one.
     pub fn refused(&self, topic: &str, size: usize, batch: u32) {

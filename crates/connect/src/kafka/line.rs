@@ -8,7 +8,7 @@ use headwater_core::ports::Accepted;
 use headwater_core::{Checkpoint, Error, Event, Kind, Result};
 use rdkafka::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::error::KafkaError;
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{
     BaseProducer, BaseRecord, NoCustomPartitioner, Producer, ProducerContext, PurgeConfig,
@@ -17,7 +17,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::learned::{Learned, too_large};
+use super::learned::Learned;
 use super::ledger::{Batch, Ledger, Write};
 use super::warm::Warm;
 use super::{KafkaConfig, context, errors, record};
@@ -69,12 +69,7 @@ impl ProducerContext<NoCustomPartitioner> for Reports {
         match result {
             Ok(_) => self.0.count(&batch),
             Err((error, message)) => {
-                if too_large(error) {
-                    self.0.learned.refused(message.topic(), record::sent_size(message), self.0.batch_bytes);
-                }
-                if error.rdkafka_error_code() == Some(Code::InvalidRecord) && message.key().is_none() {
-                    self.0.learned.refused_keyless(message.topic());
-                }
+                self.0.learned.undelivered(error, message, self.0.batch_bytes);
                 self.0.fail(&batch, errors::undelivered(error.clone(), message.topic()));
             }
         }

@@ -20,7 +20,7 @@ use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{BaseRecord, NoCustomPartitioner, Producer, ProducerContext, ThreadedProducer};
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::learned::{Learned, too_large};
+use super::learned::Learned;
 use super::topics::blocking;
 use super::writers::Place;
 use super::{Shared, context, errors, record};
@@ -321,13 +321,8 @@ impl ProducerContext<NoCustomPartitioner> for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         let Err((error, message)) = result else { return };
-        if too_large(error) {
-            self.learned.refused(message.topic(), record::sent_size(message), self.batch_bytes);
-        }
+        self.learned.undelivered(error, message, self.batch_bytes);
         let code = error.rdkafka_error_code();
-        if code == Some(Code::InvalidRecord) && message.key().is_none() {
-            self.learned.refused_keyless(message.topic());
-        }
         // What is purged because something else failed, or because another writer was opened, says nothing.
         if code.is_some_and(|code| {
             errors::is_fence(code) || matches!(code, Code::PurgeQueue | Code::PurgeInflight)
