@@ -28,6 +28,9 @@ use super::{Shared, context, errors, record};
 /// The pause before a question is asked again that may be answered later, or a full queue is tried again.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// How long one wait for records on their way takes.
+const STEP: Duration = Duration::from_millis(1);
+
 /// The sources that publish from this process, each with its newest writer.
 #[derive(Debug, Default)]
 pub struct Transacting(Mutex<HashMap<String, Weak<State>>>);
@@ -265,6 +268,10 @@ impl Thread {
 
     /// Commits, however long the brokers are away: they end the transaction, or take it.
     fn commit(&self) -> Result<()> {
+        // The wrapper's own wait for records on their way sleeps a tenth of a second at a time.
+        while self.producer.in_flight_count() > 0 {
+            self.producer.poll(STEP);
+        }
         loop {
             match self.producer.commit_transaction(self.shared.config.timeout) {
                 Ok(()) => return Ok(()),

@@ -1,6 +1,8 @@
 //! The same with transactions: events and their checkpoint at once, or neither; and a writer that was
 //! replaced publishes nothing more.
 
+use std::time::{Duration, Instant};
+
 use headwater_connect::kafka::KafkaConfig;
 use headwater_core::Kind;
 use headwater_core::ports::Bus;
@@ -82,4 +84,20 @@ async fn a_killed_broker_is_waited_for_and_nothing_comes_twice() {
     }
     let numbers: Vec<u64> = within(read(&bus, &stream, 200)).await.iter().map(number).collect();
     assert_eq!(numbers, (1..=200).collect::<Vec<_>>());
+}
+
+/// A transaction takes the time that the brokers need: of many, the fastest tells.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_is_not_waited_for_longer_than_it_takes() {
+    let bus = open(&config(&Kafka::shared().await.unwrap().brokers())).await;
+    let (stream, source) = (unique("stream"), unique("source"));
+    within(bus.ensure(&spec(&stream, 1))).await.unwrap();
+    within(bus.checkpoint(&source)).await.unwrap();
+    let mut fastest = Duration::MAX;
+    for n in 1..=30 {
+        let start = Instant::now();
+        publish(&bus, vec![event(&stream, Some(0), n, 10)], Some(checkpoint(&source, n))).await.unwrap();
+        fastest = fastest.min(start.elapsed());
+    }
+    assert!(fastest < Duration::from_millis(90), "{fastest:?}");
 }
