@@ -3,7 +3,9 @@
 //! Counters and histograms are written where things happen; gauges are taken from a [`RuntimeStatus`]
 //! whenever somebody asks, so that they always say what the status says.
 
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 use crate::status::{Phase, RuntimeStatus};
 
@@ -16,6 +18,8 @@ pub fn describe() {
     describe_counter!("headwater_handled_total", "events that a consumer handled, by consumer");
     describe_counter!("headwater_set_aside_total", "events that a consumer parked or that wait behind one");
     describe_counter!("headwater_consumer_retries_total", "events that a consumer is to try again");
+    describe_counter!("headwater_push_requests_total", "requests of a push, by class of their end");
+    describe_histogram!("headwater_push_seconds", Unit::Seconds, "how long requests of a push took");
     describe_histogram!("headwater_batch_events", "events of a batch");
     describe_histogram!("headwater_batch_bytes", Unit::Bytes, "bytes of a batch, as read and as written");
     describe_gauge!("headwater_source_up", "1 while the source is being read, 0 otherwise");
@@ -49,6 +53,12 @@ pub(crate) fn consumed(consumer: &str, handled: usize, set_aside: usize) {
 /// A consumer's event is to be tried again.
 pub(crate) fn retried(consumer: &str) {
     counter!("headwater_consumer_retries_total", "consumer" => consumer.to_owned()).increment(1);
+}
+
+/// A push's request has ended: `2xx` to `5xx`, `timeout` or `connection`.
+pub fn pushed(push: &str, class: &'static str, took: Duration) {
+    counter!("headwater_push_requests_total", "push" => push.to_owned(), "class" => class).increment(1);
+    histogram!("headwater_push_seconds", "push" => push.to_owned()).record(took.as_secs_f64());
 }
 
 /// Sets the gauges to what a status says.

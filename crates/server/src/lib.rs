@@ -1,4 +1,6 @@
-//! The HTTP side: `/healthz`, `/readyz`, `/metrics`, `/status` and `/parked/retry`.
+//! The HTTP side: `/healthz`, `/readyz`, `/metrics`, `/status` and `/parked/retry`; and pushes.
+
+pub mod push;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;

@@ -1,5 +1,6 @@
 //! The inbox in a service's own SQLite database.
 
+mod deferred;
 mod layout;
 mod rows;
 mod settle;
@@ -11,8 +12,9 @@ use std::time::Duration;
 use headwater_core::Result;
 use headwater_core::ports::{Arrival, Backlog, Due, Held, Inbox, Settlement, Taken};
 use serde_json::{Value, json};
-use sqlx::{Row, Sqlite, SqlitePool, Transaction};
+use sqlx::{Row, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
+pub use deferred::{Deferred, DeferredInbox};
 pub use layout::{SCRIPT, install};
 
 use crate::inbox::{CLEANED, hex};
@@ -31,6 +33,9 @@ const CURSOR: &str =
 
 const TAKE: &str = "INSERT OR IGNORE INTO headwater_inbox (consumer, event_id, handled_at) \
      SELECT ?1, value, ?3 FROM json_each(?2) RETURNING event_id";
+
+const SEEN: &str = "SELECT event_id FROM headwater_inbox \
+     WHERE consumer = ?1 AND event_id IN (SELECT value FROM json_each(?2))";
 
 const BLOCKED: &str = "SELECT asked.key FROM json_each(?2) AS asked WHERE EXISTS ( \
          SELECT 1 FROM headwater_parked AS parked WHERE parked.consumer = ?1 \
@@ -55,10 +60,46 @@ impl SqliteInbox {
         Self { pool }
     }
 
+    /// What [`Inbox::begin`] would say now, without taking anything.
+    async fn look(&self, consumer: &str, arrivals: &[Arrival]) -> Result<Vec<Taken>> {
+        let doing = "looking for inbox rows";
+        if arrivals.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut connection = self.pool.acquire().await.sqlx(doing)?;
+        let ids: Vec<String> = arrivals.iter().map(|arrival| arrival.id.to_string()).collect();
+        let seen = sqlx::query_scalar(SEEN).bind(consumer).bind(json!(ids).to_string());
+        let seen: Vec<String> = seen.fetch_all(&mut *connection).await.sqlx(doing)?;
+        let seen: HashSet<String> = seen.into_iter().collect();
+        let state = |id: &String| if seen.contains(id) { Taken::Seen } else { Taken::New };
+        let mut taken: Vec<Taken> = ids.iter().map(state).collect();
+        block(&mut connection, consumer, arrivals, &mut taken).await?;
+        Ok(taken)
+    }
+
     /// Takes the write lock first: a transaction that reads before it writes could be refused later.
     async fn write(&self, doing: &str) -> Result<Transaction<'static, Sqlite>> {
         self.pool.begin_with("BEGIN IMMEDIATE").await.sqlx(doing)
     }
+}
+
+/// Marks what is new and waits behind an event that is set aside.
+async fn block(
+    connection: &mut SqliteConnection,
+    consumer: &str,
+    arrivals: &[Arrival],
+    taken: &mut [Taken],
+) -> Result<()> {
+    let asked = |arrival: &Arrival| json!([*arrival.stream, arrival.key.as_deref().map(hex)]);
+    let asked = Value::Array(arrivals.iter().map(asked).collect()).to_string();
+    let blocked = sqlx::query_scalar::<_, i64>(BLOCKED).bind(consumer).bind(asked);
+    for at in blocked.fetch_all(connection).await.sqlx("looking for parked keys")? {
+        let at = usize::try_from(at).unwrap_or(usize::MAX);
+        if let Some(taken) = taken.get_mut(at).filter(|taken| **taken == Taken::New) {
+            *taken = Taken::Blocked;
+        }
+    }
+    Ok(())
 }
 
 impl Inbox for SqliteInbox {
@@ -81,15 +122,7 @@ impl Inbox for SqliteInbox {
         let fresh: HashSet<String> = fresh.into_iter().collect();
         let state = |id: &String| if fresh.contains(id) { Taken::New } else { Taken::Seen };
         let mut taken: Vec<Taken> = ids.iter().map(state).collect();
-        let asked = |arrival: &Arrival| json!([*arrival.stream, arrival.key.as_deref().map(hex)]);
-        let asked = Value::Array(arrivals.iter().map(asked).collect()).to_string();
-        let blocked = sqlx::query_scalar::<_, i64>(BLOCKED).bind(consumer).bind(asked);
-        for at in blocked.fetch_all(&mut *transaction).await.sqlx("looking for parked keys")? {
-            let at = usize::try_from(at).unwrap_or(usize::MAX);
-            if let Some(taken) = taken.get_mut(at).filter(|taken| **taken == Taken::New) {
-                *taken = Taken::Blocked;
-            }
-        }
+        block(&mut transaction, consumer, arrivals, &mut taken).await?;
         Ok((transaction, taken))
     }
 

@@ -1,0 +1,92 @@
+//! An inbox whose transactions hold no lock while an event is handled.
+
+use std::path::Path;
+use std::time::Duration;
+
+use headwater_core::Result;
+use headwater_core::ports::{Arrival, Backlog, Due, Held, Inbox, Settlement, Shelf, Taken};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+use super::SqliteInbox;
+use crate::sqlx_errors::SqlxExt;
+
+/// A SQLite inbox for handlers that have no effect in its database and may take long, as HTTP requests do. SQLite
+/// has one writer, so a transaction only remembers what is taken; [`Inbox::commit`] writes everything at once.
+///
+/// Nothing keeps another process from taking the same events meanwhile: one process at a time may have the file.
+#[derive(Debug, Clone)]
+pub struct DeferredInbox {
+    inner: SqliteInbox,
+}
+
+/// What is taken and not yet written.
+#[derive(Debug)]
+pub struct Deferred {
+    arrivals: Vec<Arrival>,
+}
+
+impl DeferredInbox {
+    /// Opens the file and makes its tables where they are missing.
+    pub async fn open(path: &Path) -> Result<Self> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(30));
+        let pool = SqlitePoolOptions::new().max_connections(8).connect_with(options).await;
+        let pool = pool.sqlx("opening an inbox")?;
+        sqlx::raw_sql(super::SCRIPT).execute(&pool).await.sqlx("making the tables of an inbox")?;
+        Ok(Self { inner: SqliteInbox::new(pool) })
+    }
+
+    /// What is set aside in it.
+    pub fn shelf(&self) -> impl Shelf + use<> {
+        self.inner.clone()
+    }
+}
+
+impl Inbox for DeferredInbox {
+    type Transaction = Deferred;
+
+    async fn cursor(&self, consumer: &str, stream: &str, partition: u32) -> Result<Option<u64>> {
+        self.inner.cursor(consumer, stream, partition).await
+    }
+
+    async fn begin(&self, consumer: &str, arrivals: &[Arrival]) -> Result<(Deferred, Vec<Taken>)> {
+        let taken = self.inner.look(consumer, arrivals).await?;
+        let new = arrivals.iter().zip(&taken).filter(|(_, taken)| **taken != Taken::Seen);
+        Ok((Deferred { arrivals: new.map(|(arrival, _)| arrival.clone()).collect() }, taken))
+    }
+
+    async fn commit(&self, deferred: Deferred, consumer: &str, settlement: &Settlement) -> Result<()> {
+        let (transaction, taken) = self.inner.begin(consumer, &deferred.arrivals).await?;
+        let mut settlement = settlement.clone();
+        // After an error a commit may have happened: what is set aside then is not set aside twice.
+        let seen = deferred.arrivals.iter().zip(&taken).filter(|(_, taken)| **taken == Taken::Seen);
+        for (arrival, _) in seen {
+            settlement.aside.retain(|aside| aside.record.event.id != arrival.id);
+        }
+        self.inner.commit(transaction, consumer, &settlement).await
+    }
+
+    async fn rollback(&self, _: Deferred) -> Result<()> {
+        Ok(())
+    }
+
+    async fn clean(&self, consumer: &str, retention: Duration) -> Result<u64> {
+        self.inner.clean(consumer, retention).await
+    }
+}
+
+impl Backlog for DeferredInbox {
+    async fn due(&self, consumer: &str, limit: usize) -> Result<Vec<Due>> {
+        self.inner.due(consumer, limit).await
+    }
+
+    async fn head(&self, consumer: &str, due: &Due) -> Result<Option<(Deferred, Held)>> {
+        let Some((transaction, held)) = self.inner.head(consumer, due).await? else { return Ok(None) };
+        self.inner.rollback(transaction).await?;
+        Ok(Some((Deferred { arrivals: Vec::new() }, held)))
+    }
+}

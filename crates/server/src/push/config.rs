@@ -1,0 +1,241 @@
+//! `[push.NAME]`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use headwater_core::ports::Start;
+use headwater_core::{Error, Event, Kind, Result};
+use serde::{Deserialize, Deserializer};
+
+use super::sign::Secret;
+use super::template::{Parsed, Template};
+
+/// `[push.NAME]`: where events go, and how.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PushConfig {
+    /// What is delivered.
+    pub streams: Vec<String>,
+    /// Where to: a template, or one for each type or op.
+    pub url: Choice,
+    /// How: likewise.
+    #[serde(default = "post")]
+    pub method: Choice,
+    /// What of the event is the body.
+    #[serde(default)]
+    pub body: Body,
+    /// How many events a request may carry, as a JSON array; with 1, an event is the body itself.
+    #[serde(default = "one")]
+    pub batch: usize,
+    /// How many requests are on their way at once.
+    #[serde(default = "eight")]
+    pub concurrency: usize,
+    /// How long a request may take.
+    #[serde(default = "ten_seconds", deserialize_with = "duration")]
+    pub timeout: Duration,
+    /// How often an event is tried before its key is parked; for ever, if not given.
+    pub attempts: Option<u32>,
+    /// The longest wait between two tries.
+    #[serde(default = "half_a_minute", deserialize_with = "duration")]
+    pub retry_max: Duration,
+    /// How long delivered events are remembered, to be recognised when they come again.
+    #[serde(default = "a_week", deserialize_with = "duration")]
+    pub retention: Duration,
+    /// Headers of every request.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// `Authorization: Bearer`.
+    pub bearer: Option<Hidden>,
+    /// `Authorization: Basic`.
+    pub basic: Option<Basic>,
+    /// Secrets of the Standard Webhooks scheme.
+    #[serde(default)]
+    pub secrets: Vec<Hidden>,
+    /// Where a new push begins.
+    #[serde(default)]
+    pub start: From,
+}
+
+fn post() -> Choice {
+    Choice::Text("POST".to_owned())
+}
+fn one() -> usize {
+    1
+}
+fn eight() -> usize {
+    8
+}
+fn ten_seconds() -> Duration {
+    Duration::from_secs(10)
+}
+fn half_a_minute() -> Duration {
+    Duration::from_secs(30)
+}
+fn a_week() -> Duration {
+    Duration::from_hours(7 * 24)
+}
+
+fn duration<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Duration, D::Error> {
+    let text = String::deserialize(from)?;
+    humantime::parse_duration(&text).map_err(|error| {
+        serde::de::Error::custom(format!("expected a time such as \"10s\" or \"5m\": {error}"))
+    })
+}
+
+/// One text for all events, or one for each type or op.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Choice {
+    /// For all.
+    Text(String),
+    /// By type, or else by op; `"*"` for all others.
+    Table(BTreeMap<String, String>),
+}
+
+/// What of an event is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Body {
+    /// The event as it is in the stream.
+    #[default]
+    Event,
+    /// What an outbox row said, or the row after the change.
+    Payload,
+}
+
+/// Where a new push begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum From {
+    /// With the first event that the stream still has.
+    #[default]
+    Beginning,
+    /// With what comes from now on.
+    End,
+}
+
+impl std::convert::From<From> for Start {
+    fn from(from: From) -> Self {
+        match from {
+            From::Beginning => Self::Beginning,
+            From::End => Self::End,
+        }
+    }
+}
+
+/// Text that is not printed.
+#[derive(Clone, Deserialize)]
+#[serde(transparent)]
+pub struct Hidden(pub String);
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// A user and a password.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Basic {
+    /// The user.
+    pub user: String,
+    /// The password.
+    pub password: Hidden,
+}
+
+/// A choice whose templates were read.
+#[derive(Debug, Clone)]
+pub(super) enum Choices {
+    All(Template),
+    By(BTreeMap<String, Template>),
+}
+
+impl Choice {
+    pub(super) fn read(&self) -> std::result::Result<Choices, String> {
+        Ok(match self {
+            Self::Text(text) => Choices::All(Template::try_from(text.clone())?),
+            Self::Table(table) => {
+                let read =
+                    table.iter().map(|(name, text)| Ok((name.clone(), Template::try_from(text.clone())?)));
+                Choices::By(read.collect::<std::result::Result<_, String>>()?)
+            }
+        })
+    }
+}
+
+impl Choices {
+    fn all(&self) -> Vec<&Template> {
+        match self {
+            Self::All(template) => vec![template],
+            Self::By(table) => table.values().collect(),
+        }
+    }
+
+    /// The text for an event.
+    pub(super) fn fill(&self, event: &Event, json: &Parsed) -> std::result::Result<String, String> {
+        let template = match self {
+            Self::All(template) => Some(template),
+            Self::By(table) => {
+                let names = [&*event.kind, json.op(event), "*"];
+                names.into_iter().find_map(|name| table.get(name))
+            }
+        };
+        let none = || format!("there is no entry for type {} nor op {}", event.kind, json.op(event));
+        template.ok_or_else(none)?.fill(event, json)
+    }
+}
+
+impl PushConfig {
+    /// What makes no sense in it, with the key that it is about.
+    pub fn check(&self) -> std::result::Result<(), (&'static str, String)> {
+        let nothing = |empty: bool, key, text: &str| if empty { Err((key, text.to_owned())) } else { Ok(()) };
+        nothing(self.streams.is_empty(), "streams", "names no stream")?;
+        nothing(self.batch == 0, "batch", "expected a whole number from 1")?;
+        nothing(self.concurrency == 0, "concurrency", "expected a whole number from 1")?;
+        nothing(self.attempts == Some(0), "attempts", "expected a whole number from 1")?;
+        nothing(self.timeout.is_zero(), "timeout", "has to be longer than nothing")?;
+        nothing(self.bearer.is_some() && self.basic.is_some(), "basic", "there is a bearer token too")?;
+        let url = self.url.read().map_err(|error| ("url", error))?;
+        let method = self.method.read().map_err(|error| ("method", error))?;
+        for template in url.all() {
+            check_url(&template.example()).map_err(|error| ("url", error))?;
+        }
+        for template in method.all() {
+            let example = template.example();
+            reqwest::Method::from_bytes(example.as_bytes())
+                .map_err(|_| ("method", "is no HTTP method".to_owned()))?;
+        }
+        if self.batch > 1 {
+            let fixed = matches!(&url, Choices::All(url) if url.is_of_stream());
+            nothing(!fixed, "url", "with batch, events share a request: only {stream} may stand in the url")?;
+            let post = self.method == post();
+            nothing(!post, "method", "with batch it is POST")?;
+        }
+        for (name, value) in &self.headers {
+            let fine = reqwest::header::HeaderName::from_bytes(name.as_bytes()).is_ok()
+                && reqwest::header::HeaderValue::from_str(value).is_ok();
+            nothing(!fine, "headers", "a name or a value is none that HTTP allows")?;
+        }
+        self.signing().map_err(|error| ("secrets", error))?;
+        Ok(())
+    }
+
+    pub(super) fn signing(&self) -> std::result::Result<Vec<Secret>, String> {
+        self.secrets.iter().map(|secret| Secret::parse(&secret.0)).collect()
+    }
+
+    pub(super) fn checked(&self, name: &str) -> Result<()> {
+        let wrong = |(key, text)| Error::new(Kind::Config, format!("push.{name}.{key}: {text}"));
+        self.check().map_err(wrong)
+    }
+}
+
+fn check_url(text: &str) -> std::result::Result<(), String> {
+    let url = url::Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
+    match url.scheme() {
+        "http" | "https" if url.has_host() => Ok(()),
+        _ => Err("has to begin with http:// or https://".to_owned()),
+    }
+}

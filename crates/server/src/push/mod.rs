@@ -1,0 +1,102 @@
+//! Pushes: events to HTTP endpoints, by the engine of consumers.
+//!
+//! `config`: the section; `template`: URLs and methods of an event; `sign`: signatures; `answer`: what a status
+//! means; `request`: one request.
+
+mod answer;
+mod config;
+mod request;
+mod sign;
+mod template;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use headwater_core::Result;
+use headwater_core::ports::{Backlog, Bus};
+use headwater_runtime::consume::{Consume, ConsumeSettings, Failure, Handle, Received};
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Basic, Body, Choice, From, Hidden, PushConfig};
+use request::Requests;
+
+/// How many keys' lanes there are for each request that may be on its way: a key whose endpoint is slow holds up
+/// only those that share its lane.
+const LANES: usize = 8;
+
+/// How long a push that ended with an error waits before it begins again.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Delivers streams to an HTTP endpoint.
+pub struct Push<I> {
+    name: String,
+    config: PushConfig,
+    requests: Arc<Requests>,
+    bus: Arc<dyn Bus>,
+    inbox: I,
+}
+
+impl<I> Push<I>
+where
+    I: Backlog + Clone,
+{
+    /// A push, ready to run. What makes no sense is an error of kind `Config`. The inbox's transactions must hold
+    /// nothing while they are open: a request is made in each.
+    pub fn new(name: &str, config: PushConfig, bus: Arc<dyn Bus>, inbox: I) -> Result<Self> {
+        config.checked(name)?;
+        let requests = Arc::new(Requests::new(name, &config)?);
+        Ok(Self { name: name.to_owned(), config, requests, bus, inbox })
+    }
+
+    /// Runs until `stop`: what is begun is finished. Whatever ends it is logged, and it begins again: a stream
+    /// may not be there yet.
+    pub async fn run(self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let Err(error) = self.consume().run(stop.clone()).await else { continue };
+            tracing::error!(push = %self.name, %error, "a push ended; it begins again");
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(PAUSE) => {}
+            }
+        }
+    }
+
+    fn consume(&self) -> Consume<I, Deliver> {
+        let config = &self.config;
+        let settings = ConsumeSettings {
+            concurrency: config.concurrency.saturating_mul(LANES).min(256).max(config.concurrency),
+            batch: config.batch,
+            attempts: config.attempts.unwrap_or(u32::MAX),
+            retry_max: config.retry_max,
+            retention: config.retention,
+            drain_timeout: config.timeout.saturating_add(Duration::from_secs(5)),
+            ..ConsumeSettings::default()
+        };
+        Consume {
+            name: self.name.clone(),
+            streams: config.streams.iter().map(|stream| stream.as_str().into()).collect(),
+            start: config.start.into(),
+            bus: Arc::clone(&self.bus),
+            inbox: self.inbox.clone(),
+            handle: Deliver(Arc::clone(&self.requests)),
+            settings,
+        }
+    }
+}
+
+/// Makes requests of events; the transaction has no part in it.
+struct Deliver(Arc<Requests>);
+
+impl<T: Send> Handle<T> for Deliver {
+    async fn handle(&self, _: &mut T, events: &[&Received]) -> Result<(), Failure> {
+        let place = |received: &Received| {
+            let event = &received.record.event;
+            (Arc::clone(&event.stream), event.partition)
+        };
+        // One request is of one partition.
+        for events in events.chunk_by(|a, b| place(a) == place(b)) {
+            self.0.deliver(events).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,208 @@
+//! One request: built from events, sent, and judged.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use headwater_core::{Error, Event, Kind, Result};
+use headwater_runtime::consume::{Failure, Received};
+use headwater_runtime::metrics;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Client, Method, RequestBuilder, Response};
+use tokio::sync::Semaphore;
+
+use super::answer;
+use super::config::{Body, Choices, PushConfig};
+use super::sign::{Secret, signature};
+use super::template::{Parsed, encode};
+
+/// How much of an answer that is not 2xx is read.
+const READ: usize = 2048;
+
+/// What makes requests of one push.
+pub(super) struct Requests {
+    push: String,
+    client: Client,
+    url: Choices,
+    method: Choices,
+    body: Body,
+    array: bool,
+    bearer: Option<String>,
+    basic: Option<(String, String)>,
+    secrets: Vec<Secret>,
+    /// How many requests may be on their way.
+    room: Semaphore,
+}
+
+impl Requests {
+    pub(super) fn new(name: &str, config: &PushConfig) -> Result<Self> {
+        let wrong = |error: String| Error::new(Kind::Config, format!("push.{name}: {error}"));
+        Ok(Self {
+            push: name.to_owned(),
+            client: client(config)?,
+            url: config.url.read().map_err(wrong)?,
+            method: config.method.read().map_err(wrong)?,
+            body: config.body,
+            array: config.batch > 1,
+            bearer: config.bearer.as_ref().map(|token| token.0.clone()),
+            basic: config.basic.as_ref().map(|basic| (basic.user.clone(), basic.password.0.clone())),
+            secrets: config.signing().map_err(wrong)?,
+            room: Semaphore::new(config.concurrency.min(Semaphore::MAX_PERMITS)),
+        })
+    }
+
+    /// Delivers events of one partition in one request.
+    pub(super) async fn deliver(&self, events: &[&Received]) -> Result<(), Failure> {
+        let request = self.request(events)?;
+        let _room = self.room.acquire().await?;
+        let began = Instant::now();
+        let sent = request.send().await;
+        let (class, ended) = match sent {
+            Ok(response) => (class(&response), judge(response).await),
+            Err(error) if error.is_timeout() => ("timeout", Err(unsent(&error))),
+            Err(error) => ("connection", Err(unsent(&error))),
+        };
+        metrics::pushed(&self.push, class, began.elapsed());
+        ended
+    }
+
+    fn request(&self, events: &[&Received]) -> Result<RequestBuilder, Failure> {
+        let Some(first) = events.first() else { return Err(Failure::park("there is nothing to deliver")) };
+        let event = &first.record.event;
+        let json = Parsed::of(event);
+        let url = self.url.fill(event, &json).map_err(|error| Failure::park(format!("url: {error}")))?;
+        let method =
+            self.method.fill(event, &json).map_err(|error| Failure::park(format!("method: {error}")))?;
+        let method =
+            Method::from_bytes(method.as_bytes()).map_err(|_| Failure::park("its method is none"))?;
+        let body = if self.array { self.bodies(events)? } else { self.one(event, &json) };
+        let mut request = self.client.request(method, url).header(CONTENT_TYPE, "application/json");
+        let id = event.id.to_string();
+        if !self.array {
+            request = request.header("idempotency-key", &id);
+            request = described(request, event);
+        }
+        request = request.header("headwater-stream", &*event.stream);
+        request = self.signed(request, &id, &body);
+        if let Some(token) = &self.bearer {
+            request = request.bearer_auth(token);
+        }
+        if let Some((user, password)) = &self.basic {
+            request = request.basic_auth(user, Some(password));
+        }
+        Ok(request.body(body))
+    }
+
+    fn signed(&self, request: RequestBuilder, id: &str, body: &[u8]) -> RequestBuilder {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let timestamp = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+        let request = request.header("webhook-id", id).header("webhook-timestamp", timestamp);
+        if self.secrets.is_empty() {
+            return request;
+        }
+        request.header("webhook-signature", signature(&self.secrets, id, timestamp, body))
+    }
+
+    fn one(&self, event: &Event, json: &Parsed) -> Vec<u8> {
+        match (self.body, json.inner()) {
+            (Body::Payload, Some(inner)) => inner.to_string().into_bytes(),
+            _ => event.payload.as_deref().unwrap_or_default().to_vec(),
+        }
+    }
+
+    /// A JSON array of the events.
+    fn bodies(&self, events: &[&Received]) -> Result<Vec<u8>, Failure> {
+        let mut array = vec![b'['];
+        for (at, received) in events.iter().enumerate() {
+            let event = &received.record.event;
+            let json = Parsed::of(event);
+            if !json.is_json() && event.payload.is_some() {
+                return Err(Failure::park("it is not JSON, and cannot be in an array"));
+            }
+            if at > 0 {
+                array.push(b',');
+            }
+            let body = self.one(event, &json);
+            array.extend_from_slice(if body.is_empty() { b"null" } else { &body });
+        }
+        array.push(b']');
+        Ok(array)
+    }
+}
+
+/// What of an event is not in its payload, in headers.
+fn described(request: RequestBuilder, event: &Event) -> RequestBuilder {
+    let escaped = |bytes: &[u8]| {
+        let mut text = String::new();
+        encode(bytes, &mut text);
+        text
+    };
+    let request = request.header("headwater-type", escaped(event.kind.as_bytes()));
+    match event.key.as_deref() {
+        Some(key) => request.header("headwater-key", escaped(key)),
+        None => request,
+    }
+}
+
+fn class(response: &Response) -> &'static str {
+    match response.status().as_u16() {
+        200..300 => "2xx",
+        300..400 => "3xx",
+        400..500 => "4xx",
+        _ => "5xx",
+    }
+}
+
+async fn judge(mut response: Response) -> Result<(), Failure> {
+    let (status, headers) = (response.status(), response.headers().clone());
+    let mut said = Vec::new();
+    if !status.is_success() {
+        // What it says beside is read within the request's timeout, or not at all.
+        while said.len() < READ
+            && let Ok(Some(chunk)) = response.chunk().await
+        {
+            said.extend_from_slice(&chunk);
+        }
+        said.truncate(READ);
+    }
+    answer::judge(status, &headers, &String::from_utf8_lossy(&said), SystemTime::now())
+}
+
+/// No answer: the endpoint is not there, or too slow. A URL that cannot be asked at all is the event's fault.
+fn unsent(error: &reqwest::Error) -> Failure {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        text = format!("{text}: {source}");
+        cause = source.source();
+    }
+    if error.is_builder() { Failure::park(text) } else { Failure::retry(text) }
+}
+
+fn client(config: &PushConfig) -> Result<Client> {
+    let doing = |what: &str| format!("making the HTTP client: {what}");
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::new(Kind::Internal, doing("TLS")).because(error))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let mut headers = HeaderMap::new();
+    for (name, value) in &config.headers {
+        let name = HeaderName::from_bytes(name.as_bytes());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(value)) {
+            headers.insert(name, value);
+        }
+    }
+    Client::builder()
+        .use_preconfigured_tls(tls)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(config.timeout)
+        .pool_idle_timeout(Duration::from_secs(30))
+        .user_agent(concat!("headwater/", env!("CARGO_PKG_VERSION")))
+        .default_headers(headers)
+        .build()
+        .map_err(|error| Error::new(Kind::Internal, doing("its parts")).because(error))
+}
