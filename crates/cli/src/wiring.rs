@@ -11,9 +11,11 @@ use headwater_connect::postgres::outbox::PostgresOutboxStore;
 use headwater_connect::postgres::{MESSAGES, PostgresConnector};
 use headwater_connect::settings::Outbox;
 use headwater_connect::sqlite::SqliteConnector;
+use headwater_connect::sqlite::inbox::DeferredInbox;
 use headwater_core::ports::{Bus, BusStatus, Connector, OutboxStore, ParkedStore};
 use headwater_core::{Kind, Origin, Result};
 use headwater_runtime::{Builder, OutboxRoute, Runtime, TableRef};
+use headwater_server::push::{Push, PushConfig};
 use headwater_wire::format::OutboxColumns;
 
 /// The sources of a config, by name, ready to be opened.
@@ -86,11 +88,22 @@ pub async fn parked(config: &Config) -> Result<Arc<dyn ParkedStore>> {
     Ok(Arc::new(SqliteParkedStore::open(&config.data_dir, config.parked.budget).await?))
 }
 
+/// Opens the pushes; the file of their inbox is only made where there are some.
+pub async fn pushes(config: &Config, bus: &Arc<dyn Bus>) -> Result<Vec<Push<DeferredInbox>>> {
+    if config.pushes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let inbox = DeferredInbox::open(&config.data_dir.join("push.db")).await?;
+    let made =
+        |(name, push): (&String, &PushConfig)| Push::new(name, push.clone(), Arc::clone(bus), inbox.clone());
+    config.pushes.iter().map(made).collect()
+}
+
 /// Everything of the runtime but its bus and its parked store.
 pub fn builder(config: &Config, connectors: &Connectors) -> Result<Builder> {
     let mut builder =
         Runtime::builder().settings(config.runtime.clone()).outbox_streams(config.outbox.streams());
-    builder = builder.relay_settings(config.relay.clone());
+    builder = builder.relay_settings(config.relay.clone()).only_reads(!config.pushes.is_empty());
     for (name, connector) in connectors {
         let route = config.sources.get(name).and_then(|source| log_route(name, source, config));
         builder = builder.source(name, Arc::clone(connector), route);

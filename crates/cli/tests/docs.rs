@@ -66,6 +66,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("[bus] kind = \"kafka\"", "[bus]\nkind = \"kafka\"\nbrokers = []\nqqqqqq = 1\n"),
     ("[stream.NAME]", "[stream.s]\nqqqqqq = 1\n"),
     ("[stream.NAME]", "[stream.s]\nretention = { qqqqqq = 1 }\n"),
+    ("[push.NAME]", "[push.p]\nstreams = [\"s\"]\nurl = \"http://h/\"\nqqqqqq = 1\n"),
     ("[outbox]", "[outbox]\nqqqqqq = 1\n"),
     ("[http]", "[http]\nqqqqqq = 1\n"),
     ("[log]", "[log]\nqqqqqq = 1\n"),

@@ -33,6 +33,7 @@ struct RelaySetup {
 /// Collects what a [`Runtime`] needs.
 #[derive(Default)]
 pub struct Builder {
+    only_reads: bool,
     sources: Vec<SourceSetup>,
     relays: Vec<RelaySetup>,
     streams: Vec<(String, StreamConfig)>,
@@ -120,6 +121,13 @@ impl Builder {
     #[must_use]
     pub fn settings(mut self, settings: Settings) -> Self {
         self.settings = settings;
+        self
+    }
+
+    /// There may be no source: others publish what this process reads.
+    #[must_use]
+    pub fn only_reads(mut self, only_reads: bool) -> Self {
+        self.only_reads = only_reads;
         self
     }
 
@@ -232,7 +240,7 @@ impl Builder {
     }
 
     fn check(&self) -> Result<()> {
-        if self.sources.is_empty() && self.relays.is_empty() {
+        if self.sources.is_empty() && self.relays.is_empty() && !self.only_reads {
             return Err(wrong("no source is configured").hint("add a [source.NAME]"));
         }
         let mut seen = HashSet::new();

@@ -107,10 +107,12 @@ fn recorder() -> Result<PrometheusHandle> {
     }
     let events = [1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6];
     let bytes = [1e3, 1e4, 1e5, 1e6, 4e6, 16e6, 64e6];
+    let seconds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
     let named = |name: &str| Matcher::Full(name.to_owned());
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(named("headwater_batch_events"), &events)
         .and_then(|builder| builder.set_buckets_for_metric(named("headwater_batch_bytes"), &bytes))
+        .and_then(|builder| builder.set_buckets_for_metric(named("headwater_push_seconds"), &seconds))
         .and_then(PrometheusBuilder::install_recorder)
         .doing(Kind::Internal, || "installing the metrics recorder".to_owned())?;
     metrics::describe();

@@ -20,6 +20,7 @@ use headwater_connect::embedded::EmbeddedConfig;
 use headwater_connect::kafka::KafkaConfig;
 use headwater_core::{Error, Kind, Result};
 use headwater_runtime::{RelaySettings, Settings, StreamConfig};
+use headwater_server::push::PushConfig;
 use toml::Spanned;
 use toml::de::DeValue;
 
@@ -39,6 +40,8 @@ pub struct Config {
     pub bus: BusConfig,
     /// The declared streams, by name.
     pub streams: BTreeMap<String, StreamConfig>,
+    /// The pushes, by name.
+    pub pushes: BTreeMap<String, PushConfig>,
     /// Where outbox rows go.
     pub outbox: OutboxConfig,
     /// Where HTTP is served; `None` is nowhere.
@@ -66,7 +69,7 @@ pub enum BusConfig {
 
 /// The sections and keys at the top of the file.
 const TOP: &[&str] =
-    &["data_dir", "source", "bus", "stream", "outbox", "http", "log", "parked", "runtime", "relay"];
+    &["data_dir", "source", "bus", "stream", "push", "outbox", "http", "log", "parked", "runtime", "relay"];
 
 /// Reads a config file; relative paths in it are relative to its folder.
 pub fn load(path: &Path) -> Result<Config> {
@@ -141,6 +144,7 @@ impl Reader<'_> {
             sources: self.sources(root.get("source"), base),
             bus: self.bus(root.get("bus")),
             streams: self.streams(root.get("stream")),
+            pushes: self.pushes(root.get("push")),
             outbox: self.optional(root.get("outbox"), "outbox", OutboxConfig::default()),
             http: self.optional(root.get("http"), "http", own::HttpConfig::default()).listen,
             log: self.optional(root.get("log"), "log", LogConfig::default()),
@@ -193,6 +197,21 @@ impl Reader<'_> {
             }
         }
         streams
+    }
+
+    fn pushes(&mut self, section: Option<&Section<'_>>) -> BTreeMap<String, PushConfig> {
+        let Some(section) = section else { return BTreeMap::new() };
+        let mut pushes = BTreeMap::new();
+        for (name, section) in section::named("push", section, self.lines, &mut self.problems) {
+            let path = document::join("push", name);
+            let Some(push) = self.section::<PushConfig>(&path, section) else { continue };
+            if let Err((key, message)) = push.check() {
+                let path = document::join(&path, key);
+                self.problems.push(Problem::new(path, self.lines.of(&section.span()), message));
+            }
+            pushes.insert(name.to_owned(), push);
+        }
+        pushes
     }
 
     fn section<T: serde::de::DeserializeOwned>(&mut self, path: &str, section: &Section<'_>) -> Option<T> {

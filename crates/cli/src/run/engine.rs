@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use headwater_cli::config::Config;
+use headwater_connect::sqlite::inbox::DeferredInbox;
 use headwater_core::ports::{Bus, Check};
 use headwater_core::{Error, Kind, Result};
 use headwater_runtime::Runtime;
 use headwater_server::Server;
+use headwater_server::push::Push;
 use tokio_util::sync::CancellationToken;
 
 use super::data_dir::DataDir;
@@ -20,6 +22,9 @@ pub struct Engine {
     connectors: Connectors,
     server: Option<Server>,
     bus: Arc<dyn Bus>,
+    pushes: Vec<Push<DeferredInbox>>,
+    /// There is no source whose end would be the end of it all.
+    only_pushes: bool,
     _data_dir: DataDir,
 }
 
@@ -33,6 +38,7 @@ impl Engine {
             data_dir.map_err(|error| Error::new(Kind::Internal, "taking the data_dir").because(error))??;
         let connectors = wiring::connectors(config)?;
         let bus = wiring::bus(config).await?;
+        let pushes = wiring::pushes(config, &bus).await?;
         let parked = wiring::parked(config).await?;
         let runtime =
             Arc::new(wiring::builder(config, &connectors)?.bus(Arc::clone(&bus)).parked(parked).build()?);
@@ -40,7 +46,8 @@ impl Engine {
             Some(address) => Some(Server::bind(address, Arc::clone(&runtime)).await?),
             None => None,
         };
-        Ok(Self { runtime, connectors, server, bus, _data_dir: data_dir })
+        let only_pushes = config.sources.is_empty() && !pushes.is_empty();
+        Ok(Self { runtime, connectors, server, bus, pushes, only_pushes, _data_dir: data_dir })
     }
 
     /// Where HTTP is served.
@@ -92,7 +99,15 @@ impl Engine {
         let guard = done.clone().drop_guard();
         let server = self.server.map(|server| tokio::spawn(server.run(done.clone())));
         let progress = tokio::spawn(progress::show(self.connectors, done.clone()));
-        let ended = self.runtime.run(stop).await;
+        let over = stop.child_token();
+        let pushes = self.pushes.into_iter().map(|push| tokio::spawn(push.run(over.clone())));
+        let pushes: Vec<_> = pushes.collect();
+        let ended = self.runtime.run(stop.clone()).await;
+        if self.only_pushes {
+            stop.cancelled().await;
+        }
+        over.cancel();
+        futures::future::join_all(pushes).await;
         drop(guard);
         if let Some(Ok(Err(error))) = match server {
             Some(server) => Some(server.await),

@@ -59,8 +59,8 @@ impl Requests {
         let sent = request.send().await;
         let (class, ended) = match sent {
             Ok(response) => (class(&response), judge(response).await),
-            Err(error) if error.is_timeout() => ("timeout", Err(unsent(&error))),
-            Err(error) => ("connection", Err(unsent(&error))),
+            Err(error) if error.is_timeout() => ("timeout", Err(unsent(error))),
+            Err(error) => ("connection", Err(unsent(error))),
         };
         metrics::pushed(&self.push, class, began.elapsed());
         ended
@@ -169,7 +169,9 @@ async fn judge(mut response: Response) -> Result<(), Failure> {
 }
 
 /// No answer: the endpoint is not there, or too slow. A URL that cannot be asked at all is the event's fault.
-fn unsent(error: &reqwest::Error) -> Failure {
+fn unsent(error: reqwest::Error) -> Failure {
+    // A URL may have secrets in it.
+    let error = error.without_url();
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(source) = cause {

@@ -1,0 +1,227 @@
+//! The order service: its changes reach three services over HTTP that fail, hang and restart at random.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use common::{PATIENCE, Place};
+use headwater_testkit::servers::free_port;
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+/// What a service has seen, across its restarts.
+#[derive(Default)]
+struct Seen {
+    ids: HashSet<String>,
+    /// The versions of each order, as they took effect.
+    orders: BTreeMap<String, Vec<i64>>,
+    requests: u64,
+    /// Ids that came again.
+    again: u64,
+    failing: bool,
+    /// The order that is refused for good.
+    refused: Option<(String, StatusCode)>,
+    signatures: Vec<String>,
+}
+
+#[derive(Clone)]
+struct Service {
+    seen: Arc<Mutex<Seen>>,
+    address: SocketAddr,
+    running: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+impl Service {
+    fn new(failing: bool) -> Self {
+        let seen = Arc::new(Mutex::new(Seen { failing, ..Seen::default() }));
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        Self { seen, address, running: Arc::default() }
+    }
+
+    /// Listens, on the same port each time.
+    async fn start(&self) {
+        let listener = tokio::net::TcpListener::bind(self.address).await.unwrap();
+        let routes = Router::new().fallback(answer).with_state(Arc::clone(&self.seen));
+        let task = tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
+        *self.running.lock().unwrap() = Some(task);
+    }
+
+    /// Refuses connections from now on.
+    async fn stop(&self) {
+        let task = self.running.lock().unwrap().take().unwrap();
+        task.abort();
+        let _ = task.await;
+    }
+
+    fn orders(&self) -> BTreeMap<String, Vec<i64>> {
+        self.seen.lock().unwrap().orders.clone()
+    }
+
+    async fn until(&self, what: &str, done: impl Fn(&Seen) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !done(&self.seen.lock().unwrap()) {
+            assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}: {:?}", self.orders());
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Fails now and then, before or after it has had its effect.
+async fn answer(State(seen): State<Arc<Mutex<Seen>>>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
+    let (turn, failing) = {
+        let mut seen = seen.lock().unwrap();
+        seen.requests += 1;
+        let signature = headers.get("webhook-signature").map(|value| value.to_str().unwrap().to_owned());
+        seen.signatures.extend(signature);
+        (seen.requests, seen.failing)
+    };
+    let how = if failing { turn.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 60 } else { 15 };
+    match how {
+        0 => return StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        1 => return (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "1")], "later").into_response(),
+        2 => return StatusCode::TOO_MANY_REQUESTS.into_response(),
+        3 if turn % 3 == 0 => std::future::pending::<()>().await,
+        _ => {}
+    }
+    let event: Value = serde_json::from_slice(&body).unwrap();
+    let order = uri.path().rsplit('/').next().unwrap().to_owned();
+    let mut seen = seen.lock().unwrap();
+    if let Some((_, status)) = seen.refused.as_ref().filter(|(refused, _)| *refused == order) {
+        return (*status, "no such order").into_response();
+    }
+    let id = headers["idempotency-key"].to_str().unwrap().to_owned();
+    assert_eq!(headers["webhook-id"], *id);
+    if seen.ids.insert(id) {
+        seen.orders.entry(order).or_default().push(event["after"]["version"].as_i64().unwrap());
+    } else {
+        seen.again += 1;
+    }
+    if how == 4 { StatusCode::BAD_GATEWAY.into_response() } else { StatusCode::NO_CONTENT.into_response() }
+}
+
+/// An order service on SQLite, and a config that pushes its orders.
+struct Orders {
+    place: Place,
+    database: PathBuf,
+}
+
+impl Orders {
+    fn new(pushes: &[(&str, &Service)], more: &str) -> Self {
+        let place = Place::new("");
+        let database = place.dir.path().join("orders.db");
+        let orders = Self { place, database };
+        orders
+            .sql("PRAGMA journal_mode = WAL; CREATE TABLE orders (id INTEGER PRIMARY KEY, version INTEGER);");
+        let mut sections = format!(
+            "[source.shop]\nkind = \"sqlite\"\npath = \"{}\"\ntables = [\"orders\"]\n\
+             [stream.orders]\nfrom = \"shop.orders\"\ncolumns = \"*\"\npartitions = 4\n",
+            orders.database.display()
+        );
+        for (name, service) in pushes {
+            sections += &format!(
+                "[push.{name}]\nstreams = [\"orders\"]\nurl = \"http://{}/{{stream}}/{{payload.id}}\"\n\
+                 timeout = \"1s\"\nretry_max = \"500ms\"\n{more}\n",
+                service.address
+            );
+        }
+        orders.place.configure(&sections);
+        orders
+    }
+
+    fn sql(&self, sql: &str) {
+        let connection = rusqlite::Connection::open(&self.database).unwrap();
+        connection.busy_timeout(PATIENCE).unwrap();
+        connection.execute_batch(sql).unwrap();
+    }
+
+    /// Creates orders, or raises their versions, in a transaction each; the longest that one took.
+    fn write(&self, orders: u32, version: u32) -> Duration {
+        let write = |id| {
+            let began = Instant::now();
+            self.sql(&format!(
+                "INSERT INTO orders VALUES ({id}, {version}) ON CONFLICT DO UPDATE SET version = {version}"
+            ));
+            began.elapsed()
+        };
+        (1..=orders).map(write).max().unwrap()
+    }
+}
+
+fn complete(seen: &Seen, orders: usize, versions: i64) -> bool {
+    seen.orders.len() == orders && seen.orders.values().all(|order| order.last() == Some(&versions))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn three_services_that_fail_at_random_see_every_change_in_order() {
+    let services = [Service::new(true), Service::new(true), Service::new(true)];
+    let names = ["features", "users", "activation"];
+    let pushes: Vec<_> = names.into_iter().zip(&services).collect();
+    let secret = "secrets = [\"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\"]";
+    let orders = Orders::new(&pushes, secret);
+    let mut headwater = orders.place.run().await;
+    // All three are down: whoever saves an order does not notice.
+    let took = orders.write(10, 1);
+    assert!(took < Duration::from_secs(2), "a transaction of the order service took {took:?}");
+    for service in &services {
+        service.start().await;
+    }
+    for version in 2..=8 {
+        orders.write(10, version);
+        let service = &services[version as usize % 3];
+        service.until("something of it has come", |seen| seen.requests > u64::from(version)).await;
+        service.stop().await;
+        if version % 3 == 0 {
+            headwater.kill().await;
+            headwater = orders.place.run().await;
+        }
+        service.start().await;
+    }
+    let expected: Vec<i64> = (1..=8).collect();
+    for (name, service) in names.into_iter().zip(&services) {
+        service.until(name, |seen| complete(seen, 10, 8)).await;
+        for (order, versions) in service.orders() {
+            assert_eq!(versions, expected, "order {order} at {name}");
+        }
+        let seen = service.seen.lock().unwrap();
+        assert!(seen.again > 0, "{name}: nothing came twice, so nothing was tested");
+        assert!(seen.signatures.len() as u64 == seen.requests && seen.signatures[0].starts_with("v1,"));
+    }
+    assert_eq!(headwater.stop(PATIENCE).await.unwrap().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_refused_holds_up_its_key_alone() {
+    let service = Service::new(false);
+    service.seen.lock().unwrap().refused = Some(("3".into(), StatusCode::UNPROCESSABLE_ENTITY));
+    service.start().await;
+    let orders = Orders::new(&[("features", &service)], "");
+    let headwater = orders.place.run().await;
+    for version in 1..=3 {
+        orders.write(5, version);
+    }
+    service.until("all others have come", |seen| complete(seen, 4, 3)).await;
+    service.seen.lock().unwrap().refused = None;
+    assert!(!service.orders().contains_key("3"));
+    // A person lets it go; what waited behind it follows.
+    let store = rusqlite::Connection::open(orders.place.data().join("push.db")).unwrap();
+    store.busy_timeout(PATIENCE).unwrap();
+    let parked = "SELECT error FROM headwater_parked WHERE state = 'parked' AND consumer = 'features'";
+    let error: String = store.query_row(parked, [], |row| row.get(0)).unwrap();
+    assert_eq!(error, "it answered 422 Unprocessable Entity: no such order");
+    store
+        .execute("UPDATE headwater_parked SET state = 'retrying', next_try = 0 WHERE state = 'parked'", [])
+        .unwrap();
+    service.until("it has come too", |seen| complete(seen, 5, 3)).await;
+    assert_eq!(service.orders()["3"], [1, 2, 3]);
+    assert_eq!(headwater.stop(PATIENCE).await.unwrap().code(), Some(0));
+}
