@@ -49,7 +49,9 @@ impl<I: Backlog> Consumer<I> {
     /// exist) ends it.
     pub async fn run(self, handler: impl Handler<I::Transaction>, stop: StopToken) -> Result<()> {
         let Self { name, streams, start, bus, inbox, settings } = self;
-        Consume { name, streams, start, bus, inbox, handle: Each(handler), settings }.run(stop).await
+        Consume { name, streams, start, bus, inbox, handle: Each(handler), settings, watch: Arc::default() }
+            .run(stop)
+            .await
     }
 }
 

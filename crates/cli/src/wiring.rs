@@ -12,11 +12,14 @@ use headwater_connect::postgres::{MESSAGES, PostgresConnector};
 use headwater_connect::settings::Outbox;
 use headwater_connect::sqlite::SqliteConnector;
 use headwater_connect::sqlite::inbox::DeferredInbox;
-use headwater_core::ports::{Bus, BusStatus, Connector, OutboxStore, ParkedStore};
+use headwater_core::ports::{Bus, BusStatus, Connector, OutboxStore, ParkedStore, Shelf};
 use headwater_core::{Kind, Origin, Result};
 use headwater_runtime::{Builder, OutboxRoute, Runtime, TableRef};
 use headwater_server::push::{Push, PushConfig};
 use headwater_wire::format::OutboxColumns;
+
+/// The file in data_dir where pushes remember.
+pub const PUSHES: &str = "push.db";
 
 /// The sources of a config, by name, ready to be opened.
 pub type Connectors = Vec<(String, Arc<dyn Connector>)>;
@@ -93,9 +96,11 @@ pub async fn pushes(config: &Config, bus: &Arc<dyn Bus>) -> Result<Vec<Push<Defe
     if config.pushes.is_empty() {
         return Ok(Vec::new());
     }
-    let inbox = DeferredInbox::open(&config.data_dir.join("push.db")).await?;
-    let made =
-        |(name, push): (&String, &PushConfig)| Push::new(name, push.clone(), Arc::clone(bus), inbox.clone());
+    let inbox = DeferredInbox::open(&config.data_dir.join(PUSHES)).await?;
+    let shelf: Arc<dyn Shelf> = Arc::new(inbox.shelf());
+    let made = |(name, push): (&String, &PushConfig)| {
+        Push::new(name, push.clone(), Arc::clone(bus), inbox.clone(), Arc::clone(&shelf))
+    };
     config.pushes.iter().map(made).collect()
 }
 
@@ -109,8 +114,8 @@ pub fn builder(config: &Config, connectors: &Connectors) -> Result<Builder> {
         builder = builder.source(name, Arc::clone(connector), route);
     }
     for (name, source) in &config.sources {
-        if let Some((store, route, origin)) = relay(name, source, config) {
-            builder = builder.relay(name, store, route, origin);
+        if let Some(Relay { store, shelf, route, origin }) = relay(name, source, config) {
+            builder = builder.relay(name, store, shelf, route, origin);
         }
     }
     for (name, stream) in &config.streams {
@@ -137,17 +142,22 @@ fn log_route(name: &str, source: &SourceConfig, config: &Config) -> Option<Outbo
     }
 }
 
+/// What a relay needs.
+struct Relay {
+    store: Arc<dyn OutboxStore>,
+    shelf: Arc<dyn Shelf>,
+    route: OutboxRoute,
+    origin: Origin,
+}
+
 /// The outbox of a source that is emptied by query: how, where its rows go, and what it is.
-fn relay(
-    name: &str,
-    source: &SourceConfig,
-    config: &Config,
-) -> Option<(Arc<dyn OutboxStore>, OutboxRoute, Origin)> {
+fn relay(name: &str, source: &SourceConfig, config: &Config) -> Option<Relay> {
     let outbox = source.outbox().filter(|_| source.is_relayed())?;
-    let (store, connector, database): (Arc<dyn OutboxStore>, _, _) = match source {
+    let (store, shelf, connector, database): (Arc<dyn OutboxStore>, Arc<dyn Shelf>, _, _) = match source {
         SourceConfig::Postgres(config) => {
             let store = PostgresOutboxStore::new(&config.url, &outbox.table);
-            (Arc::new(store), "postgres", config.url.database.clone())
+            let shelf = Arc::new(store.shelf(name));
+            (Arc::new(store), shelf, "postgres", config.url.database.clone())
         }
         SourceConfig::Sqlite(_) => return None,
     };
@@ -158,7 +168,7 @@ fn relay(
         // Each row brings its own id.
         system_id: String::new(),
     };
-    Some((store, outbox_route(name, outbox, config), origin))
+    Some(Relay { store, shelf, route: outbox_route(name, outbox, config), origin })
 }
 
 fn outbox_route(name: &str, outbox: &Outbox, config: &Config) -> OutboxRoute {

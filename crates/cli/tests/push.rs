@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,9 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use common::{PATIENCE, Place};
 use headwater_testkit::servers::free_port;
-use serde_json::Value;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 /// What a service has seen, across its restarts.
@@ -50,7 +52,14 @@ impl Service {
 
     /// Listens, on the same port each time.
     async fn start(&self) {
-        let listener = tokio::net::TcpListener::bind(self.address).await.unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        // A process that is just being started may still hold what this one held.
+        let listener = loop {
+            match tokio::net::TcpListener::bind(self.address).await {
+                Ok(listener) => break listener,
+                Err(error) => assert!(Instant::now() < deadline, "{}: {error}", self.address),
+            }
+        };
         let routes = Router::new().fallback(answer).with_state(Arc::clone(&self.seen));
         let task = tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
         *self.running.lock().unwrap() = Some(task);
@@ -120,12 +129,10 @@ impl Orders {
         let place = Place::new("");
         let database = place.dir.path().join("orders.db");
         let orders = Self { place, database };
-        orders
-            .sql("PRAGMA journal_mode = WAL; CREATE TABLE orders (id INTEGER PRIMARY KEY, version INTEGER);");
+        let database = orders.database.display();
         let mut sections = format!(
-            "[source.shop]\nkind = \"sqlite\"\npath = \"{}\"\ntables = [\"orders\"]\n\
-             [stream.orders]\nfrom = \"shop.orders\"\ncolumns = \"*\"\npartitions = 4\n",
-            orders.database.display()
+            "[source.shop]\nkind = \"sqlite\"\npath = \"{database}\"\ntables = [\"orders\"]\n\
+             [stream.orders]\nfrom = \"shop.orders\"\ncolumns = \"*\"\npartitions = 4\n"
         );
         for (name, service) in pushes {
             sections += &format!(
@@ -134,8 +141,21 @@ impl Orders {
                 service.address
             );
         }
+        if pushes.is_empty() {
+            sections += more;
+        }
         orders.place.configure(&sections);
         orders
+            .sql("PRAGMA journal_mode = WAL; CREATE TABLE orders (id INTEGER PRIMARY KEY, version INTEGER);");
+        orders
+    }
+
+    /// What `headwater parked` prints as JSON.
+    fn parked(&self, arguments: &[&str]) -> Value {
+        let config = self.place.config();
+        let arguments = [&["parked"], arguments, &[config.to_str().unwrap()]].concat();
+        let output = std::process::Command::new(common::program()).args(arguments).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
     }
 
     fn sql(&self, sql: &str) {
@@ -166,7 +186,7 @@ async fn three_services_that_fail_at_random_see_every_change_in_order() {
     let services = [Service::new(true), Service::new(true), Service::new(true)];
     let names = ["features", "users", "activation"];
     let pushes: Vec<_> = names.into_iter().zip(&services).collect();
-    let secret = "secrets = [\"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\"]";
+    let secret = "signing_secrets = [\"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\"]";
     let orders = Orders::new(&pushes, secret);
     let mut headwater = orders.place.run().await;
     // All three are down: whoever saves an order does not notice.
@@ -213,15 +233,133 @@ async fn what_is_refused_holds_up_its_key_alone() {
     service.seen.lock().unwrap().refused = None;
     assert!(!service.orders().contains_key("3"));
     // A person lets it go; what waited behind it follows.
-    let store = rusqlite::Connection::open(orders.place.data().join("push.db")).unwrap();
-    store.busy_timeout(PATIENCE).unwrap();
-    let parked = "SELECT error FROM headwater_parked WHERE state = 'parked' AND consumer = 'features'";
-    let error: String = store.query_row(parked, [], |row| row.get(0)).unwrap();
-    assert_eq!(error, "it answered 422 Unprocessable Entity: no such order");
-    store
-        .execute("UPDATE headwater_parked SET state = 'retrying', next_try = 0 WHERE state = 'parked'", [])
-        .unwrap();
+    let listed = orders.parked(&["list", "--json"]);
+    assert_eq!(listed[0]["error"], "it answered 422 Unprocessable Entity: no such order");
+    let line = &listed[0];
+    assert_eq!(
+        (&line["place"], &line["owner"], &line["waiting"]),
+        (&json!("push"), &json!("features"), &json!(2))
+    );
+    let push = orders.place.status().await["pushes"][0].clone();
+    assert_eq!(push["aside"], json!({ "parked": 1, "retrying": 0, "waiting": 2 }), "{push}");
+    assert_eq!(orders.parked(&["retry", "--of", "features", "--json"]), json!({ "retried": 1 }));
     service.until("it has come too", |seen| complete(seen, 5, 3)).await;
     assert_eq!(service.orders()["3"], [1, 2, 3]);
     assert_eq!(headwater.stop(PATIENCE).await.unwrap().code(), Some(0));
+}
+
+/// Without `attempts` it is tried for ever: not in memory, where what comes behind it would fill the buffer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_key_that_alone_is_in_trouble_is_tried_again_from_disk() {
+    let service = Service::new(false);
+    service.seen.lock().unwrap().refused = Some(("3".into(), StatusCode::INTERNAL_SERVER_ERROR));
+    service.start().await;
+    let orders = Orders::new(&[("features", &service)], "");
+    let headwater = orders.place.run().await;
+    orders.write(5, 1);
+    service.until("all others have come", |seen| complete(seen, 4, 1)).await;
+    let deadline = Instant::now() + PATIENCE;
+    let mut version = 1;
+    loop {
+        let push = orders.place.status().await["pushes"][0].clone();
+        if push["aside"]["retrying"] == 1 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{push}");
+        // Others go on meanwhile.
+        version += 1;
+        orders.write(5, version);
+        service.until("all others have come", |seen| complete(seen, 4, version.into())).await;
+    }
+    let listed = orders.parked(&["list", "--json"]);
+    assert_eq!((&listed[0]["state"], &listed[0]["key"]), (&json!("retrying"), &json!("3")), "{listed}");
+    assert!(listed[0]["attempts"].as_u64() >= Some(5), "{listed}");
+    service.seen.lock().unwrap().refused = None;
+    service.until("it has come too", |seen| complete(seen, 5, version.into())).await;
+    assert_eq!(service.orders()["3"], (1..=i64::from(version)).collect::<Vec<_>>());
+    assert_eq!(headwater.stop(PATIENCE).await.unwrap().code(), Some(0));
+}
+
+/// HTTPS, events that share a request, and how it is addressed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn batches_go_by_https_with_what_the_config_says() {
+    let place = tempfile::tempdir().unwrap();
+    let (key, certificate) = (place.path().join("own.key"), place.path().join("own.crt"));
+    let mut openssl = std::process::Command::new("openssl");
+    openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]);
+    openssl.args([
+        "-days",
+        "30",
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-addext",
+        "basicConstraints=CA:FALSE",
+    ]);
+    openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate);
+    assert!(openssl.output().unwrap().status.success());
+    let (requests, mut received) = tokio::sync::mpsc::unbounded_channel();
+    let port = serve_tls(&certificate, &key, requests).await;
+    let push = format!(
+        "[push.batch]\nstreams = [\"orders\"]\nurl = \"https://localhost:{port}/in/{{stream}}\"\nbatch = 50\n\
+             body = \"payload\"\nbasic = {{ user = \"shop\", password = \"s\u{e9}cret\" }}\n\
+             headers = {{ \"X-Tenant\" = \"t1\" }}\nca_file = \"{}\"\n",
+        certificate.display()
+    );
+    let orders = Orders::new(&[], &push);
+    let headwater = orders.place.run().await;
+    orders.write(20, 1);
+    let mut versions = BTreeMap::new();
+    while versions.len() < 20 {
+        let within = tokio::time::timeout(PATIENCE, received.recv());
+        let (uri, headers, body): (Uri, HeaderMap, Bytes) = within.await.unwrap().unwrap();
+        assert_eq!(uri.path(), "/in/orders");
+        assert_eq!(headers["authorization"], "Basic c2hvcDpzw6ljcmV0");
+        assert_eq!(
+            (headers["x-tenant"].as_bytes(), headers["content-type"].as_bytes()),
+            (&b"t1"[..], &b"application/json"[..])
+        );
+        assert!(!headers.contains_key("idempotency-key") && headers.contains_key("webhook-id"));
+        for row in serde_json::from_slice::<Vec<Value>>(&body).unwrap() {
+            versions.insert(row["id"].as_i64().unwrap(), row["version"].clone());
+        }
+    }
+    assert_eq!(headwater.stop(PATIENCE).await.unwrap().code(), Some(0));
+}
+
+type Request = (Uri, HeaderMap, Bytes);
+
+/// Answers 204 to all that comes by TLS, and hands it on.
+async fn serve_tls(certificate: &Path, key: &Path, to: tokio::sync::mpsc::UnboundedSender<Request>) -> u16 {
+    let chain = CertificateDer::pem_file_iter(certificate).unwrap().map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_file(key).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.unwrap().with_no_client_auth().with_single_cert(chain, key).unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let address = plain(to).await;
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut behind = tokio::net::TcpStream::connect(address).await.unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut stream, &mut behind).await });
+        }
+    });
+    port
+}
+
+/// The same without TLS, behind it.
+async fn plain(to: tokio::sync::mpsc::UnboundedSender<Request>) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let routes = Router::new().fallback(async move |uri: Uri, headers: HeaderMap, body: Bytes| {
+        to.send((uri, headers, body)).unwrap();
+        StatusCode::NO_CONTENT
+    });
+    tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
+    address
 }

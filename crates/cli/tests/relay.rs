@@ -175,6 +175,17 @@ async fn a_row_that_cannot_go_holds_back_its_key_and_a_person_decides() {
         (&"parked".into(), &2.into(), &1.into())
     );
     assert!(line["error"].as_str().unwrap().contains("cannot be the name of a stream"), "{line}");
+    let aside = serde_json::json!({ "parked": 1, "retrying": 0, "waiting": 2 });
+    let deadline = Instant::now() + PATIENCE;
+    while service.place.status().await["relays"][0]["aside"] != aside {
+        assert!(Instant::now() < deadline, "{}", service.place.status().await);
+    }
+    let (_, metrics) = headwater_testkit::binary::get(&service.place.listen, "/metrics").await.unwrap();
+    for line in ["headwater_relay_lanes{source=\"shop\"} 8", "headwater_source_up{source=\"shop\"} 1"] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
+    let parked = "headwater_set_aside{in=\"outbox\",of=\"shop\",state=\"parked\"} 1";
+    assert!(metrics.contains(parked), "{metrics}");
     let (_, shown) = service.headwater(&["parked", "show", "--stream", "bad name", "--json"]);
     let payloads: Vec<String> = shown
         .lines()

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use headwater_core::ports::{Aside, ShelfState};
 use headwater_core::{Error, Event, EventId, Header, Kind, Micros, Position, Record, Result};
 use serde_json::{Value, json};
 use smallvec::SmallVec;
@@ -39,6 +40,16 @@ impl Columns {
         };
         Ok(Record { offset: u64::try_from(self.offset).unwrap_or(0), event })
     }
+}
+
+/// The word for how an event that is set aside stands at first.
+pub fn state(aside: &Aside) -> &'static str {
+    let state = match (&aside.parked, aside.again) {
+        (None, _) => ShelfState::Waiting,
+        (Some(_), None) => ShelfState::Parked,
+        (Some(_), Some(_)) => ShelfState::Retrying,
+    };
+    state.word()
 }
 
 /// Headers as a JSON array of `[name, value]`; a value that is no text is `{"hex": "..."}`.

@@ -3,17 +3,18 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
-use headwater_core::ports::{Bus, Connector, OutboxStore, ParkedStore};
+use headwater_core::ports::{Bus, Connector, OutboxStore, ParkedStore, Shelf};
 use headwater_core::{Error, Kind, Origin, Result, StreamSpec, Table, check_stream_name};
 use tokio::sync::mpsc;
 
 use crate::asked::Asked;
 use crate::clock::now;
 use crate::config::{Columns, OutboxRoute, Settings, StreamConfig};
+use crate::consume::Watch;
 use crate::names;
 use crate::pipeline::{Board, SourceTask};
 use crate::relay::{RelaySettings, RelayTask};
-use crate::runtime::{RelayHandle, Runtime, SourceHandle};
+use crate::runtime::{Aside, PushHandle, RelayHandle, Runtime, SourceHandle};
 use crate::shape::{OutboxTable, Routes, Seen, StreamRoute};
 
 struct SourceSetup {
@@ -26,8 +27,15 @@ struct SourceSetup {
 struct RelaySetup {
     name: String,
     store: Arc<dyn OutboxStore>,
+    shelf: Arc<dyn Shelf>,
     outbox: OutboxRoute,
     origin: Origin,
+}
+
+struct PushSetup {
+    name: String,
+    watch: Arc<Watch>,
+    shelf: Arc<dyn Shelf>,
 }
 
 /// Collects what a [`Runtime`] needs.
@@ -36,6 +44,7 @@ pub struct Builder {
     only_reads: bool,
     sources: Vec<SourceSetup>,
     relays: Vec<RelaySetup>,
+    pushes: Vec<PushSetup>,
     streams: Vec<(String, StreamConfig)>,
     bus: Option<Arc<dyn Bus>>,
     parked: Option<Arc<dyn ParkedStore>>,
@@ -58,17 +67,18 @@ impl Builder {
         self
     }
 
-    /// Adds the outbox of a source that is emptied by query, not read from a log. `origin` says where its
-    /// rows come from.
+    /// Adds the outbox of a source that is emptied by query, not read from a log, and what is set aside in it.
+    /// `origin` says where its rows come from.
     #[must_use]
     pub fn relay(
         mut self,
         name: &str,
         store: Arc<dyn OutboxStore>,
+        shelf: Arc<dyn Shelf>,
         outbox: OutboxRoute,
         origin: Origin,
     ) -> Self {
-        self.relays.push(RelaySetup { name: name.to_owned(), store, outbox, origin });
+        self.relays.push(RelaySetup { name: name.to_owned(), store, shelf, outbox, origin });
         self
     }
 
@@ -131,6 +141,13 @@ impl Builder {
         self
     }
 
+    /// Adds a push that somebody else runs, to be reported: how it is doing, and what it has set aside.
+    #[must_use]
+    pub fn push(mut self, name: &str, watch: Arc<Watch>, shelf: Arc<dyn Shelf>) -> Self {
+        self.pushes.push(PushSetup { name: name.to_owned(), watch, shelf });
+        self
+    }
+
     /// Checks everything against each other, without a bus: unknown sources and tables, conditions that
     /// do not compile, names a stream cannot have. Errors are of kind `Config`.
     pub fn verify(&self) -> Result<()> {
@@ -178,9 +195,15 @@ impl Builder {
             });
         }
         let (relays, relay_tasks) = self.build_relays(&bus)?;
+        let push = |setup: &PushSetup| PushHandle {
+            name: setup.name.clone(),
+            watch: Arc::clone(&setup.watch),
+            aside: Aside::new(Arc::clone(&setup.shelf)),
+        };
         let streams = self.streams.iter().map(|(name, config)| (name.clone(), config.partitions));
         Ok(Runtime {
             relays,
+            pushes: self.pushes.iter().map(push).collect(),
             relay_tasks: Mutex::new(relay_tasks),
             bus,
             parked,
@@ -199,7 +222,8 @@ impl Builder {
         for setup in &self.relays {
             let (name, board) = (Arc::<str>::from(setup.name.as_str()), Arc::new(Board::default()));
             let (routes, specs) = self.relay_routes(setup)?;
-            relays.push(RelayHandle { name: Arc::clone(&name), board: Arc::clone(&board) });
+            let aside = Aside::new(Arc::clone(&setup.shelf));
+            relays.push(RelayHandle { name: Arc::clone(&name), board: Arc::clone(&board), aside });
             tasks.push(RelayTask {
                 name,
                 store: Arc::clone(&setup.store),

@@ -22,4 +22,4 @@ pub use park::describe as describe_parked;
 pub use relay::RelaySettings;
 pub use runtime::Runtime;
 pub use shape::Shaping;
-pub use status::{Phase, RelayReport, RuntimeStatus, SourceReport, StreamReport};
+pub use status::{Phase, PushReport, RelayReport, RuntimeStatus, SourceReport, StreamReport};

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use headwater_core::ports::{ShelfCount, ShelfState};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 use crate::status::{Phase, RuntimeStatus};
@@ -27,6 +28,9 @@ pub fn describe() {
     describe_gauge!("headwater_lag_seconds", Unit::Seconds, "age of the oldest change that is not durable");
     describe_gauge!("headwater_in_flight_bytes", Unit::Bytes, "bytes that were read and are not durable");
     describe_gauge!("headwater_parked", "changes that are parked now, by source");
+    describe_gauge!("headwater_relay_lanes", "lanes of an outbox that this process works, by source");
+    describe_gauge!("headwater_push_up", "0 while nothing but failures comes from its endpoint, otherwise 1");
+    describe_gauge!("headwater_set_aside", "what does not go of an outbox or a push, by its state");
     describe_gauge!("headwater_stream_stopped", "1 while the stream is stopped and its changes are held");
     describe_gauge!("headwater_memory_bytes", Unit::Bytes, "resident memory of the process");
 }
@@ -65,13 +69,23 @@ pub fn pushed(push: &str, class: &'static str, took: Duration) {
 pub fn set_gauges(status: &RuntimeStatus) {
     for source in &status.sources {
         let labels = [("source", source.name.clone())];
-        let up = matches!(source.phase, Phase::Snapshot | Phase::Streaming);
-        gauge!("headwater_source_up", &labels).set(f64::from(u8::from(up)));
+        gauge!("headwater_source_up", &labels).set(up(source.phase));
         gauge!("headwater_in_flight_bytes", &labels).set(source.in_flight_bytes as f64);
         // What is not known now must not look as it was.
         gauge!("headwater_parked", &labels).set(source.parked.map_or(f64::NAN, |parked| parked as f64));
         gauge!("headwater_lag_bytes", &labels).set(source.lag_bytes.map_or(f64::NAN, |lag| lag as f64));
         gauge!("headwater_lag_seconds", &labels).set(source.lag_seconds.unwrap_or(f64::NAN));
+    }
+    for relay in &status.relays {
+        let labels = [("source", relay.name.clone())];
+        gauge!("headwater_source_up", &labels).set(up(relay.phase));
+        gauge!("headwater_relay_lanes", &labels).set(f64::from(relay.lanes));
+        gauge!("headwater_lag_seconds", &labels).set(relay.lag_seconds.unwrap_or(f64::NAN));
+        set_aside("outbox", &relay.name, relay.aside);
+    }
+    for push in &status.pushes {
+        gauge!("headwater_push_up", "push" => push.name.clone()).set(up(push.phase));
+        set_aside("push", &push.name, push.aside);
     }
     for stream in &status.streams {
         let stopped = f64::from(u8::from(stream.stopped.is_some()));
@@ -79,5 +93,21 @@ pub fn set_gauges(status: &RuntimeStatus) {
     }
     if let Some(memory) = status.memory_bytes {
         gauge!("headwater_memory_bytes").set(memory as f64);
+    }
+}
+
+fn up(phase: Phase) -> f64 {
+    f64::from(u8::from(matches!(phase, Phase::Snapshot | Phase::Streaming)))
+}
+
+fn set_aside(place: &'static str, owner: &str, count: Option<ShelfCount>) {
+    let states = [
+        (ShelfState::Parked, count.map(|count| count.parked)),
+        (ShelfState::Retrying, count.map(|count| count.retrying)),
+        (ShelfState::Waiting, count.map(|count| count.waiting)),
+    ];
+    for (state, count) in states {
+        gauge!("headwater_set_aside", "in" => place, "of" => owner.to_owned(), "state" => state.word())
+            .set(count.map_or(f64::NAN, |count| count as f64));
     }
 }

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use headwater_core::ports::{Bus, BusStatus, Connector, HoldsBack, ParkedCount, ParkedStore, SourceState};
+use futures::future::join_all;
+use headwater_core::ports::{
+    Bus, BusStatus, Connector, HoldsBack, ParkedCount, ParkedStore, Shelf, ShelfCount, SourceState,
+};
 use headwater_core::{Error, Kind, Micros, Result};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
@@ -11,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::asked::Asked;
 use crate::builder::Builder;
+use crate::consume::Watch;
 use crate::pipeline::{Board, Release, SourceTask};
 use crate::relay::RelayTask;
-use crate::status::{Phase, RelayReport, RuntimeStatus, SourceReport, StreamReport, memory};
+use crate::status::{Phase, PushReport, RelayReport, RuntimeStatus, SourceReport, StreamReport, memory};
 
 /// Everything that one process runs: sources, streams, and the bus between them.
 pub struct Runtime {
@@ -23,6 +27,7 @@ pub struct Runtime {
     pub(crate) parked_asked: Asked<Vec<ParkedCount>>,
     pub(crate) sources: Vec<SourceHandle>,
     pub(crate) relays: Vec<RelayHandle>,
+    pub(crate) pushes: Vec<PushHandle>,
     /// Every declared stream, with its partitions.
     pub(crate) streams: BTreeMap<String, u32>,
     /// The partitions of streams that outbox rows make.
@@ -44,6 +49,31 @@ pub(crate) struct SourceHandle {
 pub(crate) struct RelayHandle {
     pub(crate) name: Arc<str>,
     pub(crate) board: Arc<Board>,
+    pub(crate) aside: Aside,
+}
+
+/// What the runtime says of a push, which others run.
+pub(crate) struct PushHandle {
+    pub(crate) name: String,
+    pub(crate) watch: Arc<Watch>,
+    pub(crate) aside: Aside,
+}
+
+/// Where events are set aside, asked at most once a second.
+pub(crate) struct Aside {
+    pub(crate) shelf: Arc<dyn Shelf>,
+    pub(crate) asked: Asked<ShelfCount>,
+}
+
+impl Aside {
+    pub(crate) fn new(shelf: Arc<dyn Shelf>) -> Self {
+        Self { shelf, asked: Asked::default() }
+    }
+
+    async fn count(&self, owner: &str) -> Option<ShelfCount> {
+        let (shelf, owner) = (Arc::clone(&self.shelf), owner.to_owned());
+        self.asked.ask(async move { shelf.count(&owner).await }).await.ok()
+    }
 }
 
 impl Runtime {
@@ -149,13 +179,23 @@ impl Runtime {
         for report in streams.values_mut() {
             report.parked = count(&|parked| *parked.stream == *report.name);
         }
+        let relays = self.relays.iter().map(async |relay| {
+            let aside = relay.aside.count(&relay.name).await;
+            RelayReport { aside, ..relay.report() }
+        });
+        let pushes = self.pushes.iter().map(async |push| {
+            let aside = push.aside.count(&push.name).await;
+            PushReport { aside, ..push.watch.report(&push.name) }
+        });
+        let (relays, pushes) = tokio::join!(join_all(relays), join_all(pushes));
         let source = |source: &SourceHandle| source.report(count(&|parked| parked.source == source.name));
         RuntimeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.started_at,
             memory_bytes: memory(),
             sources: self.sources.iter().map(source).collect(),
-            relays: self.relays.iter().map(RelayHandle::report).collect(),
+            relays,
+            pushes,
             streams: streams.into_values().collect(),
             bus: None,
             bus_error: None,
@@ -181,6 +221,7 @@ impl RelayHandle {
             events: board.events,
             bytes: board.bytes,
             events_per_second: board.rate.per_second(),
+            aside: None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What the runtime says of itself: what `/status` serves and `headwater status` shows.
 
 use headwater_core::Micros;
-use headwater_core::ports::{BusStatus, TableProgress};
+use headwater_core::ports::{BusStatus, ShelfCount, TableProgress};
 use serde::{Deserialize, Serialize};
 
 /// The whole runtime at one moment.
@@ -18,6 +18,9 @@ pub struct RuntimeStatus {
     /// Every outbox that is emptied by query, by the name of its source.
     #[serde(default)]
     pub relays: Vec<RelayReport>,
+    /// Every push, by name.
+    #[serde(default)]
+    pub pushes: Vec<PushReport>,
     /// Every stream, by name: the declared ones and those that outbox rows made.
     pub streams: Vec<StreamReport>,
     /// What the bus holds; `None` when it did not answer.
@@ -71,6 +74,30 @@ pub struct RelayReport {
     pub bytes: u64,
     /// Events a second, over the last ten seconds.
     pub events_per_second: f64,
+    /// What is set aside in the outbox; `None` when it did not answer.
+    #[serde(default)]
+    pub aside: Option<ShelfCount>,
+}
+
+/// One push.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PushReport {
+    /// Its name.
+    pub name: String,
+    /// What it is doing: retrying while nothing but failures comes.
+    pub phase: Phase,
+    /// What went wrong the last time, unless something succeeded since.
+    pub error: Option<String>,
+    /// Since when nothing but failures came.
+    pub retrying_since: Option<Micros>,
+    /// How many they are.
+    pub attempts: u32,
+    /// Events delivered since the start.
+    pub events: u64,
+    /// Events a second, over the last ten seconds.
+    pub events_per_second: f64,
+    /// What is set aside; `None` when the store of it did not answer.
+    pub aside: Option<ShelfCount>,
 }
 
 /// One source.

@@ -144,7 +144,7 @@ impl Reader<'_> {
             sources: self.sources(root.get("source"), base),
             bus: self.bus(root.get("bus")),
             streams: self.streams(root.get("stream")),
-            pushes: self.pushes(root.get("push")),
+            pushes: self.pushes(root.get("push"), base),
             outbox: self.optional(root.get("outbox"), "outbox", OutboxConfig::default()),
             http: self.optional(root.get("http"), "http", own::HttpConfig::default()).listen,
             log: self.optional(root.get("log"), "log", LogConfig::default()),
@@ -199,12 +199,13 @@ impl Reader<'_> {
         streams
     }
 
-    fn pushes(&mut self, section: Option<&Section<'_>>) -> BTreeMap<String, PushConfig> {
+    fn pushes(&mut self, section: Option<&Section<'_>>, base: &Path) -> BTreeMap<String, PushConfig> {
         let Some(section) = section else { return BTreeMap::new() };
         let mut pushes = BTreeMap::new();
         for (name, section) in section::named("push", section, self.lines, &mut self.problems) {
             let path = document::join("push", name);
-            let Some(push) = self.section::<PushConfig>(&path, section) else { continue };
+            let Some(mut push) = self.section::<PushConfig>(&path, section) else { continue };
+            push.ca_file = push.ca_file.map(|file| base.join(file));
             if let Err((key, message)) = push.check() {
                 let path = document::join(&path, key);
                 self.problems.push(Problem::new(path, self.lines.of(&section.span()), message));

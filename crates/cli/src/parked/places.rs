@@ -1,5 +1,7 @@
 //! Where something may be set aside.
 
+use std::path::Path;
+
 use headwater_cli::config::{self, SourceConfig};
 use headwater_connect::postgres::inbox::PostgresInbox;
 use headwater_connect::postgres::outbox::PostgresOutboxStore;
@@ -11,6 +13,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 
 use super::pipeline::Pipeline;
 use crate::args::WhichArgs;
+use crate::wiring::PUSHES;
 
 /// One place, and what kind of place it is.
 pub struct Place {
@@ -38,17 +41,17 @@ pub async fn of(which: &WhichArgs) -> Result<Vec<Place>> {
     if config.data_dir.join("parked.db").exists() {
         places.push(Place { kind: "pipeline", shelf: Box::new(Pipeline::open(&config).await?) });
     }
+    let pushes = config.data_dir.join(PUSHES);
+    if pushes.exists() {
+        places.push(Place { kind: "push", shelf: sqlite_inbox(&pushes).await? });
+    }
     Ok(places)
 }
 
 async fn inbox(url: &str) -> Result<Box<dyn Shelf>> {
     let doing = || "opening the database of the inbox".to_owned();
     match url.split(':').next().unwrap_or_default() {
-        "sqlite" => {
-            let options = SqliteConnectOptions::new().filename(sqlite::file_of(url)).create_if_missing(false);
-            let pool = sqlx::SqlitePool::connect_with(options).await.doing(Kind::Config, doing)?;
-            Ok(Box::new(SqliteInbox::new(pool)))
-        }
+        "sqlite" => sqlite_inbox(&sqlite::file_of(url)).await,
         "postgres" | "postgresql" => {
             let pool = sqlx::PgPool::connect(url).await.doing(Kind::Unavailable, doing)?;
             Ok(Box::new(PostgresInbox::new(pool)))
@@ -56,4 +59,11 @@ async fn inbox(url: &str) -> Result<Box<dyn Shelf>> {
         _ => Err(Error::new(Kind::Config, "--inbox is not the URL of a database that has an inbox")
             .hint("write sqlite:///path/to/file.db or postgres://user@host/database")),
     }
+}
+
+async fn sqlite_inbox(file: &Path) -> Result<Box<dyn Shelf>> {
+    let options = SqliteConnectOptions::new().filename(file).create_if_missing(false);
+    let pool = sqlx::SqlitePool::connect_with(options).await;
+    let pool = pool.doing(Kind::Config, || format!("opening {}", file.display()))?;
+    Ok(Box::new(SqliteInbox::new(pool)))
 }

@@ -40,8 +40,11 @@ impl Engine {
         let bus = wiring::bus(config).await?;
         let pushes = wiring::pushes(config, &bus).await?;
         let parked = wiring::parked(config).await?;
-        let runtime =
-            Arc::new(wiring::builder(config, &connectors)?.bus(Arc::clone(&bus)).parked(parked).build()?);
+        let mut builder = wiring::builder(config, &connectors)?.bus(Arc::clone(&bus)).parked(parked);
+        for push in &pushes {
+            builder = builder.push(push.name(), push.watch(), push.shelf());
+        }
+        let runtime = Arc::new(builder.build()?);
         let server = match config.http {
             Some(address) => Some(Server::bind(address, Arc::clone(&runtime)).await?),
             None => None,

@@ -1,8 +1,8 @@
 //! The status for people.
 
 use headwater_core::Result;
-use headwater_core::ports::{BusStatus, StreamStatus};
-use headwater_runtime::{Phase, RelayReport, RuntimeStatus, SourceReport, StreamReport};
+use headwater_core::ports::{BusStatus, ShelfCount, StreamStatus};
+use headwater_runtime::{Phase, PushReport, RelayReport, RuntimeStatus, SourceReport, StreamReport};
 
 use super::Answer;
 use crate::output::table::{Cell, Table};
@@ -51,6 +51,11 @@ fn running(status: &RuntimeStatus, colour: bool) -> Result<()> {
     for relay in &status.relays {
         let attempts = (relay.retrying_since, relay.attempts);
         troubles(&relay.name, relay.phase, relay.error.as_deref(), attempts, now, colour)?;
+    }
+    section(&pushes(&status.pushes), colour)?;
+    for push in &status.pushes {
+        let attempts = (push.retrying_since, push.attempts);
+        troubles(&push.name, push.phase, push.error.as_deref(), attempts, now, colour)?;
     }
     let held = status.bus.as_ref().map_or(&[][..], |bus| &bus.streams);
     section(&streams(&status.streams, held, now), colour)?;
@@ -124,7 +129,17 @@ fn phase_colour(phase: Phase) -> Colour {
 }
 
 fn relays(relays: &[RelayReport]) -> Table {
-    let mut table = Table::new(&["relay of", "state", ">lanes", ">behind", ">events", ">events/s"]);
+    let mut table = Table::new(&[
+        "relay of",
+        "state",
+        ">lanes",
+        ">behind",
+        ">events",
+        ">events/s",
+        ">retrying",
+        ">parked",
+        ">waiting",
+    ]);
     for relay in relays {
         table.row([
             relay.name.as_str().into(),
@@ -133,9 +148,37 @@ fn relays(relays: &[RelayReport]) -> Table {
             relay.lag_seconds.map_or("-".into(), behind),
             human::count(relay.events).into(),
             format!("{:.1}", relay.events_per_second).into(),
+            retrying(relay.aside),
+            parked(relay.aside.map(|aside| aside.parked)),
+            waiting(relay.aside),
         ]);
     }
     table
+}
+
+fn pushes(pushes: &[PushReport]) -> Table {
+    let headings = &["push", "state", ">events", ">events/s", ">retrying", ">parked", ">waiting"];
+    let mut table = Table::new(headings);
+    for push in pushes {
+        table.row([
+            push.name.as_str().into(),
+            Cell::coloured(push.phase.as_str(), phase_colour(push.phase)),
+            human::count(push.events).into(),
+            format!("{:.1}", push.events_per_second).into(),
+            retrying(push.aside),
+            parked(push.aside.map(|aside| aside.parked)),
+            waiting(push.aside),
+        ]);
+    }
+    table
+}
+
+fn retrying(aside: Option<ShelfCount>) -> Cell {
+    aside.map_or("-".into(), |aside| human::count(aside.retrying).into())
+}
+
+fn waiting(aside: Option<ShelfCount>) -> Cell {
+    aside.map_or("-".into(), |aside| human::count(aside.waiting).into())
 }
 
 fn troubles(

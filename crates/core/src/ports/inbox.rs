@@ -120,6 +120,8 @@ pub struct Aside {
     pub key: Option<Bytes>,
     /// Why, where it is the first of its key; otherwise it waits behind that one.
     pub parked: Option<Trouble>,
+    /// After how long it is tried again; `None` leaves that to a person. Only means something for the first.
+    pub again: Option<Duration>,
 }
 
 /// Why an event did not go.

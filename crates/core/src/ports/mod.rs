@@ -17,6 +17,6 @@ pub use outbox::{
     OutboxWriter, Outcome, Settled,
 };
 pub use parked::{HoldsBack, Parked, ParkedCount, ParkedStore, ParkedUsage};
-pub use shelf::{Shelf, ShelfFilter, ShelfState, Shelved, ShelvedEvent};
+pub use shelf::{Shelf, ShelfCount, ShelfFilter, ShelfState, Shelved, ShelvedEvent};
 pub use source::{Check, Connector, Finding, Severity, Source, SourceState, SourceStatus, TableProgress};
 pub use subscription::{Cursor, Delivery, SeekTo, Start, Subscribe, Subscription};

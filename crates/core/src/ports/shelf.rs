@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::{EventId, Micros, Record, Result};
 
@@ -13,6 +14,21 @@ pub trait Shelf: Send + Sync {
     /// What is set aside, oldest first: one line for each key, and for each event without one.
     async fn list(&self, filter: &ShelfFilter) -> Result<Vec<Shelved>>;
 
+    /// How much of one owner is set aside.
+    async fn count(&self, owner: &str) -> Result<ShelfCount> {
+        let mut count = ShelfCount::default();
+        let filter = ShelfFilter { owner: Some(owner.to_owned()), ..ShelfFilter::default() };
+        for line in self.list(&filter).await? {
+            match line.state {
+                ShelfState::Parked => count.parked += 1,
+                ShelfState::Retrying => count.retrying += 1,
+                ShelfState::Waiting => count.waiting += 1,
+            }
+            count.waiting += line.waiting;
+        }
+        Ok(count)
+    }
+
     /// The events themselves, whole, in the order they will go.
     async fn show(&self, filter: &ShelfFilter) -> Result<Vec<ShelvedEvent>>;
 
@@ -21,6 +37,17 @@ pub trait Shelf: Send + Sync {
 
     /// Forgets the first of each key for good and lets the next one go. Returns how many.
     async fn drop(&self, filter: &ShelfFilter) -> Result<u64>;
+}
+
+/// How much is set aside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShelfCount {
+    /// Firsts of keys, and events without a key, that wait for a person.
+    pub parked: u64,
+    /// Those that are tried again.
+    pub retrying: u64,
+    /// Events behind either.
+    pub waiting: u64,
 }
 
 /// Which of the events that are set aside: those that fit all that is given.

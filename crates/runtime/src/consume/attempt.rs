@@ -4,6 +4,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use headwater_core::Error;
@@ -35,8 +36,9 @@ where
     I: Inbox,
     H: Handle<I::Transaction>,
 {
-    /// Handles events in one transaction; with `park`, the one event is set aside instead.
-    pub(super) async fn attempt(&self, items: &[Item], park: Option<&Trouble>) -> Ended {
+    /// Handles events in one transaction; with `park`, the one event is set aside instead, to be tried again
+    /// after the time that is given, or when a person says so.
+    pub(super) async fn attempt(&self, items: &[Item], park: Option<(&Trouble, Option<Duration>)>) -> Ended {
         let (arrivals, first) = arrivals(items);
         let (mut transaction, taken) = match self.inbox.begin(&self.name, &arrivals).await {
             Ok(begun) => begun,
@@ -52,8 +54,8 @@ where
                     fresh.push(&item.received);
                     places.push(place);
                 }
-                (Taken::New, Some(trouble)) => aside.push(item.aside(Some(trouble.clone()))),
-                (Taken::Blocked, _) => aside.push(item.aside(None)),
+                (Taken::New, Some((trouble, again))) => aside.push(item.aside(Some(trouble.clone()), again)),
+                (Taken::Blocked, _) => aside.push(item.aside(None, None)),
                 (Taken::Seen, _) => {}
             }
         }
@@ -75,6 +77,7 @@ where
         }
         match committed {
             Ok(()) => {
+                self.watch.handled(handled);
                 metrics::consumed(&self.name, handled, set_aside);
                 Ended::Done
             }
@@ -128,8 +131,8 @@ where
 }
 
 impl Item {
-    fn aside(&self, parked: Option<Trouble>) -> Aside {
-        Aside { record: self.received.record.clone(), key: self.key.clone(), parked }
+    fn aside(&self, parked: Option<Trouble>, again: Option<Duration>) -> Aside {
+        Aside { record: self.received.record.clone(), key: self.key.clone(), parked, again }
     }
 }
 

@@ -74,6 +74,7 @@ where
         match self.handled(&mut transaction, &[&received]).await {
             Ok(()) => {
                 self.settle(transaction, held.sequence, Fate::Done).await?;
+                self.watch.handled(1);
                 metrics::consumed(&self.name, 1, 0);
                 Ok(true)
             }

@@ -33,6 +33,14 @@ struct Waiting {
     items: VecDeque<Item>,
     attempts: u32,
     until: Instant,
+    /// How many events the consumer had handled when it failed last.
+    handled: u64,
+}
+
+impl Waiting {
+    fn new(items: impl Into<VecDeque<Item>>) -> Self {
+        Self { items: items.into(), attempts: 0, until: Instant::now(), handled: u64::MAX }
+    }
 }
 
 impl<I, H> Lane<I, H>
@@ -119,7 +127,7 @@ where
         match ended {
             Ended::Done => self.backoff.reset(),
             Ended::Failed(failure, _) if items.len() == 1 => {
-                self.failed(VecDeque::from(items), 1, failure).await;
+                self.failed(Waiting::new(items), failure).await;
             }
             Ended::Failed(_, Some(place)) => self.apart(items, place).await,
             Ended::Failed(_, None) => self.one_by_one(items).await,
@@ -163,7 +171,7 @@ where
             match self.waiting.get_mut(&order) {
                 Some(waiting) => waiting.items.append(&mut items),
                 None => {
-                    drop(self.waiting.insert(order, Waiting { items, attempts: 0, until: Instant::now() }));
+                    drop(self.waiting.insert(order, Waiting::new(items)));
                 }
             }
         }
@@ -182,7 +190,7 @@ where
                 if self.shared.halt.is_cancelled() { return } else { self.shared.attempt(one, None).await };
             match ended {
                 Ended::Done => self.backoff.reset(),
-                Ended::Failed(failure, _) => self.failed(VecDeque::from([item]), 1, failure).await,
+                Ended::Failed(failure, _) => self.failed(Waiting::new([item]), failure).await,
                 Ended::Away(error) => {
                     left.push_front(item);
                     self.put_back(left);
@@ -204,7 +212,7 @@ where
                 waiting.items.pop_front();
                 self.put_back(waiting.items);
             }
-            Ended::Failed(failure, _) => self.failed(waiting.items, waiting.attempts + 1, failure).await,
+            Ended::Failed(failure, _) => self.failed(waiting, failure).await,
             Ended::Away(error) => {
                 self.waiting.insert(order.clone(), waiting);
                 self.away(&error).await;
@@ -212,33 +220,42 @@ where
         }
     }
 
-    /// The first of these, all of one key, has failed so often: the key waits, or is parked.
-    async fn failed(&mut self, mut items: VecDeque<Item>, attempts: u32, failure: Failure) {
-        let Some(first) = items.front() else { return };
+    /// The first event of a key has failed once more: the key waits, here or in the inbox, or is parked.
+    async fn failed(&mut self, mut waiting: Waiting, failure: Failure) {
+        let Some(first) = waiting.items.front() else { return };
+        waiting.attempts += 1;
+        self.shared.watch.failed(&failure.error);
+        let (attempts, settings) = (waiting.attempts, &self.shared.settings);
         let (order, event) = (first.order(), &first.received.record.event);
         let (stream, id, error) = (&event.stream, event.id, &failure.error);
         let after = match failure.then {
-            Then::Retry(after) if attempts < self.shared.settings.attempts => after,
+            Then::Retry(after) if attempts < settings.attempts => after,
             _ => {
                 tracing::error!(consumer = %self.shared.name, %stream, %id, attempts, error, "parked");
                 let trouble = Trouble { attempts, error: failure.error };
-                return self.park(items, &trouble).await;
+                return self.set_aside(waiting.items, &trouble, None).await;
             }
         };
         tracing::warn!(consumer = %self.shared.name, %stream, %id, attempts, error, "trying again");
         metrics::retried(&self.shared.name);
-        let wait = self.shared.settings.wait(attempts).max(after.unwrap_or_default());
-        let until = Instant::now() + wait;
+        let wait = settings.wait(attempts).max(after.unwrap_or_default());
+        let handled = self.shared.watch.count();
+        // Where nothing succeeds it is not this key's fault: then the stream is the place to wait in.
+        if attempts >= settings.attempts_in_memory && handled > waiting.handled {
+            let trouble = Trouble { attempts, error: failure.error };
+            return self.set_aside(waiting.items, &trouble, Some(wait)).await;
+        }
+        (waiting.until, waiting.handled) = (Instant::now() + wait, handled);
         match self.waiting.get_mut(&order) {
-            Some(waiting) => waiting.items.append(&mut items),
-            None => drop(self.waiting.insert(order, Waiting { items, attempts, until })),
+            Some(other) => other.items.append(&mut waiting.items),
+            None => drop(self.waiting.insert(order, waiting)),
         }
     }
 
     /// Sets aside the first of these; the others follow it when they are taken.
-    async fn park(&mut self, mut items: VecDeque<Item>, trouble: &Trouble) {
+    async fn set_aside(&mut self, mut items: VecDeque<Item>, trouble: &Trouble, again: Option<Duration>) {
         while let Some(item) = items.front() {
-            match self.shared.attempt(std::slice::from_ref(item), Some(trouble)).await {
+            match self.shared.attempt(std::slice::from_ref(item), Some((trouble, again))).await {
                 Ended::Done => {
                     items.pop_front();
                     break;
@@ -269,6 +286,7 @@ where
     /// The database is away: waits a little.
     async fn away(&mut self, error: &Error) {
         let wait = self.backoff.next();
+        self.shared.watch.failed(&error.to_string());
         tracing::warn!(consumer = %self.shared.name, %error, ?wait, "the inbox's database is waited for");
         self.shared.wait(wait).await;
     }

@@ -4,7 +4,7 @@
 //! - `reader`: from the subscription to the workers, and cursors back to the bus; `seat`: how far a partition
 //!   has come; `room`: how much may be on its way.
 //! - `lane`: one worker, its keys and those of them that wait; `attempt`: one transaction; `pace`: of how many
-//!   events.
+//!   events; `watch`: how it is doing.
 //! - `backlog`: what was set aside and may go on; `upkeep`: old inbox rows go.
 //!
 //! Everything that must hold when two members have one partition for a moment, or when one dies, is decided
@@ -21,6 +21,7 @@ mod room;
 mod seat;
 mod settings;
 mod upkeep;
+mod watch;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,9 +32,11 @@ use headwater_core::ports::{Backlog, Bus, Start};
 use headwater_core::{Error, Event, Record, Result};
 use tokio_util::sync::CancellationToken;
 
+use crate::status::Phase;
 use received::Then;
 pub use received::{Failure, Received};
 pub use settings::{ConsumeSettings, OrderBy};
+pub use watch::Watch;
 
 /// Handles events within a transaction.
 pub trait Handle<T>: Send + Sync + 'static {
@@ -62,6 +65,8 @@ pub struct Consume<I, H> {
     pub handle: H,
     /// How.
     pub settings: ConsumeSettings,
+    /// Where it says how it is doing.
+    pub watch: Arc<Watch>,
 }
 
 impl<I, H> Consume<I, H>
@@ -81,7 +86,9 @@ where
             settings: self.settings,
             halt: halt.clone(),
             failed: Mutex::new(None),
+            watch: Arc::clone(&self.watch),
         });
+        self.watch.phase(Phase::Streaming);
         let beside =
             [tokio::spawn(backlog::run(Arc::clone(&shared))), tokio::spawn(upkeep::run(Arc::clone(&shared)))];
         reader::run(Arc::clone(&shared), self.bus, self.streams, self.start).await;
@@ -92,8 +99,13 @@ where
                 task.abort();
             }
         }
+        self.watch.phase(Phase::Stopped);
         let failed = shared.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        failed.map_or(Ok(()), Err)
+        failed.map_or(Ok(()), |error| {
+            self.watch.failed(&error.to_string());
+            self.watch.phase(Phase::Retrying);
+            Err(error)
+        })
     }
 }
 
@@ -106,6 +118,7 @@ struct Shared<I, H> {
     /// Ends every task: because it was asked for, or because one has failed.
     halt: CancellationToken,
     failed: Mutex<Option<Error>>,
+    watch: Arc<Watch>,
 }
 
 impl<I, H> Shared<I, H> {

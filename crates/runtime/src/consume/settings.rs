@@ -23,6 +23,9 @@ pub struct ConsumeSettings {
     pub max_bytes: usize,
     /// How often an event is tried before its key is parked; 10.
     pub attempts: u32,
+    /// After how many tries an event whose key fails while others succeed waits in the inbox, still tried again,
+    /// and no longer in memory with what comes behind it; 5.
+    pub attempts_in_memory: u32,
     /// How long an event waits before it is tried again for the first time; each further wait doubles; 100 ms.
     pub retry_min: Duration,
     /// The longest wait; 30 s.
@@ -47,6 +50,7 @@ impl Default for ConsumeSettings {
             max_events: 10_000,
             max_bytes: 8 << 20,
             attempts: 10,
+            attempts_in_memory: 5,
             retry_min: Duration::from_millis(100),
             retry_max: Duration::from_secs(30),
             retention: Duration::from_hours(7 * 24),

@@ -7,6 +7,6 @@ mod reader;
 mod supervise;
 
 pub use backoff::Backoff;
-pub use board::Board;
+pub use board::{Board, Rate};
 pub use publisher::{Counted, Release, count};
 pub use supervise::SourceTask;

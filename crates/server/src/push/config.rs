@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use headwater_core::ports::Start;
@@ -49,9 +50,11 @@ pub struct PushConfig {
     pub bearer: Option<Hidden>,
     /// `Authorization: Basic`.
     pub basic: Option<Basic>,
+    /// Certificates in PEM that are trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
     /// Secrets of the Standard Webhooks scheme.
     #[serde(default)]
-    pub secrets: Vec<Hidden>,
+    pub signing_secrets: Vec<Hidden>,
     /// Where a new push begins.
     #[serde(default)]
     pub start: From,
@@ -218,12 +221,12 @@ impl PushConfig {
                 && reqwest::header::HeaderValue::from_str(value).is_ok();
             nothing(!fine, "headers", "a name or a value is none that HTTP allows")?;
         }
-        self.signing().map_err(|error| ("secrets", error))?;
+        self.signing().map_err(|error| ("signing_secrets", error))?;
         Ok(())
     }
 
     pub(super) fn signing(&self) -> std::result::Result<Vec<Secret>, String> {
-        self.secrets.iter().map(|secret| Secret::parse(&secret.0)).collect()
+        self.signing_secrets.iter().map(|secret| Secret::parse(&secret.0)).collect()
     }
 
     pub(super) fn checked(&self, name: &str) -> Result<()> {

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_core::Result;
-use headwater_core::ports::{Backlog, Bus};
-use headwater_runtime::consume::{Consume, ConsumeSettings, Failure, Handle, Received};
+use headwater_core::ports::{Backlog, Bus, Shelf};
+use headwater_runtime::consume::{Consume, ConsumeSettings, Failure, Handle, Received, Watch};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Basic, Body, Choice, From, Hidden, PushConfig};
@@ -34,6 +34,8 @@ pub struct Push<I> {
     requests: Arc<Requests>,
     bus: Arc<dyn Bus>,
     inbox: I,
+    shelf: Arc<dyn Shelf>,
+    watch: Arc<Watch>,
 }
 
 impl<I> Push<I>
@@ -41,11 +43,32 @@ where
     I: Backlog + Clone,
 {
     /// A push, ready to run. What makes no sense is an error of kind `Config`. The inbox's transactions must hold
-    /// nothing while they are open: a request is made in each.
-    pub fn new(name: &str, config: PushConfig, bus: Arc<dyn Bus>, inbox: I) -> Result<Self> {
+    /// nothing while they are open: a request is made in each. `shelf` is what the inbox has set aside.
+    pub fn new(
+        name: &str,
+        config: PushConfig,
+        bus: Arc<dyn Bus>,
+        inbox: I,
+        shelf: Arc<dyn Shelf>,
+    ) -> Result<Self> {
         config.checked(name)?;
         let requests = Arc::new(Requests::new(name, &config)?);
-        Ok(Self { name: name.to_owned(), config, requests, bus, inbox })
+        Ok(Self { name: name.to_owned(), config, requests, bus, inbox, shelf, watch: Arc::default() })
+    }
+
+    /// How it is doing.
+    pub fn watch(&self) -> Arc<Watch> {
+        Arc::clone(&self.watch)
+    }
+
+    /// What it has set aside.
+    pub fn shelf(&self) -> Arc<dyn Shelf> {
+        Arc::clone(&self.shelf)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Runs until `stop`: what is begun is finished. Whatever ends it is logged, and it begins again: a stream
@@ -80,6 +103,7 @@ where
             inbox: self.inbox.clone(),
             handle: Deliver(Arc::clone(&self.requests)),
             settings,
+            watch: Arc::clone(&self.watch),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One request: built from events, sent, and judged.
 
 use std::error::Error as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -9,6 +10,8 @@ use headwater_runtime::consume::{Failure, Received};
 use headwater_runtime::metrics;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Method, RequestBuilder, Response};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use tokio::sync::Semaphore;
 
 use super::answer;
@@ -181,10 +184,30 @@ fn unsent(error: reqwest::Error) -> Failure {
     if error.is_builder() { Failure::park(text) } else { Failure::retry(text) }
 }
 
+/// Trusts the certificates of a file, of which there has to be one at least.
+fn trust(file: &Path, roots: &mut rustls::RootCertStore) -> Result<()> {
+    let wrong = |why: &str| {
+        let doing = format!("reading the certificates in ca_file {}: {why}", file.display());
+        Error::new(Kind::Config, doing)
+            .hint("it has to hold certificates in PEM, as BEGIN CERTIFICATE ... END CERTIFICATE")
+    };
+    let certificates = CertificateDer::pem_file_iter(file).map_err(|error| wrong(&error.to_string()))?;
+    let mut count = 0;
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| wrong(&error.to_string()))?;
+        roots.add(certificate).map_err(|error| wrong(&error.to_string()))?;
+        count += 1;
+    }
+    if count == 0 { Err(wrong("there is none")) } else { Ok(()) }
+}
+
 fn client(config: &PushConfig) -> Result<Client> {
     let doing = |what: &str| format!("making the HTTP client: {what}");
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(file) = &config.ca_file {
+        trust(file, &mut roots)?;
+    }
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| Error::new(Kind::Internal, doing("TLS")).because(error))?

@@ -186,8 +186,10 @@ pub async fn child(job: &str) {
         database: url.database.clone(),
         system_id: String::new(),
     };
+    let store = PostgresOutboxStore::new(&url, "public.outbox");
+    let shelf = Arc::new(store.shelf("bench"));
     let builder = Runtime::builder()
-        .relay("bench", Arc::new(PostgresOutboxStore::new(&url, "public.outbox")), route, origin)
+        .relay("bench", Arc::new(store), shelf, route, origin)
         .bus(bus(&job.brokers, &job.stream, job.transactions).await)
         .parked(Arc::new(SqliteParkedStore::open(dir.path(), 1 << 30).await.expect("a parked store")));
     let runtime = Arc::new(builder.build().expect("a runtime"));

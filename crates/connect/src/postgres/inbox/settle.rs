@@ -6,8 +6,9 @@ use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, Postgres, Transaction};
 
 use super::layout::Tables;
-use crate::inbox::headers;
+use crate::inbox::{headers, state};
 use crate::sqlx_errors::SqlxExt;
+use crate::store::micros;
 
 #[derive(Debug)]
 pub(super) struct Sql {
@@ -30,9 +31,10 @@ impl Sql {
             ),
             aside: format!(
                 "INSERT INTO {parked} (consumer, stream, partition, \"offset\", event_id, key, event_key, type, headers, \
-                     payload, time, state, attempts, error) \
+                     payload, time, state, attempts, error, next_try) \
                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::json, $10, \
-                     timestamptz 'epoch' + $11 * interval '1 microsecond', $12, $13, $14)"
+                     timestamptz 'epoch' + $11 * interval '1 microsecond', $12, $13, $14, \
+                     clock_timestamp() + $15 * interval '1 microsecond')"
             ),
             done: format!("DELETE FROM {parked} WHERE consumer = $1 AND seq = $2"),
             fate: format!(
@@ -102,9 +104,10 @@ impl Sql {
             .bind(headers(event))
             .bind(event.payload.as_deref())
             .bind(event.time)
-            .bind(if parked.is_some() { "parked" } else { "waiting" })
+            .bind(state(aside))
             .bind(parked.map_or(0, attempts))
             .bind(parked.map(|trouble| text(&trouble.error)))
+            .bind(aside.again.map(micros))
             .execute(&mut **on)
             .await
             .map(drop)
@@ -131,7 +134,7 @@ impl Sql {
             .bind(state)
             .bind(attempts(trouble))
             .bind(text(&trouble.error))
-            .bind(after.map(|after| i64::try_from(after.as_micros()).unwrap_or(i64::MAX)))
+            .bind(after.copied().map(micros))
             .execute(&mut **on)
             .await
             .map(drop)

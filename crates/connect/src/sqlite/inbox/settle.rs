@@ -4,7 +4,7 @@ use headwater_core::Result;
 use headwater_core::ports::{Aside, Fate, Mark, Settlement};
 use sqlx::{Sqlite, Transaction};
 
-use crate::inbox::headers;
+use crate::inbox::{headers, state};
 use crate::sqlx_errors::SqlxExt;
 use crate::store::{micros, now};
 
@@ -12,7 +12,7 @@ const MARK: &str = "INSERT INTO headwater_cursor (consumer, stream, partition, \
      ON CONFLICT DO UPDATE SET \"offset\" = excluded.\"offset\" WHERE \"offset\" < excluded.\"offset\"";
 
 const ASIDE: &str = "INSERT INTO headwater_parked (consumer, stream, partition, \"offset\", event_id, key, event_key, \
-     type, headers, payload, time, state, attempts, error, parked_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+     type, headers, payload, time, state, attempts, error, parked_at, next_try) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
 
 const DONE: &str = "DELETE FROM headwater_parked WHERE consumer = ? AND seq = ?";
 
@@ -63,10 +63,11 @@ async fn aside(on: &mut Transaction<'static, Sqlite>, consumer: &str, aside: &As
         .bind(headers(event))
         .bind(event.payload.as_deref())
         .bind(event.time)
-        .bind(if parked.is_some() { "parked" } else { "waiting" })
+        .bind(state(aside))
         .bind(parked.map_or(0, |trouble| trouble.attempts))
         .bind(parked.map(|trouble| trouble.error.as_str()))
         .bind(now())
+        .bind(aside.again.map(|after| now().saturating_add(micros(after))))
         .execute(&mut **on)
         .await
         .map(drop)

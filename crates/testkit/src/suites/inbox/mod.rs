@@ -62,6 +62,7 @@ macro_rules! inbox_suite {
             what_is_set_aside_comes_back_as_it_was,
             a_backlog_goes_in_order_once_it_is_let_go,
             what_waits_behind_nothing_is_due,
+            what_is_to_be_tried_again_is_due_by_itself,
             a_retry_waits_and_a_parked_one_stays,
             a_head_is_held_by_one,
             // the shelf

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use headwater_core::ports::{Aside, Backlog, Due, Fate, Inbox, Settlement, ShelfFilter, Taken::*, Trouble};
+use headwater_core::ports::{
+    Aside, Backlog, Due, Fate, Inbox, Settlement, ShelfFilter, ShelfState, Taken::*, Trouble,
+};
 use headwater_core::{Header, Record};
 
 use super::Factory;
@@ -80,7 +82,7 @@ pub async fn what_is_set_aside_comes_back_as_it_was<F: Factory>(factory: &F) {
     for record in [&strange, &empty] {
         // Its order key is another than its own.
         let key = Some(Bytes::from(format!("order-{}", record.offset)));
-        let aside = Aside { record: record.clone(), key: key.clone(), parked: None };
+        let aside = Aside { record: record.clone(), key: key.clone(), parked: None, again: None };
         let (transaction, _) = within(inbox.begin(&names.consumer, &[arrival(record)])).await.unwrap();
         let settlement = Settlement { aside: vec![aside], ..Settlement::default() };
         within(inbox.commit(transaction, &names.consumer, &settlement)).await.unwrap();
@@ -130,6 +132,30 @@ pub async fn what_waits_behind_nothing_is_due<F: Factory>(factory: &F) {
     assert_eq!(key_of(&due), [Some("a"), Some("c")]);
     assert_eq!(within(inbox.due(&names.consumer, 1)).await.unwrap().len(), 1);
     go(factory, &names, &due[0], &records[0]).await;
+}
+
+/// Its trouble is the event's own, and nobody has to let it go.
+pub async fn what_is_to_be_tried_again_is_due_by_itself<F: Factory>(factory: &F) {
+    let (inbox, names) = (factory.inbox(), Names::new());
+    let records = [1, 2, 3].map(|n| names.record(n, Some(if n == 3 { "b" } else { "a" })));
+    let waits = [Some(Duration::ZERO), None, Some(Duration::from_secs(3600))];
+    for (record, again) in records.iter().zip(waits) {
+        let aside = Aside { again, ..aside(record, again.is_some()) };
+        let (transaction, _) = within(inbox.begin(&names.consumer, &[arrival(record)])).await.unwrap();
+        let settlement = Settlement { aside: vec![aside], ..Settlement::default() };
+        within(inbox.commit(transaction, &names.consumer, &settlement)).await.unwrap();
+    }
+    let filter = ShelfFilter { owner: Some(names.consumer.clone()), ..ShelfFilter::default() };
+    let listed = within(headwater_core::ports::Shelf::list(&inbox, &filter)).await.unwrap();
+    assert!(listed.iter().all(|line| line.state == ShelfState::Retrying), "{listed:?}");
+    assert_eq!(states(&inbox, &names.consumer, &[names.record(4, Some("b"))]).await, [Blocked]);
+    let due = within(inbox.due(&names.consumer, 10)).await.unwrap();
+    assert_eq!(key_of(&due), [Some("a")], "b's time has not come");
+    let (transaction, held) = within(inbox.head(&names.consumer, &due[0])).await.unwrap().unwrap();
+    assert_eq!(held.attempts, 3, "what was tried before counts");
+    within(inbox.rollback(transaction)).await.unwrap();
+    go(factory, &names, &due[0], &records[0]).await;
+    go(factory, &names, &due[0], &records[1]).await;
 }
 
 /// Attempts are remembered.

@@ -66,7 +66,7 @@ pub fn arrivals(records: &[Record]) -> Vec<Arrival> {
 /// An event to set aside: the first of its key, or one behind it.
 pub fn aside(record: &Record, first: bool) -> Aside {
     let parked = first.then(|| Trouble { attempts: 3, error: "no stock".into() });
-    Aside { record: record.clone(), key: record.event.key.clone(), parked }
+    Aside { record: record.clone(), key: record.event.key.clone(), parked, again: None }
 }
 
 /// Sets events aside, the first of each as it says, in one transaction.
