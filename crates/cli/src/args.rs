@@ -26,6 +26,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Prepare a service's database: the outbox table, and on SQLite the triggers that capture tables
     Init(InitArgs),
+    /// Drop the outbox of a service's database
+    Outbox(OutboxArgs),
     /// Follow a stream
     Tail(TailArgs),
     /// Show where sources, streams and groups stand
@@ -103,6 +105,43 @@ pub struct InitArgs {
     /// outbox stays (SQLite)
     #[arg(long)]
     pub remove: bool,
+    /// Print what was done as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `headwater outbox`.
+#[derive(Debug, Args)]
+pub struct OutboxArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: OutboxCommand,
+}
+
+/// What can be done to an outbox.
+#[derive(Debug, Subcommand)]
+pub enum OutboxCommand {
+    /// Take an outbox away, with its rows and all that belongs to it
+    Drop(DropArgs),
+}
+
+/// `headwater outbox drop`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  headwater outbox drop postgres://owner@db/shop\n  \
+    headwater outbox drop postgres://owner@db/shop --outbox billing.outbox --print\n\n\
+    Stop what publishes and what relays first. It refuses while events in it are not published.")]
+pub struct DropArgs {
+    /// The database: postgres://USER:PASSWORD@HOST/DATABASE
+    pub url: String,
+    /// The outbox table's name
+    #[arg(long, default_value = "outbox", value_name = "TABLE")]
+    pub outbox: String,
+    /// Drop it with the events that are not published: they are lost
+    #[arg(long)]
+    pub force: bool,
+    /// Print the SQL and change nothing
+    #[arg(long)]
+    pub print: bool,
     /// Print what was done as JSON
     #[arg(long)]
     pub json: bool,

@@ -4,6 +4,7 @@ mod args;
 mod check;
 mod demo;
 mod init;
+mod outbox;
 mod output;
 mod parked;
 mod run;
@@ -47,6 +48,7 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Run(args) => run::run(&args).await,
         Command::Check(args) => check::check(&args).await,
         Command::Init(args) => init::init(&args).await,
+        Command::Outbox(args) => outbox::outbox(&args).await,
         Command::Tail(args) => tail::tail(&args).await,
         Command::Status(args) => status::status(&args).await,
         Command::Snapshot(args) => snapshot::snapshot(&args).await,

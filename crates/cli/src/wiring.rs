@@ -7,7 +7,7 @@ use headwater_cli::config::{BusConfig, Config, SourceConfig};
 use headwater_connect::embedded::EmbeddedBus;
 use headwater_connect::kafka::KafkaBus;
 use headwater_connect::parked::SqliteParkedStore;
-use headwater_connect::postgres::outbox::PostgresOutboxStore;
+use headwater_connect::postgres::outbox::{Keep, PostgresOutboxStore};
 use headwater_connect::postgres::{MESSAGES, PostgresConnector};
 use headwater_connect::settings::Outbox;
 use headwater_connect::sqlite::SqliteConnector;
@@ -27,17 +27,19 @@ pub type Connectors = Vec<(String, Arc<dyn Connector>)>;
 /// Makes every source's connector; nothing is opened yet.
 pub fn connectors(config: &Config) -> Result<Connectors> {
     let made = |(name, source): (&String, &SourceConfig)| {
-        connector(name, source, &config.data_dir).map(|connector| (name.clone(), connector))
+        connector(name, source, config).map(|connector| (name.clone(), connector))
     };
     config.sources.iter().filter(|(_, source)| source.is_followed()).map(made).collect()
 }
 
-fn connector(name: &str, source: &SourceConfig, data_dir: &Path) -> Result<Arc<dyn Connector>> {
+fn connector(name: &str, source: &SourceConfig, whole: &Config) -> Result<Arc<dyn Connector>> {
+    let data_dir = &whole.data_dir;
     Ok(match source {
         SourceConfig::Postgres(config) => {
             let mut config = config.clone();
             config.outbox = config.outbox.filter(|_| !source.is_relayed());
-            Arc::new(PostgresConnector::new(name, config, data_dir)?)
+            let keep = Keep { lease: whole.relay.lease, retention: whole.relay.retention };
+            Arc::new(PostgresConnector::new(name, config, data_dir)?.keep(keep))
         }
         SourceConfig::Sqlite(config) => {
             Arc::new(SqliteConnector::new(name, config.clone())?.requests(data_dir))

@@ -113,7 +113,7 @@ fn every_key_of_every_section_is_in_the_documents() {
 #[test]
 fn every_command_and_flag_is_in_the_documents() {
     let text = read("docs/cli.md");
-    for command in ["run", "check", "init", "tail", "status", "snapshot", "parked", "demo"] {
+    for command in ["run", "check", "init", "outbox", "tail", "status", "snapshot", "parked", "demo"] {
         let heading = format!("\n## headwater {command}");
         let (_, rest) = text.split_once(&heading).unwrap_or_else(|| panic!("docs/cli.md has no {heading}"));
         let part = rest.split("\n## ").next().unwrap_or(rest);

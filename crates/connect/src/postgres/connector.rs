@@ -22,9 +22,10 @@ use super::lane::Lane;
 use super::lsn;
 use super::messages::Messages;
 use super::monitor::Monitor;
-use super::opening::{Opening, Wish};
+use super::opening::{Opening, OwnOutbox, Wish};
+use super::outbox::{Behind, Keep, Settling};
 use super::pulse::Pulse;
-use super::snapshot;
+use super::snapshot::{self, OutboxRows};
 use super::source::{PostgresSource, Tasks};
 use super::spill::Spill;
 use super::state::State;
@@ -44,6 +45,7 @@ pub struct PostgresConnector {
     monitor: Arc<Monitor>,
     /// This run of Headwater, for `snapshot = "always"`.
     run: String,
+    keep: Keep,
 }
 
 impl PostgresConnector {
@@ -58,7 +60,23 @@ impl PostgresConnector {
             requests: Requests::new(data_dir, name),
             monitor: Arc::default(),
             run: format!("{:016x}", rand::random::<u64>()),
+            keep: Keep::default(),
         })
+    }
+
+    /// How an outbox of Headwater's own layout is kept while it is read from the log.
+    #[must_use]
+    pub fn keep(mut self, keep: Keep) -> Self {
+        self.keep = keep;
+        self
+    }
+
+    /// The outbox, where its rows are settled behind the log.
+    async fn behind(&self) -> Result<Option<Behind>> {
+        match &self.config.outbox {
+            Some(outbox) => Behind::take(&self.config.url, &outbox.table, &self.names.slot, self.keep).await,
+            None => Ok(None),
+        }
     }
 }
 
@@ -69,6 +87,7 @@ impl Connector for PostgresConnector {
         let requests = self.requests.clone();
         let reading = tokio::task::spawn_blocking(move || requests.read());
         let request = reading.await.doing(Kind::Internal, || "looking for requests".to_owned())??;
+        let behind = self.behind().await?;
         let lane = Lane::start(&self.names.source)?;
         let wish = Wish {
             names: &self.names,
@@ -77,9 +96,10 @@ impl Connector for PostgresConnector {
             request: request.as_ref(),
             run: &self.run,
             lane: &lane,
+            outbox: behind.as_ref().map(|own| OwnOutbox { table: own.table(), stale: own.is_stale() }),
         };
         let opening = wish.open().await?;
-        Ok(Box::new(self.follow(opening, lane).await?))
+        Ok(Box::new(self.follow(opening, lane, behind).await?))
     }
 
     async fn check(&self) -> Result<Check> {
@@ -92,7 +112,7 @@ impl Connector for PostgresConnector {
 }
 
 impl PostgresConnector {
-    async fn follow(&self, opening: Opening, lane: Lane) -> Result<PostgresSource> {
+    async fn follow(&self, opening: Opening, lane: Lane, behind: Option<Behind>) -> Result<PostgresSource> {
         let Opening { connection, prepared, state, position, upcoming } = opening;
         let mut catalog = Connection::connect(&self.config.url, Mode::Sql).await?;
         let period = reply_period(&mut catalog).await?;
@@ -125,10 +145,11 @@ impl PostgresConnector {
             version: prepared.server.version,
             publications: prepared.publications,
             tables: prepared.tables,
-            time: self.config.outbox.as_ref().map(|outbox| outbox.columns.timestamp().to_owned()),
+            outbox: self.outbox_rows(behind.is_some()),
             requests: self.requests.clone(),
             tasks: Handle::current(),
         };
+        let settling = behind.map(|behind| Settling::start(behind, &state, out.downgrade()));
         let before = state.checkpoint(&self.names.source, position)?;
         let follow = Follow {
             source: self.names.source.clone(),
@@ -154,8 +175,16 @@ impl PostgresConnector {
             feedback,
             monitor,
             requests,
-            Tasks { writing, others, end, _lane: lane },
+            Tasks { writing, others, settling, end, _lane: lane },
         ))
+    }
+
+    /// What a snapshot reads of the outbox.
+    fn outbox_rows(&self, own: bool) -> OutboxRows {
+        match &self.config.outbox {
+            _ if own => OutboxRows::Own,
+            outbox => OutboxRows::All(outbox.as_ref().map(|outbox| outbox.columns.timestamp().to_owned())),
+        }
     }
 
     fn decoder(&self, state: &State, catalog: Connection, captured: Captured) -> Decoder {

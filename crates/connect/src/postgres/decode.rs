@@ -38,6 +38,8 @@ pub struct Decoder {
     bytes: usize,
     /// The bytes of the messages since changes were last taken.
     messages_bytes: usize,
+    /// Inserted rows of the outbox are not ours for now.
+    skips_outbox: bool,
 }
 
 /// The tables whose changes are ours; a publication may hold others.
@@ -147,6 +149,7 @@ impl Decoder {
             changes: Vec::new(),
             bytes: 0,
             messages_bytes: 0,
+            skips_outbox: false,
         }
     }
 
@@ -197,6 +200,11 @@ impl Decoder {
         };
         self.open = Some(Open { commit_lsn, transaction: Arc::new(transaction) });
         self.place = (0, 0);
+    }
+
+    /// Whether rows of the outbox are left out from now on; messages are not.
+    pub fn skip_outbox(&mut self, skip: bool) {
+        self.skips_outbox = skip;
     }
 
     /// The open transaction ends.
@@ -294,7 +302,8 @@ impl Decoder {
                 format!("a change of relation {relation}, which was not described"),
             ));
         };
-        if known.role == Role::Other || known.role == Role::Outbox && op != Op::Create {
+        let event = op == Op::Create && !self.skips_outbox;
+        if known.role == Role::Other || known.role == Role::Outbox && !event {
             self.count(lsn);
             return Ok(());
         }

@@ -188,6 +188,7 @@ impl Follow {
         match pgoutput::decode(body, false).doing(Kind::Decode, || "decoding a transaction".to_owned())? {
             Message::Begin { final_lsn, committed_at, xid } => {
                 self.reached(final_lsn).await?;
+                self.decoder.skip_outbox(self.reads_outbox());
                 self.decoder.begin(final_lsn, committed_at, xid);
             }
             Message::Commit { lsn, end_lsn } => self.committed(lsn, end_lsn),
@@ -196,6 +197,7 @@ impl Follow {
             Message::StreamAbort { xid, subxid } => self.spill.abort(xid, subxid).await?,
             Message::StreamCommit { xid, lsn, end_lsn, committed_at } => {
                 self.reached(lsn).await?;
+                self.decoder.skip_outbox(self.reads_outbox());
                 self.decoder.begin(lsn, committed_at, xid);
                 self.replay(xid).await?;
                 self.committed(lsn, end_lsn);

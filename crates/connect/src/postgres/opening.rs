@@ -44,6 +44,17 @@ pub struct Wish<'a> {
     pub run: &'a str,
     /// The thread that will read the stream.
     pub lane: &'a Lane,
+    /// The outbox, where its rows say which of them are published.
+    pub outbox: Option<OwnOutbox<'a>>,
+}
+
+/// An outbox of Headwater's own layout.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnOutbox<'a> {
+    /// `schema.name`.
+    pub table: &'a str,
+    /// Relays emptied it since its log was read last.
+    pub stale: bool,
 }
 
 impl Wish<'_> {
@@ -52,16 +63,29 @@ impl Wish<'_> {
         let mut connection = self.connect().await?;
         let stored = self.from.map(State::read).transpose()?;
         match (self.prepare(&mut connection, stored.as_ref()).await, stored) {
+            // All that the slot kept was published by relays, or is in the table.
+            (Ok(_), Some(stored)) if self.is_stale() && self.config.tables.is_empty() => {
+                self.anew(connection, stored.epoch + 1).await
+            }
             (Ok(prepared), Some(stored)) => self.go_on(connection, prepared, stored).await,
             (Ok(prepared), None) => self.begin(connection, prepared, 1).await,
             (Err(hole), stored) if hole.kind() == Kind::Hole && self.mends(stored.as_ref()) => {
                 tracing::warn!(source = self.names.source, %hole, "all tables are read anew, as was asked for");
-                setup::drop_slot(&mut connection, &self.names.slot).await?;
-                let prepared = self.prepare(&mut connection, None).await?;
-                self.begin(connection, prepared, stored.map_or(1, |stored| stored.epoch + 1)).await
+                self.anew(connection, stored.map_or(1, |stored| stored.epoch + 1)).await
             }
             (Err(error), _) => Err(error),
         }
+    }
+
+    /// Begins with another slot.
+    async fn anew(&self, mut connection: Connection, epoch: u64) -> Result<Opening> {
+        setup::drop_slot(&mut connection, &self.names.slot).await?;
+        let prepared = self.prepare(&mut connection, None).await?;
+        self.begin(connection, prepared, epoch).await
+    }
+
+    fn is_stale(&self) -> bool {
+        self.outbox.is_some_and(|outbox| outbox.stale)
     }
 
     /// Connects for the stream.
@@ -103,7 +127,7 @@ impl Wish<'_> {
         for table in wanted::published(&mut state, &prepared.listing, &prepared.tables) {
             self.warn_of_gap(&table);
         }
-        let unread = self.unread(&mut state, &prepared.tables);
+        let unread = self.unread(&mut state, &prepared.tables, self.is_stale());
         let upcoming = self.temporary(unread).await?;
         Ok(self.opening(connection, prepared, state, upcoming))
     }
@@ -132,7 +156,7 @@ impl Wish<'_> {
     async fn begin(&self, mut connection: Connection, prepared: Prepared, epoch: u64) -> Result<Opening> {
         let mut state = self.first(&prepared.server, epoch);
         wanted::published(&mut state, &prepared.listing, &prepared.tables);
-        let unread = self.unread(&mut state, &prepared.tables);
+        let unread = self.unread(&mut state, &prepared.tables, true);
         let upcoming = match &prepared.slot {
             Some(slot) => {
                 state.confirmed = slot.confirmed;
@@ -166,8 +190,13 @@ impl Wish<'_> {
         Opening { connection, prepared, state, position, upcoming }
     }
 
-    fn unread(&self, state: &mut State, tables: &[CapturedTable]) -> Vec<CapturedTable> {
+    /// `outbox`: whether rows of an outbox may be there that no log tells of. They are read whatever the config
+    /// says of snapshots: they were never published.
+    fn unread(&self, state: &mut State, tables: &[CapturedTable], outbox: bool) -> Vec<CapturedTable> {
         wanted::update(state, tables, self.config.snapshot, self.run);
+        if let Some(own) = self.outbox.filter(|_| outbox) {
+            wanted::again(state, own.table);
+        }
         if let Some(request) = self.request {
             wanted::ask(state, tables, request);
         }

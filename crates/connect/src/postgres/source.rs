@@ -14,6 +14,7 @@ use super::feedback::Feedback;
 use super::follow::Ready;
 use super::lane::Lane;
 use super::monitor::Monitor;
+use super::outbox::Settling;
 use super::state::State;
 use crate::requests::Requests;
 
@@ -41,6 +42,8 @@ pub struct Tasks {
     pub writing: JoinHandle<()>,
     /// The others.
     pub others: [JoinHandle<()>; 2],
+    /// Settles the rows of an outbox.
+    pub settling: Option<Settling>,
     /// Ends the connection that reads the log.
     pub end: CancellationToken,
     /// The thread that one of them runs on.
@@ -51,6 +54,7 @@ impl Drop for Tasks {
     fn drop(&mut self) {
         self.writing.abort();
         self.others.iter().for_each(JoinHandle::abort);
+        self.settling.iter().for_each(Settling::abort);
     }
 }
 
@@ -122,6 +126,9 @@ impl Source for PostgresSource {
         let state = State::read(checkpoint)?;
         self.feedback.confirm(state.confirmed);
         self.monitor.confirmed(state.confirmed);
+        if let Some(settling) = &self.tasks.settling {
+            settling.confirm(&state);
+        }
         self.settle(state.request).await
     }
 
@@ -129,6 +136,9 @@ impl Source for PostgresSource {
     async fn close(&mut self) {
         self.tasks.end.cancel();
         let _ = tokio::time::timeout(GOODBYE, &mut self.tasks.writing).await;
+        if let Some(settling) = self.tasks.settling.take() {
+            let _ = tokio::time::timeout(GOODBYE, settling.end()).await;
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The outbox in a service's own database: its tables, writing to it, and what relays need of it.
 
+mod behind;
 mod horizon;
 mod layout;
 mod lease;
@@ -12,6 +13,8 @@ use std::sync::Arc;
 
 use headwater_core::{Error, Kind, Table};
 
+pub use behind::Keep;
+pub(super) use behind::{Behind, Settling};
 pub use layout::{install, removal_script, remove, script};
 pub use shelf::PostgresOutboxShelf;
 pub use store::PostgresOutboxStore;

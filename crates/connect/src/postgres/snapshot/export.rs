@@ -68,6 +68,11 @@ impl Upcoming {
         Ok(Self { tables, hold, export })
     }
 
+    /// Whether it is of an outbox, and nothing else is captured of that.
+    pub fn is_of_outbox(&self) -> bool {
+        self.tables.iter().any(|table| table.outbox && !table.changes)
+    }
+
     /// Whether it begins after `lsn`, however long its making takes.
     pub fn is_after(&self, lsn: u64) -> bool {
         lsn < self.hold

@@ -20,8 +20,9 @@
 //!    snapshot and the reading (an old snapshot may not see what a rewrite leaves) gets a new one at once.
 //!
 //! The outbox is read like every other table: rows that are in it at the consistent point were never
-//! published. (One that is not emptied by its owners is published from its beginning.) It is read in one piece,
-//! in the order in which its rows were written, as far as they tell.
+//! published. (One that is not emptied by its owners is published from its beginning; of one that Headwater made,
+//! rows say themselves whether they were.) It is read in one piece, in the order in which its rows were written, as
+//! far as they tell.
 
 mod export;
 mod plan;
@@ -32,5 +33,5 @@ pub mod wanted;
 mod workers;
 
 pub use export::{Exported, Upcoming};
-pub use plan::{Published, describe};
+pub use plan::{OutboxRows, Published, describe};
 pub use taking::Settings;

@@ -85,15 +85,15 @@ impl Chunk {
     }
 }
 
-/// Plans one table; `None` when it is gone. `time` is the outbox's column of times, if it has one of that name.
+/// Plans one table; `None` when it is gone. `rows` are those of the outbox.
 pub async fn table(
     catalog: &mut Catalog,
     captured: &CapturedTable,
     published: &Published<'_>,
-    time: Option<&str>,
+    rows: &OutboxRows,
 ) -> Result<Option<(Arc<Planned>, Vec<Chunk>)>> {
-    let rows = catalog.query(&size_sql(captured.oid)).await?;
-    let Some(size) = rows.first() else { return Ok(None) };
+    let sizes = catalog.query(&size_sql(captured.oid)).await?;
+    let Some(size) = sizes.first() else { return Ok(None) };
     let identity = identity(size.text(0)?)?;
     let filter = filter(catalog, captured, published).await?;
     let columns = catalog.query(&columns_sql(captured, published)).await?;
@@ -102,11 +102,12 @@ pub async fn table(
     let names: Vec<String> = raw.iter().map(|column| quote_ident(column.name)).collect();
     let only = if captured.partitioned { "" } else { "ONLY " };
     let sql_name = captured.sql_name();
-    let select = format!("SELECT {} FROM {only}{sql_name} WHERE {filter}", names.join(", "));
+    let unpublished = if captured.outbox { rows.filter() } else { "" };
+    let select = format!("SELECT {} FROM {only}{sql_name} WHERE {filter}{unpublished}", names.join(", "));
     let (pages, leaves): (u64, u64) = (size.number(2)?, size.number(3)?);
     // What the rows of an outbox tell happened in an order.
     let (ranges, order) = match captured.outbox {
-        true => (vec![(0, None)], order(&table, time)),
+        true => (vec![(0, None)], rows.order(&table)),
         false => (ranges(pages, leaves), String::new()),
     };
     let planned = Arc::new(Planned {
@@ -139,17 +140,37 @@ pub async fn describe(
     catalog.table(captured.oid, &captured.schema, &captured.name, identity, &raw).await.map(Some)
 }
 
-/// The order in which rows were written, as far as they tell: by their times; then by the numbers of their
-/// transactions and commands, which are given in order; then by place. Places alone say little, as new rows go
-/// where old ones were deleted.
-fn order(table: &Table, time: Option<&str>) -> String {
-    use ColumnType::{Date, Int32, Int64, Numeric, Text, Timestamp, TimestampTz};
-    let is_time = |ty: &ColumnType| {
-        matches!(ty, Timestamp(_) | TimestampTz(_) | Date | Int32 | Int64 | Numeric { .. } | Text)
-    };
-    let known = table.columns.iter().find(|column| Some(&*column.name) == time && is_time(&column.ty));
-    let time = known.map_or(String::new(), |column| format!("{}, ", quote_ident(&column.name)));
-    format!(" ORDER BY {time}age(xmin) DESC, cmin::text::int8, ctid")
+/// Which rows of an outbox are read, and in which order.
+#[derive(Debug, Clone)]
+pub enum OutboxRows {
+    /// Of Headwater's own layout: those that are not published, by their sequence.
+    Own,
+    /// Of another: all, by the column of times if it has one of this name.
+    All(Option<String>),
+}
+
+impl OutboxRows {
+    fn filter(&self) -> &'static str {
+        match self {
+            Self::Own => " AND state NOT IN ('published', 'dropped')",
+            Self::All(_) => "",
+        }
+    }
+
+    /// The order in which rows were written, as far as they tell: by their times; then by the numbers of their
+    /// transactions and commands, which are given in order; then by place. Places alone say little, as new rows go
+    /// where old ones were deleted.
+    fn order(&self, table: &Table) -> String {
+        use ColumnType::{Date, Int32, Int64, Numeric, Text, Timestamp, TimestampTz};
+        let Self::All(time) = self else { return " ORDER BY seq".to_owned() };
+        let is_time = |ty: &ColumnType| {
+            matches!(ty, Timestamp(_) | TimestampTz(_) | Date | Int32 | Int64 | Numeric { .. } | Text)
+        };
+        let named = |name: &str| time.as_deref() == Some(name);
+        let known = table.columns.iter().find(|column| named(&column.name) && is_time(&column.ty));
+        let time = known.map_or(String::new(), |column| format!("{}, ", quote_ident(&column.name)));
+        format!(" ORDER BY {time}age(xmin) DESC, cmin::text::int8, ctid")
+    }
 }
 
 /// Of a partitioned table, the same pages of every partition make one piece. The last piece has no end.

@@ -7,7 +7,7 @@ use headwater_core::{Change, Op, Position, Result, Row, Transaction};
 use tokio::runtime::Handle;
 
 use super::export::{Exported, Upcoming};
-use super::plan::{self, Planned, Published};
+use super::plan::{self, OutboxRows, Planned, Published};
 use super::workers::{Left, Piece, Workers};
 use crate::postgres::follow::Follow;
 use crate::postgres::lsn;
@@ -31,8 +31,8 @@ pub struct Settings {
     pub publications: Vec<String>,
     /// The captured tables.
     pub tables: Vec<CapturedTable>,
-    /// The outbox's column of times, if it has one of that name; `None` without an outbox.
-    pub time: Option<String>,
+    /// What is read of the outbox, if there is one.
+    pub outbox: OutboxRows,
     /// Where an operator's requests lie.
     pub requests: Requests,
     /// Where the workers run: not on the thread that follows the log.
@@ -73,6 +73,13 @@ impl Follow {
         }
     }
 
+    /// Whether the rows of the outbox that come from the log now are not to be handed out: the table still has
+    /// them, and the snapshot has them in their order, behind those that no log tells of.
+    pub fn reads_outbox(&self) -> bool {
+        let own = matches!(self.snapshots.outbox, OutboxRows::Own);
+        own && self.upcoming.as_ref().is_some_and(Upcoming::is_of_outbox)
+    }
+
     async fn take(&mut self, upcoming: Upcoming) -> Result<()> {
         let (exported, tables) = upcoming.exported()?;
         let left = self.plan(&tables).await?;
@@ -106,9 +113,7 @@ impl Follow {
             Published { version: self.snapshots.version, publications: &self.snapshots.publications };
         let mut planned = Vec::new();
         for captured in tables {
-            match plan::table(self.decoder.catalog(), captured, &published, self.snapshots.time.as_deref())
-                .await?
-            {
+            match plan::table(self.decoder.catalog(), captured, &published, &self.snapshots.outbox).await? {
                 Some(table) => planned.push(table),
                 None => {
                     tracing::warn!(table = captured.full_name(), "the table was dropped before its snapshot")

@@ -52,6 +52,11 @@ pub fn published(state: &mut State, listing: &Listing, tables: &[CapturedTable])
     missed
 }
 
+/// This table is to be read.
+pub fn again(state: &mut State, table: &str) {
+    state.snapshots.insert(table.to_owned(), TO_COME);
+}
+
 /// Takes in a request; says whether it is a new one.
 pub fn ask(state: &mut State, tables: &[CapturedTable], request: &SnapshotRequest) -> bool {
     if state.request.as_ref() == Some(&request.id) {

@@ -1,0 +1,44 @@
+//! `headwater outbox`: what is done to the outbox of a service's database.
+
+use headwater_connect::postgres;
+use headwater_connect::postgres::url::ConnectOptions;
+use headwater_core::{Error, Kind, Result};
+use serde_json::json;
+
+use crate::args::{DropArgs, OutboxArgs, OutboxCommand};
+use crate::output;
+
+/// Does what was asked for.
+pub async fn outbox(args: &OutboxArgs) -> Result<u8> {
+    match &args.command {
+        OutboxCommand::Drop(args) => drop_outbox(args).await,
+    }
+}
+
+async fn drop_outbox(args: &DropArgs) -> Result<u8> {
+    let kind = args.url.split(':').next().unwrap_or_default();
+    let dropped = match kind {
+        "postgres" | "postgresql" if args.print => {
+            output::line(postgres::outbox::removal_script(&args.outbox).trim_end())?;
+            return Ok(0);
+        }
+        "postgres" | "postgresql" => {
+            postgres::outbox::remove(&ConnectOptions::parse(&args.url)?, &args.outbox, args.force).await?
+        }
+        _ => {
+            return Err(Error::new(
+                Kind::Config,
+                "this is not the URL of a database whose outbox can be dropped",
+            )
+            .hint("write postgres://user@host/database"));
+        }
+    };
+    if args.json {
+        output::json(&json!({ "dropped": dropped }))?;
+    } else if dropped {
+        output::line(format!("dropped the outbox {} and all that belonged to it", args.outbox))?;
+    } else {
+        output::line(format!("there is no outbox {}", args.outbox))?;
+    }
+    Ok(u8::from(!dropped))
+}
