@@ -190,3 +190,39 @@ async fn everything_is_killed_held_and_cut_between_postgres_and_kafka() {
     eprintln!("{}", soak.finish().await.unwrap());
     were_in_pieces(&database).await;
 }
+
+/// The checkpoint is in the events' transaction: what a killed run had published and not written down is
+/// neither lost nor published again.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_transactions_a_log_reaches_kafka_exactly_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, database) = loaded_postgres().await;
+    let kafka = Kafka::settings().start().await.unwrap();
+    let bus = format!("kind = \"kafka\"\nbrokers = [\"{}\"]\ntransactions = true", kafka.brokers());
+    let (config, listen) =
+        config(dir.path(), &postgres(database.url()), &(ACCOUNTS.to_owned() + OTHERS), &bus);
+    let reader: KafkaConfig = toml::from_str(&format!("brokers = [\"{}\"]", kafka.brokers())).unwrap();
+    let bus = Arc::new(KafkaBus::open(reader).await.unwrap());
+    let mut soak =
+        Soak::start(program(), &config, &listen, database.url(), seed(), subscribe(bus, &STREAMS)).await;
+    soak.read_on().await;
+    soak.kill().await;
+    for round in 0..times() {
+        soak.go_on(true).await;
+        match round % 5 {
+            2 => {
+                server.kill();
+                server.restart().await.unwrap();
+            }
+            4 => {
+                kafka.kill();
+                soak.go_on(false).await;
+                kafka.restart().await.unwrap();
+            }
+            _ => soak.kill().await,
+        }
+    }
+    let ended = soak.finish().await.unwrap();
+    eprintln!("{ended}");
+    assert!(ended.contains(", 0 repeats"), "{ended}");
+}
