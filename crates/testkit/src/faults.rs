@@ -210,6 +210,10 @@ impl Connector for FaultyConnector {
         Ok(Box::new(FaultySource { inner, faults: self.faults.clone(), asked: None }))
     }
 
+    async fn free(&self) -> Result<()> {
+        self.inner.free().await
+    }
+
     async fn check(&self) -> Result<Check> {
         self.inner.check().await
     }

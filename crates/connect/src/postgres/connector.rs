@@ -22,7 +22,7 @@ use super::lane::Lane;
 use super::lsn;
 use super::messages::Messages;
 use super::monitor::Monitor;
-use super::opening::{Opening, OwnOutbox, Wish};
+use super::opening::{Opening, OwnOutbox, Wish, free};
 use super::outbox::{Behind, Keep, Settling};
 use super::pulse::Pulse;
 use super::snapshot::{self, OutboxRows};
@@ -100,6 +100,10 @@ impl Connector for PostgresConnector {
         };
         let opening = wish.open().await?;
         Ok(Box::new(self.follow(opening, lane, behind).await?))
+    }
+
+    async fn free(&self) -> Result<()> {
+        free(&self.config.url, &self.names.slot).await
     }
 
     async fn check(&self) -> Result<Check> {

@@ -2,14 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use headwater_core::{Checkpoint, Kind, Position, Result, ResultExt};
+use headwater_core::{Checkpoint, Error, Kind, Position, Result, ResultExt};
 
-use super::client::Connection;
+use super::client::{Connection, Mode};
 use super::config::{Names, PostgresConfig};
 use super::lane::Lane;
-use super::setup::{self, CapturedTable, Prepared, Server};
+use super::setup::{self, CapturedTable, Prepared, Server, Slot};
 use super::snapshot::{Exported, Upcoming, wanted};
 use super::state::State;
+use super::url::ConnectOptions;
 use crate::requests::SnapshotRequest;
 use crate::settings::SnapshotMode;
 
@@ -95,15 +96,12 @@ impl Wish<'_> {
         connecting.await.doing(Kind::Internal, || "connecting for replication".to_owned())?
     }
 
-    /// As [`setup::prepare`]. The server takes a moment to notice that a connection was lost: an earlier
-    /// one of ours may still hold the slot.
+    /// As [`setup::prepare`], with some patience for whoever uses the slot.
     async fn prepare(&self, connection: &mut Connection, stored: Option<&State>) -> Result<Prepared> {
         let deadline = Instant::now() + LINGER;
         loop {
             match setup::prepare(connection, self.names, self.config, stored).await {
-                Err(busy) if busy.kind() == Kind::Busy && Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
+                Err(busy) if lingers(&busy, deadline).await => {}
                 prepared => return prepared,
             }
         }
@@ -220,4 +218,26 @@ impl Wish<'_> {
             ..State::default()
         }
     }
+}
+
+/// Whether nobody uses the slot of this name.
+pub async fn free(options: &ConnectOptions, slot: &str) -> Result<()> {
+    let mut connection = Connection::connect(options, Mode::Sql).await?;
+    let deadline = Instant::now() + LINGER;
+    loop {
+        match Slot::find(&mut connection, slot).await?.map_or(Ok(()), |found| found.free(slot)) {
+            Err(busy) if lingers(&busy, deadline).await => {}
+            free => return free,
+        }
+    }
+}
+
+/// Whether to ask again, after a moment, as somebody uses the slot: the server takes a while to notice that a
+/// connection was lost, and an earlier one of ours may still hold it.
+async fn lingers(error: &Error, deadline: Instant) -> bool {
+    let again = error.kind() == Kind::Busy && Instant::now() < deadline;
+    if again {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    again
 }

@@ -14,6 +14,12 @@ pub trait Connector: Send + Sync {
     /// Starts reading after `from`, or with whatever the config asks for when there is no checkpoint.
     async fn open(&self, from: Option<&Checkpoint>) -> Result<Box<dyn Source>>;
 
+    /// An error of kind `Busy` while another reads it, in this process or another: whoever is to open it asks
+    /// first, and leaves the other's writer alone. May be wrong by the time that it is opened.
+    async fn free(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Connects and says what is missing and how to mend it, and what its tables are, changing nothing.
     async fn check(&self) -> Result<Check>;
 

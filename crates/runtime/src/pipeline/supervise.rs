@@ -127,6 +127,8 @@ impl SourceTask {
     /// Makes sure of the streams, releases what is parked and may go on, and opens the source from
     /// the bus's checkpoint.
     async fn open(&self) -> Result<(Publisher, impl FnOnce(Work, Taken, Durable) -> Reader + use<>)> {
+        // Opening a writer fences the one before: not that of a process that goes on reading.
+        self.connector.free().await?;
         let Opened { writer, checkpoint } = self.bus.writer(&self.name).await?;
         let mut publisher = Publisher::load(
             Arc::clone(&self.name),

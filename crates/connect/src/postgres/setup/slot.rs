@@ -106,6 +106,11 @@ impl Slot {
                 server.database
             ));
         }
+        self.free(name)
+    }
+
+    /// Whether nobody uses it.
+    pub fn free(&self, name: &str) -> Result<()> {
         if let Some(pid) = self.active_pid {
             return Err(Error::new(Kind::Busy, format!("slot \"{name}\" is used by another, process {pid} of the server"))
                 .hint(format!("see who: SELECT * FROM pg_stat_activity WHERE pid = {pid}; if another Headwater runs with this slot, stop it or set `slot` to another name; if it is what a lost connection left behind, it ends by itself (wal_sender_timeout) or by: SELECT pg_terminate_backend({pid});")));
