@@ -106,7 +106,23 @@ async fn findings(config: &Config, path: &Path) -> Vec<Found> {
         }
         Err(error) => found.push(Found::failed("config", &error)),
     }
+    found.extend(outboxes(config).await);
     found
+}
+
+/// What relays are to empty.
+async fn outboxes(config: &Config) -> Vec<Found> {
+    let checks = wiring::outboxes(config).into_iter().map(async |(name, store)| {
+        let answer = tokio::time::timeout(PATIENCE, store.check()).await;
+        let place = format!("source.{name}");
+        match answer.unwrap_or_else(|_| Err(late())) {
+            Ok(findings) => {
+                findings.into_iter().map(|finding| Found::new(&place, finding)).collect::<Vec<_>>()
+            }
+            Err(error) => vec![Found::failed(&place, &error)],
+        }
+    });
+    futures::future::join_all(checks).await.into_iter().flatten().collect()
 }
 
 fn late() -> Error {

@@ -126,6 +126,14 @@ pub fn builder(config: &Config, connectors: &Connectors) -> Result<Builder> {
     Ok(builder)
 }
 
+/// The outboxes that relays are to empty, by the name of the source.
+pub fn outboxes(config: &Config) -> Vec<(String, Arc<dyn OutboxStore>)> {
+    let store = |(name, source): (&String, &SourceConfig)| {
+        relay(name, source, config).map(|relay| (name.clone(), relay.store))
+    };
+    config.sources.iter().filter_map(store).collect()
+}
+
 /// Where the outbox rows that a source reads from its log go; its logical messages are such rows too.
 fn log_route(name: &str, source: &SourceConfig, config: &Config) -> Option<OutboxRoute> {
     match source.outbox().filter(|_| !source.is_relayed()) {

@@ -231,3 +231,25 @@ async fn a_backlog_is_published_once() {
     assert_eq!(service.place.status().await["relays"][0]["events"], 20_000);
     headwater.stop(PATIENCE).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_whether_a_relay_can_work() {
+    let service = Service::new("").await;
+    service.publish([("a".to_owned(), 1)].into_iter()).await;
+    let (code, said) = service.headwater(&["check"]);
+    assert_eq!(code, Some(0), "{said}");
+    for part in ["with the rights that a relay needs", "1 events in it wait", "no relay works it now"] {
+        assert!(said.contains(part), "{said}");
+    }
+    service.database.execute("UPDATE outbox SET state = 'parked'").await.unwrap();
+    service.database.execute("UPDATE outbox_lease SET relay = 'log:s', until = 'infinity'").await.unwrap();
+    let (_, said) = service.headwater(&["check"]);
+    assert!(
+        said.contains("1 of its events are parked") && said.contains("emptied from the log now"),
+        "{said}"
+    );
+    service.database.execute("DROP TABLE outbox").await.unwrap();
+    let (code, said) = service.headwater(&["check"]);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("headwater init URL --outbox public.outbox"), "{said}");
+}

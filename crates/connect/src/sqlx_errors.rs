@@ -12,12 +12,19 @@ pub(crate) trait SqlxExt<T> {
 
 impl<T> SqlxExt<T> for sqlx::Result<T> {
     fn sqlx(self, doing: &str) -> Result<T> {
-        self.map_err(|error| {
-            let (kind, hint) = meaning(&error);
-            let wrapped = Error::new(kind, doing).because(error);
-            if hint.is_empty() { wrapped } else { wrapped.hint(hint) }
-        })
+        self.map_err(|error| wrapped(error, doing))
     }
+}
+
+/// The error with the kind that it stands for, and with what was being done.
+pub(crate) fn wrapped(error: Sqlx, doing: &str) -> Error {
+    let (kind, hint) = meaning(&error);
+    let wrapped = match error {
+        // What sqlx says around it says it twice.
+        Sqlx::Database(error) => Error::new(kind, doing).because(error.into_error()),
+        error => Error::new(kind, doing).because(error),
+    };
+    if hint.is_empty() { wrapped } else { wrapped.hint(hint) }
 }
 
 const NO_TABLES: &str = "run `headwater init` with the URL of this database: it makes Headwater's tables";

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::source::Finding;
 use crate::{EventId, Micros, Result, Row, Table};
 
 /// An event as a service writes it, before it is on its way.
@@ -61,6 +62,9 @@ pub trait OutboxStore: Send + Sync {
     /// Writes down what became of rows, all at once. Of a lane whose lease has passed to another nothing is
     /// written; returns these lanes.
     async fn settle(&self, relay: &str, settled: &[Settled]) -> Result<Vec<Lane>>;
+
+    /// Says what is missing for a relay to work, and how to mend it, changing nothing.
+    async fn check(&self) -> Result<Vec<Finding>>;
 
     /// Returns when there may be new rows, or after `at_most`. Only a hint: it may miss any of them.
     async fn wait(&self, at_most: Duration);

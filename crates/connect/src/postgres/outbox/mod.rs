@@ -1,26 +1,30 @@
 //! The outbox in a service's own database: its tables, writing to it, and what relays need of it.
 
 mod behind;
+mod check;
 mod horizon;
 mod layout;
 mod lease;
 mod settle;
 mod shelf;
 mod store;
+mod wake;
 mod writer;
 
 use std::sync::Arc;
 
-use headwater_core::{Error, Kind, Table};
+use headwater_core::{Error, Table};
 
 pub use behind::Keep;
 pub(super) use behind::{Behind, Settling};
 pub use layout::{install, removal_script, remove, script};
 pub use shelf::PostgresOutboxShelf;
 pub use store::PostgresOutboxStore;
+pub use wake::PostgresWaker;
 pub use writer::PostgresOutbox;
 
 use super::client::quote_ident;
+use crate::sqlx_errors::wrapped;
 
 /// The names of an outbox's tables, quoted.
 #[derive(Debug, Clone)]
@@ -71,19 +75,23 @@ impl Names {
 }
 
 /// An error of sqlx, with its kind and with what an operator can do.
-fn failed(error: sqlx::Error, doing: impl Into<String>, names: &Names) -> Error {
-    let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
-    let (kind, hint) = match &*code {
-        "42P01" | "3F000" | "42883" => (Kind::Refused, format!("make it: headwater init URL --outbox {}.{}", names.schema, names.name)),
-        "42703" => (Kind::Refused, "this table was not made by `headwater init`: a relay needs the columns that it makes. Choose another name, \
-             or read the table from the log".to_owned()),
-        "42501" => (Kind::Refused, format!(
-            "as the owner: GRANT SELECT, INSERT, UPDATE, DELETE ON {}, {}, {} TO the user", names.outbox(), names.lease(), names.relay())),
-        // Serialisation, deadlocks, a server that starts or stops, full disks, too many connections.
-        code if code.is_empty() || matches!(&code[..2], "40" | "53" | "57" | "08" | "55") => (Kind::Unavailable, String::new()),
-        _ => (Kind::Refused, String::new()),
+fn failed(error: sqlx::Error, doing: &str, names: &Names) -> Error {
+    let hint = match error.as_database_error().and_then(|error| error.code()).as_deref() {
+        Some("42P01" | "3F000" | "42883") => {
+            format!("make it: headwater init URL --outbox {}.{}", names.schema, names.name)
+        }
+        Some("42703") => {
+            "this table was not made by `headwater init`: a relay needs the columns that it makes. Choose \
+             another name, or read the table from the log"
+                .to_owned()
+        }
+        Some("42501") => format!(
+            "as the owner: GRANT SELECT, INSERT, UPDATE, DELETE ON {}, {}, {} TO the user",
+            names.outbox(),
+            names.lease(),
+            names.relay()
+        ),
+        _ => return wrapped(error, doing),
     };
-    let kind = if matches!(error, sqlx::Error::Configuration(_)) { Kind::Config } else { kind };
-    let error = Error::new(kind, doing).because(error);
-    if hint.is_empty() { error } else { error.hint(hint) }
+    wrapped(error, doing).hint(hint)
 }

@@ -1,23 +1,25 @@
 //! What relays need of an outbox.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::TryStreamExt;
 use headwater_core::ports::{
-    BlockedKey, Claim, ClaimLimit, Claimed, ClaimedRow, Lane, Lease, LeaseAsk, OutboxStore, Settled,
+    BlockedKey, Claim, ClaimLimit, Claimed, ClaimedRow, Finding, Lane, Lease, LeaseAsk, OutboxStore, Settled,
 };
 use headwater_core::{EventId, Result, Table};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow, PgSslMode};
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
+use super::check::check;
 use super::horizon::Horizon;
 use super::lease::{Leases, millis};
 use super::settle::Settle;
 use super::shelf::PostgresOutboxShelf;
+use super::wake::Heard;
 use super::{Names, failed};
 use crate::outbox::Parts;
 use crate::postgres::url::{ConnectOptions, SslMode};
@@ -33,6 +35,7 @@ pub struct PostgresOutboxStore {
     leases: Leases,
     settle: Settle,
     horizon: Horizon,
+    heard: OnceLock<Heard>,
     new: String,
     due: String,
     resume: String,
@@ -43,8 +46,8 @@ pub struct PostgresOutboxStore {
 impl PostgresOutboxStore {
     /// The outbox `table` of a database. Nothing is asked of the server yet.
     pub fn new(url: &ConnectOptions, table: &str) -> Self {
-        // One each to claim, to settle, to renew leases and to clean.
-        let pool = PgPoolOptions::new().max_connections(4).min_connections(0);
+        // One each to claim, to settle, to renew leases, to clean and to listen.
+        let pool = PgPoolOptions::new().max_connections(5).min_connections(0);
         let pool = pool.acquire_timeout(url.connect_timeout.min(Duration::from_secs(30)));
         let names = Names::new(table);
         let outbox = names.outbox();
@@ -57,6 +60,7 @@ impl PostgresOutboxStore {
             leases: Leases::new(&names),
             settle: Settle::new(&names),
             horizon: Horizon::new(&names),
+            heard: OnceLock::new(),
             new: format!(
                 "SELECT {columns} FROM unnest($1::smallint[], $2::bigint[]) WITH ORDINALITY AS claim (lane, above, at) \
                  CROSS JOIN LATERAL (SELECT * FROM {outbox} AS of WHERE of.lane = claim.lane AND of.state = 'new' \
@@ -194,7 +198,7 @@ impl OutboxStore for PostgresOutboxStore {
     async fn claim(&self, claims: &[Claim], limit: ClaimLimit) -> Result<Claimed> {
         let claimed = self.claimed(claims, limit).await;
         claimed.map_err(|error| {
-            failed(error, format!("reading the outbox {}", self.names.outbox()), &self.names)
+            failed(error, &format!("reading the outbox {}", self.names.outbox()), &self.names)
         })
     }
 
@@ -203,8 +207,17 @@ impl OutboxStore for PostgresOutboxStore {
         lost.map_err(|error| failed(error, "settling rows of the outbox", &self.names))
     }
 
+    async fn check(&self) -> Result<Vec<Finding>> {
+        let checked = check(&self.pool, &self.names).await;
+        checked.map_err(|error| failed(error, "looking at the outbox", &self.names))
+    }
+
     async fn wait(&self, at_most: Duration) {
-        tokio::time::sleep(at_most).await;
+        let heard = self.heard.get_or_init(|| Heard::start(self.pool.clone(), &self.names));
+        tokio::select! {
+            () = heard.told() => {}
+            () = tokio::time::sleep(at_most) => {}
+        }
     }
 
     async fn clean(&self, retention: Duration) -> Result<u64> {
