@@ -1,6 +1,5 @@
 //! Publishing through a table of a service's own database, and sharing the work of emptying it.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,17 +28,14 @@ pub struct NewEvent {
 }
 
 /// Writes events in a service's own transaction: what commits with it is published, and nothing else.
+#[async_trait]
 pub trait OutboxWriter: Send + Sync {
     /// A transaction of the service's database library.
     type Transaction<'t>: Send;
 
     /// Writes events, in order. Takes the locks of their keys first and keeps them until the transaction
     /// ends, so that the sequence within a key follows commit order.
-    fn insert(
-        &self,
-        transaction: &mut Self::Transaction<'_>,
-        events: &[NewEvent],
-    ) -> impl Future<Output = Result<()>> + Send;
+    async fn insert(&self, transaction: &mut Self::Transaction<'_>, events: &[NewEvent]) -> Result<()>;
 }
 
 /// A share of an outbox: the rows whose keys hash to it.

@@ -4,6 +4,7 @@
 mod child;
 mod inbox;
 mod latency;
+mod messaging;
 mod outbox;
 mod process;
 mod relay;
@@ -42,6 +43,8 @@ enum Bench {
     Outbox(outbox::Outbox),
     /// An outbox with a backlog into Kafka, also with many done rows and beside an open transaction
     Relay(relay::Relay),
+    /// One service's transaction to another's handler, by query and over Kafka, at a steady pace
+    Messaging(messaging::Messaging),
     /// What the benches start as the measured process
     #[command(hide = true)]
     Child { job: String },
@@ -129,6 +132,7 @@ pub fn run(args: BenchArgs) -> ExitCode {
             Bench::Inbox(how) => inbox::inbox(&how).await,
             Bench::Outbox(how) => outbox::outbox(&how).await,
             Bench::Relay(how) => relay::relay(&how).await,
+            Bench::Messaging(how) => messaging::messaging(&how).await,
             Bench::RelayChild { job } => {
                 relay::child(&job).await;
                 Vec::new()
@@ -153,6 +157,7 @@ impl Bench {
             Self::Latency(how) | Self::Idle(how) => how.json,
             Self::Outbox(how) => how.json,
             Self::Relay(how) => how.json,
+            Self::Messaging(how) => how.json,
             Self::Child { .. } | Self::RelayChild { .. } => false,
         }
     }

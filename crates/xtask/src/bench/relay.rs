@@ -51,6 +51,14 @@ pub struct Job {
     transactions: bool,
 }
 
+impl Job {
+    /// Empties the outbox of a database until `rows` events are published.
+    pub fn new(url: &str, brokers: &str, stream: &str, rows: u64, transactions: bool) -> Self {
+        let (url, brokers, stream) = (url.to_owned(), brokers.to_owned(), stream.to_owned());
+        Self { url, brokers, stream, rows, transactions }
+    }
+}
+
 /// A backlog into Kafka: into a table that is empty, that has many done rows, and beside a transaction that
 /// is open all the while.
 pub async fn relay(how: &Relay) -> Vec<Case> {
@@ -89,13 +97,8 @@ impl Bench<'_> {
         for round in 0..self.how.rounds {
             let stream = format!("bench-{number}-{round}");
             self.backlog(&stream, self.how.rows, "new").await;
-            let job = Job {
-                url: self.database.url().to_owned(),
-                brokers: self.kafka.brokers(),
-                stream: stream.clone(),
-                rows: self.how.rows,
-                transactions: !self.how.plain,
-            };
+            let (url, brokers) = (self.database.url(), self.kafka.brokers());
+            let job = Job::new(url, &brokers, &stream, self.how.rows, !self.how.plain);
             let outcome: Outcome = child::start("relay-child", &job).await;
             rates.push(self.how.rows as f64 / outcome.seconds);
             cpus.push(outcome.cpu);
@@ -160,7 +163,7 @@ impl Bench<'_> {
     }
 }
 
-async fn bus(brokers: &str, stream: &str, transactions: bool) -> Arc<dyn Bus> {
+pub async fn bus(brokers: &str, stream: &str, transactions: bool) -> Arc<dyn Bus> {
     let positions = format!("{stream}-positions");
     let mut keys = vec![("brokers", vec![brokers].into()), ("positions_topic", positions.as_str().into())];
     if transactions {

@@ -1,5 +1,6 @@
 //! Writing events in a service's own transaction.
 
+use async_trait::async_trait;
 use headwater_core::Result;
 use headwater_core::ports::{NewEvent, OutboxWriter};
 use sqlx::types::Uuid;
@@ -85,6 +86,7 @@ impl PostgresOutbox {
     }
 }
 
+#[async_trait]
 impl OutboxWriter for PostgresOutbox {
     type Transaction<'t> = Transaction<'t, Postgres>;
 
