@@ -1,209 +1,162 @@
-//! The outbox on PostgreSQL, as writers and relays see it.
+//! The outbox on PostgreSQL does what every outbox must.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headwater_connect::postgres::outbox::{PostgresOutbox, PostgresOutboxStore, install};
 use headwater_connect::postgres::url::ConnectOptions;
-use headwater_core::EventId;
-use headwater_core::ports::{
-    Claim, ClaimLimit, Lease, LeaseAsk, NewEvent, OutboxStore, OutboxWriter, Outcome, Settled,
-};
+use headwater_core::ports::{Claim, ClaimLimit, LANES, Lane, NewEvent, OutboxStore as _, Shelf};
 use headwater_testkit::servers::{Database, Postgres};
+use headwater_testkit::suites::outbox::{Factory, Tx};
 use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
 
-const LONG: Duration = Duration::from_secs(60);
-const LIMIT: ClaimLimit = ClaimLimit { rows: 100_000, bytes: 1 << 30 };
-
-async fn outbox() -> (Database, PgPool, PostgresOutboxStore) {
-    let database = Postgres::shared().await.unwrap().create_database().await.unwrap();
-    let url = ConnectOptions::parse(database.url()).unwrap();
-    assert!(install(&url, "public.outbox").await.unwrap());
-    assert!(!install(&url, "public.outbox").await.unwrap(), "what is there is left as it is");
-    let pool = PgPool::connect(database.url()).await.unwrap();
-    (database, pool, PostgresOutboxStore::new(&url, "public.outbox"))
+struct OnPostgres {
+    database: Database,
+    url: ConnectOptions,
+    pool: PgPool,
 }
 
-fn event(key: &str, n: u64) -> NewEvent {
+impl OnPostgres {
+    async fn new() -> Self {
+        let database = Postgres::shared().await.unwrap().create_database().await.unwrap();
+        let url = ConnectOptions::parse(database.url()).unwrap();
+        assert!(install(&url, "public.outbox").await.unwrap());
+        assert!(!install(&url, "public.outbox").await.unwrap(), "what is there is left as it is");
+        database.execute("CREATE TABLE effect (text text NOT NULL)").await.unwrap();
+        let pool = PgPool::connect(database.url()).await.unwrap();
+        Self { database, url, pool }
+    }
+
+    async fn run(&self, sql: String) {
+        self.pool.execute(AssertSqlSafe(sql)).await.unwrap();
+    }
+}
+
+impl Factory for OnPostgres {
+    type Writer = PostgresOutbox;
+    type Store = PostgresOutboxStore;
+
+    fn writer(&self) -> PostgresOutbox {
+        PostgresOutbox::new("public.outbox")
+    }
+
+    fn store(&self) -> PostgresOutboxStore {
+        PostgresOutboxStore::new(&self.url, "public.outbox")
+    }
+
+    fn shelf(&self, owner: &str) -> Box<dyn Shelf> {
+        Box::new(self.store().shelf(owner))
+    }
+
+    async fn begin(&self) -> Tx<Self> {
+        self.pool.begin().await.unwrap()
+    }
+
+    async fn commit(&self, transaction: Tx<Self>) {
+        transaction.commit().await.unwrap();
+    }
+
+    async fn rollback(&self, transaction: Tx<Self>) {
+        transaction.rollback().await.unwrap();
+    }
+
+    async fn insert_plainly(&self, transaction: &mut Tx<Self>, event: &NewEvent) {
+        let insert = "INSERT INTO outbox (stream, type, key, payload) VALUES ($1, $2, $3, $4::json)";
+        let insert = sqlx::query(insert).bind(event.stream.clone()).bind(event.kind.clone());
+        let insert = insert.bind(event.key.clone()).bind(event.payload.clone());
+        insert.execute(&mut **transaction).await.unwrap();
+    }
+
+    async fn seen(&self, transaction: &mut Tx<Self>, key: &str) -> i64 {
+        let count = sqlx::query_scalar("SELECT count(*) FROM outbox WHERE key = $1").bind(key.to_owned());
+        count.fetch_one(&mut **transaction).await.unwrap()
+    }
+
+    async fn effect(&self, transaction: &mut Tx<Self>, text: &str) {
+        let insert = sqlx::query("INSERT INTO effect VALUES ($1)").bind(text.to_owned());
+        insert.execute(&mut **transaction).await.unwrap();
+    }
+
+    async fn effects(&self, text: &str) -> i64 {
+        let count = sqlx::query_scalar("SELECT count(*) FROM effect WHERE text = $1").bind(text.to_owned());
+        count.fetch_one(&self.pool).await.unwrap()
+    }
+
+    async fn states(&self) -> Vec<String> {
+        sqlx::query_scalar("SELECT state FROM outbox ORDER BY seq").fetch_all(&self.pool).await.unwrap()
+    }
+
+    async fn expire(&self, relay: &str) {
+        self.run(format!("UPDATE outbox_lease SET until = '-infinity' WHERE relay = '{relay}'")).await;
+        self.run(format!("UPDATE outbox_relay SET until = '-infinity' WHERE relay = '{relay}'")).await;
+    }
+
+    async fn add_done(&self, many: u64) {
+        self.run(format!(
+            "INSERT INTO outbox (stream, type, key, payload, state, settled_at) SELECT 'orders', 'Placed', n::text, \
+             '{{}}', 'published', clock_timestamp() FROM generate_series(1, {many}) n"
+        ))
+        .await;
+        self.run("ANALYZE outbox".into()).await;
+    }
+
+    /// A session that has ended has written what it counted.
+    async fn rows_read(&self) -> u64 {
+        let mut connection = self.database.connect().await.unwrap();
+        let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+             AND application_name = 'headwater'";
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while connection.fetch_one(others).await.unwrap().get::<i64, _>(0) > 0 {
+            assert!(Instant::now() < deadline, "a store has left a session behind");
+            tokio::task::yield_now().await;
+        }
+        let read = "SELECT (seq_tup_read + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes \
+             WHERE relname = 'outbox'))::bigint FROM pg_stat_user_tables WHERE relname = 'outbox'";
+        connection.fetch_one(read).await.unwrap().get::<i64, _>(0).unsigned_abs()
+    }
+}
+
+headwater_testkit::outbox_suite!(OnPostgres::new().await);
+
+/// Only who may have drawn a lower sequence holds the horizon back: no other database's transaction, however old,
+/// and none that has not written to this outbox.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_transaction_elsewhere_holds_nothing_up() {
+    let factory = OnPostgres::new().await;
+    let other = Postgres::shared().await.unwrap().create_database().await.unwrap();
+    let other = PgPool::connect(other.url()).await.unwrap();
+    let mut far = other.begin().await.unwrap();
+    far.execute("CREATE TABLE t (); SELECT pg_current_xact_id()").await.unwrap();
+    let mut near = factory.pool.begin().await.unwrap();
+    near.execute("INSERT INTO effect VALUES ('x'); SELECT count(*) FROM outbox").await.unwrap();
+    let mut transaction = factory.begin().await;
+    factory.insert_plainly(&mut transaction, &event()).await;
+    factory.commit(transaction).await;
+    let store = factory.store();
+    let all = |lane: Lane| Claim { lane, above: 0, retries: false, resume: false };
+    let claims: Vec<Claim> = (0..LANES).map(all).collect();
+    let limit = ClaimLimit { rows: 100, bytes: 1 << 20 };
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let claimed = store.claim(&claims, limit).await.unwrap();
+        assert_eq!(claimed.rows.len(), 1);
+        if claimed.horizon >= claimed.rows[0].sequence {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the horizon stays at {}", claimed.horizon);
+        tokio::task::yield_now().await;
+    }
+    drop((far, near));
+}
+
+fn event() -> NewEvent {
     NewEvent {
-        id: EventId::derive(1_700_000_000_000_000, &[key.as_bytes(), &n.to_be_bytes()]),
+        id: headwater_core::EventId::from_bytes([7; 16]),
         stream: "orders".into(),
         kind: "Placed".into(),
-        key: Some(key.into()),
-        payload: Some(format!("{{\"n\":{n}}}")),
-        headers: vec![("a".into(), "1".into()), ("b \"".into(), "2".into())],
-        version: 2,
+        key: Some("a".into()),
+        payload: Some("{}".into()),
+        headers: Vec::new(),
+        version: 1,
     }
-}
-
-fn ask(relay: &str, ttl: Duration) -> LeaseAsk {
-    LeaseAsk { relay: relay.into(), ttl, release: Vec::new(), leaving: false }
-}
-
-async fn claim_all(store: &PostgresOutboxStore) -> Vec<headwater_core::ports::ClaimedRow> {
-    let claims: Vec<Claim> =
-        (0..8).map(|lane| Claim { lane, above: 0, retries: true, resume: false }).collect();
-    store.claim(&claims, LIMIT).await.unwrap().rows
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_event_is_there_when_its_transaction_has_committed_and_not_before() {
-    let (_database, pool, store) = outbox().await;
-    let outbox = PostgresOutbox::new("public.outbox");
-    let mut rolled_back = pool.begin().await.unwrap();
-    outbox.insert(&mut rolled_back, &[event("a", 1)]).await.unwrap();
-    rolled_back.rollback().await.unwrap();
-    let mut transaction = pool.begin().await.unwrap();
-    outbox.insert(&mut transaction, &[event("a", 2)]).await.unwrap();
-    outbox.insert(&mut transaction, &[event("b", 3), event("a", 4)]).await.unwrap();
-    assert!(claim_all(&store).await.is_empty());
-    transaction.commit().await.unwrap();
-    let rows = claim_all(&store).await;
-    assert_eq!(rows.len(), 3);
-    let first = rows.iter().find(|row| row.id == event("a", 2).id).unwrap();
-    assert_eq!((&*first.stream, first.key.as_deref(), first.again), ("orders", Some("a"), false));
-    let row = pool.fetch_one("select headers::text, version from outbox order by seq limit 1").await.unwrap();
-    assert_eq!(row.get::<String, _>(0), "{\"a\":\"1\",\"b \\\"\":\"2\"}");
-    assert_eq!(row.get::<i32, _>(1), 2);
-}
-
-/// Nothing but the key's lock keeps these in order: the history is written in the same transactions, after
-/// the event, by a counter that is read under no lock of its own.
-#[tokio::test(flavor = "multi_thread")]
-async fn within_a_key_the_sequence_follows_commits_with_16_writers() {
-    let (database, pool, _store) = outbox().await;
-    // What a writer sees of its key when it holds the lock is what was committed before.
-    let writers = (0..16).map(|writer: u64| {
-        let url = database.url().to_owned();
-        tokio::spawn(async move {
-            let pool = PgPool::connect(&url).await.unwrap();
-            let outbox = PostgresOutbox::new("public.outbox");
-            for n in 0..40 {
-                let mut transaction = pool.begin().await.unwrap();
-                let key = format!("k{}", (writer + n) % 3);
-                outbox.insert(&mut transaction, &[event(&key, writer * 1000 + n)]).await.unwrap();
-                let seen = "update outbox set error = (select count(*)::text from outbox o where o.key = $1) \
-                     where id = $2";
-                let id = sqlx::types::Uuid::from_bytes(*event(&key, writer * 1000 + n).id.as_bytes());
-                sqlx::query(seen).bind(&key).bind(id).execute(&mut *transaction).await.unwrap();
-                transaction.commit().await.unwrap();
-            }
-        })
-    });
-    for writer in writers.collect::<Vec<_>>() {
-        writer.await.unwrap();
-    }
-    let rows = pool.fetch_all("select key, error from outbox order by seq").await.unwrap();
-    let mut seen: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-    for row in rows {
-        seen.entry(row.get(0)).or_default().push(row.get::<String, _>(1).parse().unwrap());
-    }
-    for (key, counts) in seen {
-        let expected: Vec<u32> = (1..=counts.len() as u32).collect();
-        assert_eq!(counts, expected, "{key}: each sees all that have a lower sequence, itself the last");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn lanes_are_shared_taken_over_and_guarded() {
-    let (_database, pool, store) = outbox().await;
-    let lanes = |leases: &[Lease]| leases.iter().map(|lease| lease.lane).collect::<Vec<_>>();
-    let first = store.lease(&ask("a", LONG)).await.unwrap();
-    assert_eq!(lanes(&first), (0..8).collect::<Vec<_>>());
-    assert!(first.iter().all(|lease| lease.epoch == 1 && !lease.wanted));
-    assert!(store.lease(&ask("b", LONG)).await.unwrap().is_empty());
-    let wanted: Vec<Lease> = store.lease(&ask("a", LONG)).await.unwrap();
-    let release: Vec<_> = wanted.iter().filter(|lease| lease.wanted).map(|lease| lease.lane).collect();
-    assert_eq!(release.len(), 4);
-    store.lease(&LeaseAsk { release: release.clone(), ..ask("a", LONG) }).await.unwrap();
-    let second = store.lease(&ask("b", LONG)).await.unwrap();
-    assert_eq!(lanes(&second), release);
-    assert!(second.iter().all(|lease| lease.epoch == 2));
-
-    // a is not heard of any more: b takes its lanes over, and what a settles then is refused.
-    let mut transaction = pool.begin().await.unwrap();
-    let outbox = PostgresOutbox::new("public.outbox");
-    let events: Vec<NewEvent> = (0..50).map(|n| event(&format!("k{n}"), n)).collect();
-    outbox.insert(&mut transaction, &events).await.unwrap();
-    transaction.commit().await.unwrap();
-    let rows = claim_all(&store).await;
-    let settled = |epoch| {
-        let published = |row: &headwater_core::ports::ClaimedRow| Settled {
-            lane: row.lane,
-            epoch,
-            sequence: row.sequence,
-            id: row.id,
-            outcome: Outcome::Published,
-        };
-        rows.iter().filter(|row| !release.contains(&row.lane)).map(published).collect::<Vec<_>>()
-    };
-    pool.execute("update outbox_lease set until = '-infinity' where relay = 'a'").await.unwrap();
-    pool.execute("delete from outbox_relay where relay = 'a'").await.unwrap();
-    assert_eq!(store.lease(&ask("b", LONG)).await.unwrap().len(), 8);
-    let stale = settled(1);
-    assert!(!stale.is_empty());
-    let lost = store.settle("a", &stale).await.unwrap();
-    assert!(!lost.is_empty(), "a is told");
-    assert_eq!(claim_all(&store).await.len(), 50, "nothing was written");
-    assert!(store.settle("b", &settled(2)).await.unwrap().is_empty());
-    assert_eq!(claim_all(&store).await.len(), 50 - stale.len());
-    let gone = LeaseAsk { leaving: true, release: (0..8).collect(), ..ask("b", LONG) };
-    assert!(store.lease(&gone).await.unwrap().is_empty());
-    assert_eq!(store.lease(&ask("c", LONG)).await.unwrap().len(), 8, "at once");
-}
-
-/// What is published is never read again, however much of it there is.
-#[tokio::test(flavor = "multi_thread")]
-async fn no_statement_walks_what_is_done() {
-    let (_database, pool, _store) = outbox().await;
-    let many: u64 = std::env::var("HEADWATER_MANY").map_or(100_000, |_| 1_000_000);
-    let done = format!(
-        "insert into outbox (stream, type, key, payload, state, settled_at) select 'orders', 'Placed', n::text, '{{}}', \
-         'published', clock_timestamp() from generate_series(1, {many}) n"
-    );
-    pool.execute(AssertSqlSafe(done)).await.unwrap();
-    pool.execute("insert into outbox (stream, type, key, payload) select 'orders', 'Placed', n::text, '{}' from generate_series(1, 50) n")
-        .await
-        .unwrap();
-    pool.execute("analyze outbox").await.unwrap();
-    let url = ConnectOptions::parse(_database.url()).unwrap();
-    let store = PostgresOutboxStore::new(&url, "public.outbox");
-    let scans = async || -> (i64, i64) {
-        let sql = "select seq_scan, seq_tup_read from pg_stat_user_tables where relname = 'outbox'";
-        pool.execute("select pg_stat_force_next_flush()").await.ok();
-        let row = pool.fetch_one(sql).await.unwrap();
-        (row.get(0), row.get(1))
-    };
-    let before = scans().await;
-    let leases = store.lease(&ask("a", LONG)).await.unwrap();
-    let resume: Vec<Claim> = leases
-        .iter()
-        .map(|lease| Claim { lane: lease.lane, above: 0, retries: true, resume: true })
-        .collect();
-    let rows = store.claim(&resume, LIMIT).await.unwrap().rows;
-    assert_eq!(rows.len(), 50);
-    let outcome = |n: usize| match n % 3 {
-        0 => Outcome::Published,
-        1 => Outcome::Retry { attempts: 1, after: Duration::ZERO, error: "no".into() },
-        _ => Outcome::Parked { attempts: 9, error: "no".into() },
-    };
-    let settled: Vec<Settled> = rows
-        .iter()
-        .enumerate()
-        .map(|(n, row)| Settled {
-            lane: row.lane,
-            epoch: 1,
-            sequence: row.sequence,
-            id: row.id,
-            outcome: outcome(n),
-        })
-        .collect();
-    assert!(store.settle("a", &settled).await.unwrap().is_empty());
-    assert_eq!(claim_all(&store).await.len(), 17, "those that are tried again");
-    assert_eq!(store.clean(LONG).await.unwrap(), 0);
-    assert_eq!(store.clean(Duration::ZERO).await.unwrap(), 1_000, "in small batches");
-    // The server's counters come from its sessions as they become idle; those of the store have.
-    drop(store);
-    assert_eq!(scans().await, before, "a table was read from end to end");
 }

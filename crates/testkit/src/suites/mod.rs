@@ -2,4 +2,5 @@
 
 pub mod bus;
 pub mod inbox;
+pub mod outbox;
 pub mod source;

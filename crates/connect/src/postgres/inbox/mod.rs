@@ -95,10 +95,11 @@ impl Sql {
                  ) END AND (state = 'waiting' OR state = 'retrying' AND next_try <= clock_timestamp()) \
                  FOR UPDATE SKIP LOCKED"
             ),
+            // The clock is asked once, in a subquery: no index is searched for what may change from row to row.
             clean: format!(
                 "DELETE FROM {inbox} WHERE ctid = ANY(ARRAY( \
                      SELECT ctid FROM {inbox} WHERE consumer = $1 \
-                         AND handled_at < clock_timestamp() - $2 * interval '1 microsecond' \
+                         AND handled_at < (SELECT clock_timestamp() - $2 * interval '1 microsecond') \
                      ORDER BY handled_at LIMIT $3 FOR UPDATE SKIP LOCKED))"
             ),
             settle: settle::Sql::new(tables),

@@ -41,8 +41,9 @@ impl PostgresOutboxShelf {
             list: format!(
                 "SELECT {columns}, {behind} AS behind FROM {outbox} AS head WHERE {heads} ORDER BY seq LIMIT $4"
             ),
+            // As two conditions, each of which an index holds.
             show: format!(
-                "SELECT {columns} FROM {outbox} WHERE state IN ('retrying', 'parked', 'waiting') AND {fits} \
+                "SELECT {columns} FROM {outbox} WHERE (state IN ('retrying', 'parked') OR state = 'waiting') AND {fits} \
                  ORDER BY seq LIMIT $4"
             ),
             retry: format!(

@@ -80,9 +80,10 @@ impl PostgresOutboxStore {
                 "SELECT DISTINCT stream, key FROM {outbox} WHERE lane = $1 AND state IN ('retrying', 'parked') \
                  AND key IS NOT NULL"
             ),
+            // The clock is asked once, in a subquery: no index is searched for what may change from row to row.
             clean: format!(
                 "DELETE FROM {outbox} WHERE id = ANY (ARRAY (SELECT id FROM {outbox} WHERE state IN ('published', 'dropped') \
-                 AND settled_at < clock_timestamp() - $1 * interval '1 millisecond' ORDER BY settled_at LIMIT {CLEANED} \
+                 AND settled_at < (SELECT clock_timestamp() - $1 * interval '1 millisecond') ORDER BY settled_at LIMIT {CLEANED} \
                  FOR UPDATE SKIP LOCKED))"
             ),
             names,

@@ -1,0 +1,58 @@
+//! How much is read at once.
+
+use headwater_core::ports::{ClaimLimit, NewEvent, OutboxStore, Outcome};
+
+use super::Factory;
+use super::tools::*;
+
+/// A limit for each lane, and word of the lanes that have more.
+pub async fn a_claim_ends_at_its_rows<F: Factory>(factory: &F) {
+    let events: Vec<NewEvent> = (0..10).map(|n| event("k", n)).collect();
+    publish(factory, &events).await;
+    let store = factory.store();
+    let few = ClaimLimit { rows: 4, ..ALL };
+    let mut above = 0;
+    for expected in [&events[..4], &events[4..8], &events[8..]] {
+        let claimed = within(store.claim(&claims(factory, above, false), few)).await.unwrap();
+        assert_eq!(ids(&claimed.rows), ids_of(expected));
+        assert_eq!(claimed.more.contains(&claimed.rows[0].lane), expected.len() == 4);
+        above = claimed.rows.last().unwrap().sequence;
+    }
+    let claimed = within(store.claim(&claims(factory, above, false), few)).await.unwrap();
+    assert!(claimed.rows.is_empty() && claimed.more.is_empty() && claimed.table.is_none());
+}
+
+/// What is read stays small however large the rows are (invariant 7).
+pub async fn a_claim_ends_at_its_bytes<F: Factory>(factory: &F) {
+    let large = |n: u64| NewEvent { payload: Some(format!("\"{}\"", "x".repeat(10_000))), ..event("k", n) };
+    let events: Vec<NewEvent> = (0..20).map(large).collect();
+    publish(factory, &events).await;
+    let store = factory.store();
+    let limit = ClaimLimit { rows: 1_000, bytes: 50_000 };
+    // Time and again: what was not read must not be in the way of the next.
+    for _ in 0..10 {
+        let claimed = within(store.claim(&claims(factory, 0, false), limit)).await.unwrap();
+        let got = claimed.rows.len();
+        assert!((4..=6).contains(&got), "{got}");
+        assert_eq!(ids(&claimed.rows), ids_of(&events[..got]));
+        assert!(claimed.more.contains(&claimed.rows[0].lane));
+    }
+    let one = ClaimLimit { bytes: 1, ..limit };
+    let claimed = within(store.claim(&claims(factory, 0, false), one)).await.unwrap();
+    assert_eq!(claimed.rows.len(), 1, "one is always read, or nothing would ever go");
+    let all = within(store.claim(&claims(factory, 0, false), ALL)).await.unwrap();
+    assert_eq!((all.rows.len(), all.more.len()), (20, 0));
+}
+
+/// What is claimed twice is the relay's to know; what is settled is claimed no more.
+pub async fn a_claim_takes_nothing_away<F: Factory>(factory: &F) {
+    let events: Vec<NewEvent> = (0..30).map(|n| event(&format!("k{n}"), n)).collect();
+    publish(factory, &events).await;
+    lease(factory, "r").await;
+    let rows = claim(factory).await;
+    assert_eq!(ids(&rows), ids_of(&events));
+    assert_eq!(ids(&claim(factory).await), ids_of(&events));
+    settle_all(factory, "r", &rows, Outcome::Published).await;
+    assert!(claim(factory).await.is_empty());
+    assert_eq!(factory.states().await, ["published"; 30]);
+}

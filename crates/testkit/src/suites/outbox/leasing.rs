@@ -1,0 +1,89 @@
+//! Which relay works which lane.
+
+use headwater_core::ports::{ClaimedRow, Lane, LeaseAsk, NewEvent, OutboxStore, Outcome, Settled};
+
+use super::Factory;
+use super::tools::*;
+
+/// The second is given half, as soon as the first gives it back; nobody is given what another has.
+pub async fn lanes_are_shared_among_relays<F: Factory>(factory: &F) {
+    let all: Vec<Lane> = (0..factory.lanes()).collect();
+    let first = lease(factory, "a").await;
+    assert_eq!(lanes(&first), all);
+    assert!(first.iter().all(|lease| lease.epoch == 1 && !lease.wanted), "{first:?}");
+    assert!(lease(factory, "b").await.is_empty());
+    let first = lease(factory, "a").await;
+    let release: Vec<Lane> = first.iter().filter(|lease| lease.wanted).map(|lease| lease.lane).collect();
+    assert_eq!(release.len(), all.len() / 2);
+    let kept =
+        within(factory.store().lease(&LeaseAsk { release: release.clone(), ..ask("a") })).await.unwrap();
+    assert_eq!(kept.len(), all.len() - release.len());
+    let second = lease(factory, "b").await;
+    assert_eq!(lanes(&second), release);
+    assert!(second.iter().all(|lease| lease.epoch == 2 && !lease.wanted), "{second:?}");
+    assert!(lease(factory, "a").await.iter().all(|lease| lease.epoch == 1 && !lease.wanted));
+}
+
+/// Whose lanes have passed to another is told, and writes nothing.
+pub async fn a_zombie_settles_nothing<F: Factory>(factory: &F) {
+    let events: Vec<NewEvent> = (0..50).map(|n| event(&format!("k{n}"), n)).collect();
+    publish(factory, &events).await;
+    lease(factory, "a").await;
+    lease(factory, "b").await;
+    let rows = claim(factory).await;
+    let published = |epoch| {
+        let published = |row: &ClaimedRow| Settled { epoch, ..settled(row, Outcome::Published) };
+        rows.iter().map(published).collect::<Vec<_>>()
+    };
+    within(factory.expire("a")).await;
+    let taken = lease(factory, "b").await;
+    assert_eq!(taken.len(), usize::from(factory.lanes()));
+    assert!(taken.iter().all(|lease| lease.epoch == 2));
+    let zombie = factory.store();
+    let mut lost = within(zombie.settle("a", &published(1))).await.unwrap();
+    lost.sort_unstable();
+    let mut worked: Vec<Lane> = rows.iter().map(|row| row.lane).collect();
+    worked.sort_unstable();
+    worked.dedup();
+    assert_eq!(lost, worked, "it is told of all");
+    assert_eq!(
+        within(zombie.settle("a", &published(2))).await.unwrap().len(),
+        worked.len(),
+        "nor by guessing"
+    );
+    assert_eq!(
+        within(zombie.settle("b", &published(1))).await.unwrap().len(),
+        worked.len(),
+        "nor by an old epoch"
+    );
+    assert_eq!(factory.states().await, ["new"; 50]);
+    let back = lease(factory, "a").await;
+    assert!(back.is_empty(), "what it had is another's: {back:?}");
+    settle(factory, "b", &published(2)).await;
+    assert_eq!(factory.states().await, ["published"; 50]);
+}
+
+/// Nobody waits for the leases of a relay that has ended as it should.
+pub async fn who_leaves_gives_all_back_at_once<F: Factory>(factory: &F) {
+    lease(factory, "a").await;
+    let leaving = LeaseAsk { leaving: true, release: (0..factory.lanes()).collect(), ..ask("a") };
+    assert!(within(factory.store().lease(&leaving)).await.unwrap().is_empty());
+    let next = lease(factory, "b").await;
+    assert_eq!(next.len(), usize::from(factory.lanes()));
+    assert!(next.iter().all(|lease| lease.epoch == 2 && !lease.wanted));
+}
+
+/// Also when it passes to who had it before: what was begun then is another's.
+pub async fn an_epoch_rises_whenever_a_lane_passes_on<F: Factory>(factory: &F) {
+    publish(factory, &[event("k", 1)]).await;
+    lease(factory, "a").await;
+    let row = claim(factory).await.remove(0);
+    within(factory.expire("a")).await;
+    lease(factory, "b").await;
+    within(factory.expire("b")).await;
+    let again = lease(factory, "a").await;
+    assert!(again.iter().all(|lease| lease.epoch == 3), "{again:?}");
+    let late = settled(&row, Outcome::Published);
+    assert_eq!(within(factory.store().settle("a", &[late])).await.unwrap(), [row.lane]);
+    assert_eq!(factory.states().await, ["new"]);
+}
