@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)] // clippy.toml knows tests by their attribute only
 
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -105,10 +106,20 @@ impl Relay {
     }
 
     /// Longer than its lease: the other takes its lanes over, and it wakes up with what it had.
-    async fn stand_still(&self) {
+    async fn stand_still(&self, database: &Database) {
         let pid = self.pid();
         kill_process(pid, Signal::STOP).unwrap();
-        tokio::time::sleep(Duration::from_secs(4)).await;
+        let held = "select count(*), count(distinct relay) from outbox_lease where until > clock_timestamp()";
+        let (mut connection, deadline) = (database.connect().await.unwrap(), Instant::now() + PATIENCE);
+        // Both had lanes, or the one that works: then one has all of them.
+        let mut held = async || {
+            let row = connection.fetch_one(held).await.unwrap();
+            (row.get::<i64, _>(0), row.get::<i64, _>(1))
+        };
+        while held().await != (8, 1) {
+            assert!(Instant::now() < deadline, "not within {PATIENCE:?}: the other takes over");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         kill_process(pid, Signal::CONT).unwrap();
     }
 
@@ -141,6 +152,35 @@ async fn history(database: &Database) -> History {
     let rows = connection.fetch_all("select id, version from entity where version > 0").await.unwrap();
     let steps = |version: i64| (1..=version).map(|n| Step { op: "event".into(), version: Some(n) }).collect();
     rows.iter().map(|row| (("entities".to_owned(), row.get(0)), steps(row.get(1)))).collect()
+}
+
+/// The last version of each key in the stream, read once from its beginning.
+async fn end_state(bus: &dyn Bus, checker: &Mutex<Checker>) -> BTreeMap<i64, i64> {
+    let subscribe = Subscribe { streams: vec!["entities".into()], group: None, start: Start::Beginning };
+    let mut events = bus.subscribe(subscribe).await.unwrap();
+    let (mut last, mut ids, all) = (BTreeMap::new(), HashSet::new(), checker.lock().unwrap().distinct());
+    let mut quiet = false;
+    // Repeats may come behind the last that is new.
+    while ids.len() < all || !quiet {
+        let Ok(delivery) = tokio::time::timeout(Duration::from_secs(2), events.next()).await else {
+            quiet = true;
+            continue;
+        };
+        let Delivery::Batch { records, .. } = delivery.unwrap() else { continue };
+        for record in records {
+            let said: serde_json::Value = serde_json::from_slice(&record.event.payload.unwrap()).unwrap();
+            let key: i64 = said["key"].as_str().unwrap().parse().unwrap();
+            last.insert(key, said["payload"]["version"].as_i64().unwrap());
+            ids.insert(record.event.id);
+        }
+    }
+    last
+}
+
+/// The last version of each key that was committed.
+fn newest(history: &History) -> BTreeMap<i64, i64> {
+    let last = |((_, key), steps): (&(String, i64), &Vec<Step>)| Some((*key, steps.last()?.version?));
+    history.iter().filter_map(last).collect()
 }
 
 async fn until(what: &str, mut reached: impl FnMut() -> bool) {
@@ -183,7 +223,7 @@ async fn under_kills(bus: &str) -> usize {
     let reader: KafkaConfig = toml::from_str(&format!("brokers = [\"{}\"]", kafka.brokers())).unwrap();
     let reader: Arc<dyn Bus> = Arc::new(KafkaBus::open(reader).await.unwrap());
     let checker = Arc::new(Mutex::new(Checker::default()));
-    let consumer = tokio::spawn(consume(reader, Arc::clone(&checker)));
+    let consumer = tokio::spawn(consume(Arc::clone(&reader), Arc::clone(&checker)));
     let shared = Shared::default();
     let writers: Vec<_> = (0..6)
         .map(|n| tokio::spawn(write(database.clone(), StdRng::seed_from_u64(seed ^ n), shared.clone())))
@@ -199,7 +239,7 @@ async fn under_kills(bus: &str) -> usize {
             0 => relays[0].kill().await,
             1 => relays[1].kill().await,
             2 if bus.is_empty() => relays[0].kill().await,
-            2 => relays[0].stand_still().await,
+            2 => relays[0].stand_still(&database).await,
             3 => {
                 server.kill();
                 server.restart().await.unwrap();
@@ -221,6 +261,7 @@ async fn under_kills(bus: &str) -> usize {
         assert!(!log.contains("panicked"), "{log}");
     }
     consumer.abort();
+    assert_eq!(end_state(&*reader, &checker).await, newest(&history), "what compaction would leave");
     let mut connection = database.connect().await.unwrap();
     let left = "select count(*) from outbox where state <> 'published'";
     let left: i64 = connection.fetch_one(left).await.unwrap().get(0);
