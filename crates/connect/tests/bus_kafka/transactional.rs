@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use headwater_connect::kafka::KafkaConfig;
 use headwater_core::Kind;
 use headwater_core::ports::Bus;
-use headwater_testkit::servers::Kafka;
+use headwater_testkit::servers::{Kafka, Right};
 
 use super::OnKafka;
 use super::tools::{accept, checkpoint, event, number, open, publish, read, spec, unique, within};
@@ -100,4 +100,36 @@ async fn a_commit_is_not_waited_for_longer_than_it_takes() {
         fastest = fastest.min(start.elapsed());
     }
     assert!(fastest < Duration::from_millis(90), "{fastest:?}");
+}
+
+/// A user may produce and not use transactional ids; and the brokers allow less time than is asked for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_brokers_refuse_of_transactions_says_what_to_do() {
+    let settings = Kafka::settings().user("app", "app-secret").authorizes();
+    let kafka = settings.set("transaction.max.timeout.ms", 30_000).start().await.unwrap();
+    kafka.allow("app", &[Right::Read, Right::Write, Right::Create]).await.unwrap();
+    let mut app = config(&kafka.sasl_brokers());
+    for (key, value) in [
+        ("security.protocol", "SASL_PLAINTEXT"),
+        ("sasl.mechanism", "PLAIN"),
+        ("sasl.username", "app"),
+        ("sasl.password", "app-secret"),
+    ] {
+        app.options.insert(key.into(), value.into());
+    }
+    let refused = async |config: &KafkaConfig| {
+        let bus = open(config).await;
+        let error = within(bus.writer("shop")).await.err().unwrap();
+        assert_eq!(error.kind(), Kind::Refused, "{error}");
+        error.to_string()
+    };
+    let short = KafkaConfig { transaction_timeout: Some(Duration::from_secs(20)), ..app.clone() };
+    let text = refused(&short).await;
+    let id = app.transactional_id.unwrap();
+    assert!(text.contains("--transactional-id") && text.contains(&id), "{text}");
+    let long = config(&kafka.brokers());
+    let text = refused(&long).await;
+    assert!(text.contains("transaction.max.timeout.ms is less than `transaction_timeout`"), "{text}");
+    let short = KafkaConfig { transaction_timeout: Some(Duration::from_secs(20)), ..long };
+    within(open(&short).await.writer("shop")).await.unwrap();
 }
