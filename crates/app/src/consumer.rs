@@ -116,6 +116,13 @@ impl<I> Builder<I> {
         self.set(|settings| settings.attempts = attempts)
     }
 
+    /// How long the handler may take, for all events that share a transaction: after that it is given up, rolled back,
+    /// and has failed. Without a bound one that hangs holds up its keys until the consumer is restarted.
+    #[must_use]
+    pub fn handler_timeout(self, timeout: Duration) -> Self {
+        self.set(|settings| settings.handler_timeout = Some(timeout))
+    }
+
     /// How long an event waits before it is tried again: at first, and at most; each wait doubles. 100 ms and 30 s.
     #[must_use]
     pub fn backoff(self, first: Duration, most: Duration) -> Self {

@@ -202,6 +202,8 @@ pub struct Record {
     pub chance: u32,
     /// Whether it panics instead.
     pub panics: Arc<AtomicBool>,
+    /// Whether it hangs instead.
+    pub hangs: Arc<AtomicBool>,
 }
 
 impl Record {
@@ -226,6 +228,9 @@ impl Handler<Tx> for Record {
         if self.fails(&key, n) {
             self.failed.fetch_add(1, Ordering::Relaxed);
             assert!(!self.panics.load(Ordering::Relaxed), "told to panic");
+            if self.hangs.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
             return Err(Failure::retry(format!("no stock for {n}")));
         }
         if self.chance > 0 && rand::random_range(0..self.chance) == 0 {

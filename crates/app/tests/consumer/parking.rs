@@ -123,6 +123,22 @@ async fn a_panic_is_a_failure_like_any_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_hangs_is_given_up() {
+    let mut service = Service::new().await;
+    let record = Record::default();
+    record.fail("bad", 0);
+    record.hangs.store(true, Ordering::Relaxed);
+    let builder = service.builder().attempts(2).handler_timeout(Duration::from_millis(200));
+    let running = service.run(builder, record);
+    service.publish(&["a", "bad"], 5).await;
+    service.effects(5).await;
+    service.until("SELECT count(*) FROM headwater_parked", 5).await;
+    let parked = service.parked().await;
+    assert_eq!(parked[0].error.as_deref(), Some("the handler took longer than 200ms, and was given up"));
+    running.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dropping_the_first_lets_the_next_go() {
     let mut service = Service::new().await;
     let record = Record::default();

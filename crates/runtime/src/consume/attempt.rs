@@ -87,7 +87,7 @@ where
         }
     }
 
-    /// Handles events; a handler that panics has failed.
+    /// Handles events; a handler that panics, or takes too long, has failed.
     pub(super) async fn handled(
         &self,
         transaction: &mut I::Transaction,
@@ -96,7 +96,13 @@ where
         if events.is_empty() {
             return Ok(());
         }
-        let handled = AssertUnwindSafe(self.handle.handle(transaction, events)).catch_unwind().await;
+        let handled = AssertUnwindSafe(self.handle.handle(transaction, events)).catch_unwind();
+        let handled = match self.settings.handler_timeout {
+            None => handled.await,
+            Some(timeout) => tokio::time::timeout(timeout, handled).await.unwrap_or_else(|_| {
+                Ok(Err(Failure::retry(format!("the handler took longer than {timeout:?}, and was given up"))))
+            }),
+        };
         handled
             .unwrap_or_else(|panic| Err(Failure::retry(format!("the handler panicked: {}", said(&*panic)))))
     }

@@ -26,6 +26,9 @@ pub struct ConsumeSettings {
     /// After how many tries an event whose key fails while others succeed waits in the inbox, still tried again,
     /// and no longer in memory with what comes behind it; 5.
     pub attempts_in_memory: u32,
+    /// How long a handler may take for what it is handed at once, if there is a bound: it is given up then, and has
+    /// failed; none.
+    pub handler_timeout: Option<Duration>,
     /// How long an event waits before it is tried again for the first time; each further wait doubles; 100 ms.
     pub retry_min: Duration,
     /// The longest wait; 30 s.
@@ -51,6 +54,7 @@ impl Default for ConsumeSettings {
             max_bytes: 8 << 20,
             attempts: 10,
             attempts_in_memory: 5,
+            handler_timeout: None,
             retry_min: Duration::from_millis(100),
             retry_max: Duration::from_secs(30),
             retention: Duration::from_hours(7 * 24),
@@ -72,6 +76,7 @@ impl ConsumeSettings {
             (self.max_bytes == 0, "max_bytes"),
             (self.attempts == 0, "attempts"),
             (self.interval.is_zero(), "interval"),
+            (self.handler_timeout.is_some_and(|timeout| timeout.is_zero()), "handler_timeout"),
         ];
         if let Some((_, name)) = zero.iter().find(|(zero, _)| *zero) {
             return Err(Error::new(Kind::Config, format!("a consumer's {name} cannot be 0")));
