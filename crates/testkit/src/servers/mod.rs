@@ -5,12 +5,14 @@
 
 mod acls;
 mod kafka;
+mod mysql;
 mod postgres;
 mod process;
 mod proxy;
 
 pub use acls::Right;
 pub use kafka::{Kafka, KafkaSettings};
+pub use mysql::{MySql, MySqlDatabase, MySqlSettings};
 pub use postgres::{Database, Postgres, PostgresSettings};
 pub use process::free_port;
 pub use proxy::Proxy;

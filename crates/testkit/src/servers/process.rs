@@ -111,7 +111,7 @@ impl Process {
     /// Runs a command to its end as the server's user.
     pub fn run(&self, command: &mut Command) -> Result<()> {
         let what = command.get_program().to_string_lossy().into_owned();
-        let output = self.as_user(command).stdin(Stdio::null()).output();
+        let output = self.as_user(command).output();
         let output = output.doing(Kind::Config, || format!("running {what}"))?;
         if output.status.success() {
             return Ok(());
