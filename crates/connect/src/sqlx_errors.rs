@@ -35,6 +35,9 @@ fn meaning(error: &Sqlx) -> (Kind, &'static str) {
             if let Some(error) = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
                 return postgres(error.code());
             }
+            if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
+                return mysql(error.number());
+            }
             sqlite(error.as_ref())
         }
         Sqlx::PoolTimedOut => {
@@ -57,6 +60,19 @@ fn postgres(code: &str) -> (Kind, &'static str) {
         ("25006" | "55P03" | "57014", _) => (Kind::Unavailable, ""),
         (_, "40") => (Kind::Busy, ""),
         (_, "08" | "53" | "57" | "58" | "XX") => (Kind::Unavailable, ""),
+        _ => (Kind::Refused, ""),
+    }
+}
+
+/// By the server's number.
+fn mysql(number: u16) -> (Kind, &'static str) {
+    match number {
+        1049 | 1146 => (Kind::Refused, NO_TABLES),
+        // The victim of a deadlock, a lock that was waited for too long.
+        1205 | 1213 => (Kind::Busy, ""),
+        1021 | 1114 => (Kind::Full, "make room on the disk of the database"),
+        // Too many connections, a server that stops, a replica that was the primary a moment ago, killed.
+        1040 | 1053 | 1203 | 1290 | 1317 | 1792 | 1836 | 1927 | 3169 => (Kind::Unavailable, ""),
         _ => (Kind::Refused, ""),
     }
 }

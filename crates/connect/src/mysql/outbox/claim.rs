@@ -1,0 +1,207 @@
+//! Reading rows that are due: first where they are, of all lanes in one statement and from the index alone,
+//! then the rows themselves, as many as there is room for.
+
+use std::collections::{BTreeMap, HashSet};
+
+use futures::TryStreamExt;
+use headwater_core::ports::{BlockedKey, Claim, ClaimLimit, Claimed, ClaimedRow, Lane};
+use sqlx::mysql::MySqlRow;
+use sqlx::pool::PoolConnection;
+use sqlx::{AssertSqlSafe, MySql, MySqlPool, Row};
+
+use super::horizon::Horizon;
+use super::layout::WORK;
+use super::{Names, Queue, place};
+use crate::mysql::sql::{LONGEST, list};
+use crate::outbox::Parts;
+
+/// The statements.
+#[derive(Debug)]
+pub(super) struct Claims {
+    pub horizon: Horizon,
+    outbox: String,
+    rows: String,
+}
+
+/// Where the rows are that are due: those that are tried again, and new ones, by their sequence.
+#[derive(Debug, Default)]
+struct Places {
+    again: Vec<i64>,
+    new: BTreeMap<i64, Lane>,
+}
+
+impl Claims {
+    pub fn new(names: &Names) -> Self {
+        let outbox = names.outbox();
+        Self {
+            horizon: Horizon::new(names),
+            rows: format!(
+                "SELECT `queue`, `seq`, `attempts`, `id`, `stream`, `type`, `key`, `payload`, `headers`, `version`, \
+                 COALESCE(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', `created_at`), 0) \
+                 FROM {outbox} FORCE INDEX (PRIMARY) WHERE `seq` IN "
+            ),
+            outbox,
+        }
+    }
+
+    /// See [`OutboxStore::claim`](headwater_core::ports::OutboxStore::claim).
+    pub async fn claim(
+        &self,
+        pool: &MySqlPool,
+        claims: &[Claim],
+        limit: ClaimLimit,
+    ) -> sqlx::Result<Claimed> {
+        let mut connection = pool.acquire().await?;
+        let mut claimed = Claimed { horizon: self.horizon.now(&mut connection).await?, ..Claimed::default() };
+        for claim in claims.iter().filter(|claim| claim.resume) {
+            self.resume(&mut connection, claim.lane, &mut claimed.blocked).await?;
+        }
+        let places = self.places(&mut connection, claims, limit.rows).await?;
+        let mut many: BTreeMap<Lane, usize> = BTreeMap::new();
+        for lane in places.new.values() {
+            *many.entry(*lane).or_default() += 1;
+        }
+        let full = |lane: &Lane| many.get(lane).is_some_and(|many| *many >= limit.rows);
+        let mut more: HashSet<Lane> = claims.iter().map(|claim| claim.lane).filter(full).collect();
+        let sequences: Vec<i64> = places.new.keys().copied().collect();
+        let read =
+            self.read(connection, &[&places.again, &sequences], limit.bytes, &mut claimed.rows).await?;
+        let read = read.saturating_sub(places.again.len());
+        more.extend(places.new.values().skip(read));
+        claimed.more = more.into_iter().collect();
+        Ok(claimed)
+    }
+
+    /// Where the rows of these lanes are, at most so many of each.
+    async fn places(
+        &self,
+        on: &mut PoolConnection<MySql>,
+        claims: &[Claim],
+        rows: usize,
+    ) -> sqlx::Result<Places> {
+        let mut claims: Vec<&Claim> = claims.iter().collect();
+        claims.sort_by_key(|claim| claim.lane);
+        let from = format!("SELECT `queue`, `seq` FROM {} FORCE INDEX (`{WORK}`) WHERE", self.outbox);
+        let part = |claim: &&Claim| {
+            let (new, again) = (Queue::New(claim.lane).number(), Queue::Retrying(claim.lane).number());
+            let new =
+                format!("({from} `queue` = {new} AND `due` IS NULL AND `seq` > ? ORDER BY `seq` LIMIT ?)");
+            let again = format!(
+                "({from} `queue` = {again} AND `due` <= UTC_TIMESTAMP(6) ORDER BY `due`, `seq` LIMIT ?)"
+            );
+            if claim.retries { format!("{new} UNION ALL {again}") } else { new }
+        };
+        let sql = claims.iter().map(part).collect::<Vec<_>>().join(" UNION ALL ");
+        if sql.is_empty() {
+            return Ok(Places::default());
+        }
+        let rows = i64::try_from(rows).unwrap_or(i64::MAX);
+        let ask = claims.iter().fold(sqlx::query(AssertSqlSafe(sql)), |ask, claim| {
+            let ask = ask.bind(claim.above).bind(rows);
+            if claim.retries { ask.bind(rows) } else { ask }
+        });
+        let mut places = Places::default();
+        for row in ask.fetch_all(&mut **on).await? {
+            let (queue, sequence): (u8, i64) = (row.try_get(0)?, row.try_get(1)?);
+            match Queue::of(queue.into()) {
+                Some(Queue::New(lane)) => drop(places.new.insert(sequence, lane)),
+                Some(_) => places.again.push(sequence),
+                None => {}
+            }
+        }
+        Ok(places)
+    }
+
+    /// Reads rows until they have so many bytes; says how many of the places it has come past. A connection
+    /// that has more to say then is closed: the rest may be large.
+    async fn read(
+        &self,
+        mut on: PoolConnection<MySql>,
+        places: &[&[i64]],
+        bytes: usize,
+        claimed: &mut Vec<ClaimedRow>,
+    ) -> sqlx::Result<usize> {
+        let (mut past, mut size) = (0, 0);
+        for chunk in places.iter().flat_map(|places| places.chunks(LONGEST)) {
+            let (list, sequences) = list(chunk);
+            let sql = format!("{}({list}) ORDER BY `seq`", self.rows);
+            let ask = sequences.fold(sqlx::query(AssertSqlSafe(sql)), |ask, sequence| ask.bind(sequence));
+            let mut rows = ask.fetch(&mut *on);
+            while let Some(row) = rows.try_next().await? {
+                let Some(row) = claimed_row(&row)? else { continue };
+                self.horizon.saw(row.sequence);
+                size += row.row.size();
+                let at = chunk.iter().position(|sequence| *sequence == row.sequence);
+                claimed.push(row);
+                if size >= bytes {
+                    drop(rows);
+                    drop(on.detach());
+                    return Ok(past + at.map_or(0, |at| at + 1));
+                }
+            }
+            drop(rows);
+            past += chunk.len();
+        }
+        Ok(past)
+    }
+
+    /// Lets go what waits behind nothing any more, and says which keys are blocked.
+    async fn resume(
+        &self,
+        on: &mut PoolConnection<MySql>,
+        lane: Lane,
+        blocked: &mut Vec<(Lane, BlockedKey)>,
+    ) -> sqlx::Result<()> {
+        let (outbox, row, head) = (&self.outbox, place("late"), place("early"));
+        let waiting = Queue::Waiting(lane).number();
+        let heads =
+            format!("`queue` IN ({}, {})", Queue::Retrying(lane).number(), Queue::Parked(lane).number());
+        let resume = format!(
+            "UPDATE {outbox} AS late FORCE INDEX (`{WORK}`) LEFT JOIN (SELECT DISTINCT {head} AS place \
+                 FROM {outbox} AS early FORCE INDEX (`{WORK}`) WHERE early.{heads}) AS head ON head.place = {row} \
+             SET late.`state` = 'new' WHERE late.`queue` = {waiting} AND head.place IS NULL"
+        );
+        sqlx::query(AssertSqlSafe(resume)).execute(&mut **on).await?;
+        let keys = format!(
+            "SELECT `stream`, `key` FROM {outbox} FORCE INDEX (`{WORK}`) WHERE {heads} AND `key` IS NOT NULL"
+        );
+        let keys = sqlx::query(AssertSqlSafe(keys)).fetch_all(&mut **on).await?;
+        let keys = keys.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+        let keys: HashSet<BlockedKey> = keys.collect::<sqlx::Result<_>>()?;
+        blocked.extend(keys.into_iter().map(|key| (lane, key)));
+        Ok(())
+    }
+}
+
+/// A row, unless it has been settled since its place was read.
+fn claimed_row(row: &MySqlRow) -> sqlx::Result<Option<ClaimedRow>> {
+    let (lane, again) = match Queue::of(row.try_get::<u8, _>(0)?.into()) {
+        Some(Queue::New(lane)) => (lane, false),
+        Some(Queue::Retrying(lane)) => (lane, true),
+        _ => return Ok(None),
+    };
+    let (id, stream, key): (&str, &str, Option<&str>) = (row.try_get(3)?, row.try_get(4)?, row.try_get(6)?);
+    let created_at = row.try_get(10)?;
+    let parts = Parts {
+        id,
+        stream,
+        kind: row.try_get(5)?,
+        key,
+        payload: row.try_get(7)?,
+        headers: row.try_get(8)?,
+        version: row.try_get(9)?,
+        created_at,
+    };
+    let wrong = |()| sqlx::Error::Decode(format!("the id of an event is no UUID: {id}").into());
+    Ok(Some(ClaimedRow {
+        lane,
+        sequence: row.try_get(1)?,
+        id: id.parse().map_err(wrong)?,
+        attempts: row.try_get::<i32, _>(2)?.unsigned_abs(),
+        again,
+        stream: stream.to_owned(),
+        key: key.map(str::to_owned),
+        created_at,
+        row: parts.row(),
+    }))
+}

@@ -1,0 +1,142 @@
+//! The inbox on MySQL and MariaDB does what every inbox must, and never reads a whole table.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use headwater_connect::mysql::inbox::{MySqlInbox, SCRIPT, install};
+use headwater_connect::mysql::url::ConnectOptions;
+use headwater_core::ports::{Backlog, Due, Inbox, Settlement, Taken};
+use headwater_testkit::servers::{MySql, MySqlDatabase};
+use headwater_testkit::suites::inbox::{Factory, tools};
+use sqlx::mysql::MySqlPoolOptions;
+use sqlx::{Executor, MySqlPool, Row, Transaction};
+
+struct OnMySql {
+    pool: MySqlPool,
+    database: MySqlDatabase,
+}
+
+impl OnMySql {
+    async fn new() -> Self {
+        Self::on(MySql::shared().await.unwrap()).await
+    }
+
+    async fn on(server: &MySql) -> Self {
+        let database = server.create_database().await.unwrap();
+        let url = ConnectOptions::parse(database.url()).unwrap();
+        assert!(install(&url).await.unwrap());
+        assert!(!install(&url).await.unwrap(), "it is there");
+        server.client(&database, SCRIPT).unwrap();
+        database.execute("CREATE TABLE effect (text varchar(255) NOT NULL)").await.unwrap();
+        let pool = MySqlPoolOptions::new().max_connections(5).connect(database.url()).await.unwrap();
+        Self { pool, database }
+    }
+}
+
+impl Factory for OnMySql {
+    type Inbox = MySqlInbox;
+
+    fn inbox(&self) -> MySqlInbox {
+        MySqlInbox::new(self.pool.clone())
+    }
+
+    async fn effect(&self, transaction: &mut Transaction<'static, sqlx::MySql>, text: &str) {
+        let insert = sqlx::query("INSERT INTO effect VALUES (?)").bind(text);
+        insert.execute(&mut **transaction).await.unwrap();
+    }
+
+    async fn effects(&self, text: &str) -> i64 {
+        let count = sqlx::query_scalar("SELECT count(*) FROM effect WHERE text = ?").bind(text);
+        count.fetch_one(&self.pool).await.unwrap()
+    }
+
+    fn concurrent(&self) -> bool {
+        true
+    }
+}
+
+headwater_testkit::inbox_suite!(OnMySql::new().await);
+
+/// Tables that are missing are told apart from a server that is away.
+#[tokio::test]
+async fn missing_tables_are_named_with_what_to_do() {
+    let database = MySql::shared().await.unwrap().create_database().await.unwrap();
+    let inbox = MySqlInbox::new(MySqlPool::connect(database.url()).await.unwrap());
+    let error = inbox.cursor("c", "s", 0).await.unwrap_err();
+    assert!(!error.is_retryable(), "{error}");
+    assert!(error.hint_text().unwrap().contains("headwater init"), "{error}");
+}
+
+/// The victim of a deadlock is rolled back whole, and the session goes on outside any transaction.
+#[tokio::test]
+async fn a_deadlock_that_a_handler_kept_to_itself_does_not_commit() {
+    let factory = OnMySql::new().await;
+    factory.database.execute("CREATE TABLE t (id int primary key, n int)").await.unwrap();
+    factory.database.execute("INSERT INTO t VALUES (1, 0), (2, 0)").await.unwrap();
+    let (inbox, names) = (factory.inbox(), tools::Names::new());
+    let records = [names.record(1, Some("a"))];
+    let mut other = factory.database.connect().await.unwrap();
+    // The server ends the one that has written less: the consumer's.
+    let begin = "START TRANSACTION; INSERT INTO effect SELECT 'x' FROM information_schema.columns; \
+         UPDATE t SET n = 1 WHERE id = 2";
+    other.execute(begin).await.unwrap();
+    let (mut transaction, _) = inbox.begin(&names.consumer, &tools::arrivals(&records)).await.unwrap();
+    transaction.execute("UPDATE t SET n = 2 WHERE id = 1").await.unwrap();
+    let waits = tokio::spawn(async move { other.execute("UPDATE t SET n = 1 WHERE id = 1; COMMIT").await });
+    let failed = transaction.execute("UPDATE t SET n = 2 WHERE id = 2").await;
+    assert!(failed.is_err(), "a deadlock");
+    waits.await.unwrap().unwrap();
+    let error = inbox.commit(transaction, &names.consumer, &tools::marks(&names, 2)).await.unwrap_err();
+    assert!(error.to_string().contains("ended the transaction"), "{error}");
+    assert_eq!(tools::states(&inbox, &names.consumer, &records).await, [Taken::New]);
+    assert_eq!(
+        inbox.cursor(&names.consumer, &names.stream, 2).await.unwrap(),
+        None,
+        "it stayed where it was"
+    );
+}
+
+/// Everything that happens all the time goes by an index, whatever the tables hold.
+#[tokio::test]
+async fn nothing_reads_a_whole_table() {
+    let server = MySql::start().await.unwrap();
+    let factory = OnMySql::on(&server).await;
+    let numbers = "CREATE TABLE d (n int); INSERT INTO d VALUES (0),(1),(2),(3),(4),(5),(6),(7),(8),(9); \
+         CREATE TABLE n AS SELECT a.n + 10 * b.n + 100 * c.n + 1000 * d.n + 10000 * e.n AS n FROM d a, d b, d c, d, d e";
+    factory.database.execute(numbers).await.unwrap();
+    let fill = "INSERT INTO headwater_inbox SELECT 'c', UNHEX(MD5(n)), UTC_TIMESTAMP(6) - INTERVAL n SECOND, 0 FROM n; \
+         INSERT INTO headwater_parked (consumer, stream, `partition`, `offset`, event_id, `key`, key_hash, type, headers, \
+             time, state, parked_at) \
+         SELECT 'c', 's', 0, n, UNHEX(MD5(n)), CONCAT('key-', n DIV 1000), UNHEX(SHA2(CONCAT('key-', n DIV 1000), 256)), \
+             't', '[]', 0, IF(n % 1000 = 0, 'parked', 'waiting'), UTC_TIMESTAMP(6) FROM n ORDER BY n; \
+         ANALYZE TABLE headwater_inbox, headwater_parked";
+    let fill = fill.replace("UNHEX(MD5(n))", "UNHEX(LPAD(HEX(n), 32, '0'))");
+    factory.database.execute(&fill).await.unwrap();
+    let read = async || -> i64 {
+        let sql = "show global status where variable_name in ('Handler_read_rnd_next', 'Handler_read_next', \
+             'Handler_read_key', 'Handler_read_prev', 'Handler_read_first')";
+        let rows = factory.pool.fetch_all(sql).await.unwrap();
+        rows.iter().map(|row| row.get::<String, _>(1).parse::<i64>().unwrap()).sum()
+    };
+    let before = read().await;
+    let (inbox, names) = (factory.inbox(), tools::Names::new());
+    for n in 0..4 {
+        let records: Vec<_> = (n * 100..n * 100 + 100).map(|n| names.record(n, Some("key-1"))).collect();
+        let (transaction, taken) = inbox.begin("c", &tools::arrivals(&records)).await.unwrap();
+        assert_eq!(taken, [Taken::New; 100]);
+        inbox.commit(transaction, "c", &tools::marks(&names, n + 1)).await.unwrap();
+        let cleaned = inbox.clean("c", Duration::from_secs(99_000)).await.unwrap();
+        assert!(if n < 2 { cleaned == 500 } else { cleaned < 500 }, "{cleaned}");
+        let due = Due { stream: Arc::from("s"), key: Some(Bytes::from_static(b"key-1")), sequence: 0 };
+        assert!(inbox.head("c", &due).await.unwrap().is_none(), "it is parked");
+    }
+    let (transaction, _) = inbox.begin("c", &[]).await.unwrap();
+    inbox.commit(transaction, "c", &Settlement::default()).await.unwrap();
+    let walked = read().await - before;
+    // From key to key or all of its index: that is the server's choice, by what it knows of the table.
+    assert_eq!(inbox.due("c", 10).await.unwrap(), []);
+    assert!(walked < 20_000, "{walked} rows were read: some statement walks a table");
+}
