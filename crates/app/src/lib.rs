@@ -6,8 +6,8 @@
 //! together with an open transaction of its own database ([`Consumer`]): what the handler writes, that the
 //! event was handled, and how far the consumer has come are committed together.
 //!
-//! The tables are made by `headwater init URL`. Adapters are behind features: `postgres` and `sqlite` for the
-//! service's database, `kafka` and `embedded` for the bus; they are found in the module `connect`.
+//! The tables are made by `headwater init URL`. Adapters are behind features: `postgres`, `mysql` and `sqlite`
+//! for the service's database, `kafka` and `embedded` for the bus; they are found in the module `connect`.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -54,7 +54,13 @@ mod trace;
 
 pub use consumer::{Builder, Consumer};
 pub use handler::{Handled, Handler};
-#[cfg(any(feature = "postgres", feature = "sqlite", feature = "kafka", feature = "embedded"))]
+#[cfg(any(
+    feature = "postgres",
+    feature = "mysql",
+    feature = "sqlite",
+    feature = "kafka",
+    feature = "embedded"
+))]
 pub use headwater_connect as connect;
 pub use headwater_core as core;
 pub use headwater_core::{Error, Kind, Result};

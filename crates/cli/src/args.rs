@@ -84,7 +84,7 @@ pub struct CheckArgs {
     headwater init sqlite:///srv/shop.db --remove\n\n\
     On PostgreSQL the publication and the slot are made by `headwater run`; only the outbox is made here.")]
 pub struct InitArgs {
-    /// The database: sqlite://PATH or postgres://USER:PASSWORD@HOST/DATABASE
+    /// The database: sqlite://PATH, postgres://USER:PASSWORD@HOST/DATABASE or mysql://USER:PASSWORD@HOST/DATABASE
     pub url: String,
     /// Print the SQL and change nothing
     #[arg(long)]
@@ -131,7 +131,7 @@ pub enum OutboxCommand {
     headwater outbox drop postgres://owner@db/shop --outbox billing.outbox --print\n\n\
     Stop what publishes and what relays first. It refuses while events in it are not published.")]
 pub struct DropArgs {
-    /// The database: postgres://USER:PASSWORD@HOST/DATABASE
+    /// The database: postgres://USER:PASSWORD@HOST/DATABASE or mysql://USER:PASSWORD@HOST/DATABASE
     pub url: String,
     /// The outbox table's name
     #[arg(long, default_value = "outbox", value_name = "TABLE")]
@@ -255,7 +255,7 @@ pub struct WhichArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub config: ConfigArg,
-    /// In the inbox of a consumer whose database this is (postgres://, sqlite://), instead of what the config
+    /// In the inbox of a consumer whose database this is (postgres://, mysql://, sqlite://), instead of what the config
     /// names
     #[arg(long, value_name = "URL")]
     pub inbox: Option<String>,

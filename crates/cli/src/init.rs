@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
-use headwater_connect::postgres::url::ConnectOptions;
 use headwater_connect::settings::Outbox;
-use headwater_connect::{postgres, sqlite};
+use headwater_connect::{mysql, postgres, sqlite};
 use headwater_core::{Error, Kind, Result};
 use serde_json::json;
 
@@ -17,9 +16,10 @@ pub async fn init(args: &InitArgs) -> Result<u8> {
     let done = match kind {
         "sqlite" => on_sqlite(args).await?,
         "postgres" | "postgresql" => on_postgres(args).await?,
+        "mysql" | "mariadb" => on_mysql(args).await?,
         _ => {
             return Err(Error::new(Kind::Config, "this is not the URL of a database that Headwater knows")
-                .hint("write sqlite:///path/to/file.db or postgres://user@host/database"));
+                .hint("write sqlite:///path/to/file.db, postgres://user@host/database or mysql://user@host/database"));
         }
     };
     match done {
@@ -82,7 +82,7 @@ async fn on_postgres(args: &InitArgs) -> Result<Done> {
             "leave out --tables, and name them in the config",
         );
     }
-    let url = ConnectOptions::parse(&args.url)?;
+    let url = postgres::url::ConnectOptions::parse(&args.url)?;
     if args.print {
         let outbox = if args.no_outbox { String::new() } else { postgres::outbox::script(&args.outbox) };
         let inbox = if args.inbox { postgres::inbox::script(SCHEMA) } else { String::new() };
@@ -93,6 +93,35 @@ async fn on_postgres(args: &InitArgs) -> Result<Done> {
         lines.push(format!("made the outbox table {}", args.outbox));
     }
     if args.inbox && postgres::inbox::install(&url, SCHEMA).await? {
+        lines.push(INBOX.to_owned());
+    }
+    Ok(Done::Lines(lines))
+}
+
+async fn on_mysql(args: &InitArgs) -> Result<Done> {
+    let wrong = |text: &str, hint: &str| Err(Error::new(Kind::Config, text).hint(hint));
+    if args.remove {
+        return wrong(
+            "on MySQL there are no triggers to remove",
+            "`headwater outbox drop` takes the outbox away, once no service writes to it any more",
+        );
+    }
+    if !args.tables.is_empty() {
+        return wrong(
+            "tables of MySQL are not captured yet",
+            "leave out --tables: only an outbox is made here",
+        );
+    }
+    let url = mysql::url::ConnectOptions::parse(&args.url)?;
+    if args.print {
+        let outbox = if args.no_outbox { String::new() } else { mysql::outbox::script(&args.outbox) };
+        return Ok(Done::Sql(outbox + if args.inbox { mysql::inbox::SCRIPT } else { "" }));
+    }
+    let mut lines = Vec::new();
+    if !args.no_outbox && mysql::outbox::install(&url, &args.outbox).await? {
+        lines.push(format!("made the outbox table {}", args.outbox));
+    }
+    if args.inbox && mysql::inbox::install(&url).await? {
         lines.push(INBOX.to_owned());
     }
     Ok(Done::Lines(lines))

@@ -1,7 +1,6 @@
 //! `headwater outbox`: what is done to the outbox of a service's database.
 
-use headwater_connect::postgres;
-use headwater_connect::postgres::url::ConnectOptions;
+use headwater_connect::{mysql, postgres};
 use headwater_core::{Error, Kind, Result};
 use serde_json::json;
 
@@ -23,14 +22,23 @@ async fn drop_outbox(args: &DropArgs) -> Result<u8> {
             return Ok(0);
         }
         "postgres" | "postgresql" => {
-            postgres::outbox::remove(&ConnectOptions::parse(&args.url)?, &args.outbox, args.force).await?
+            let url = postgres::url::ConnectOptions::parse(&args.url)?;
+            postgres::outbox::remove(&url, &args.outbox, args.force).await?
+        }
+        "mysql" | "mariadb" if args.print => {
+            output::line(mysql::outbox::removal_script(&args.outbox).trim_end())?;
+            return Ok(0);
+        }
+        "mysql" | "mariadb" => {
+            let url = mysql::url::ConnectOptions::parse(&args.url)?;
+            mysql::outbox::remove(&url, &args.outbox, args.force).await?
         }
         _ => {
             return Err(Error::new(
                 Kind::Config,
                 "this is not the URL of a database whose outbox can be dropped",
             )
-            .hint("write postgres://user@host/database"));
+            .hint("write postgres://user@host/database or mysql://user@host/database"));
         }
     };
     if args.json {

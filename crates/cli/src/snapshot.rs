@@ -46,6 +46,10 @@ fn check(args: &SnapshotArgs, config: &Config) -> Result<()> {
         let known = config.sources.keys().map(String::as_str).collect();
         return wrong(format!("there is no source \"{}\"", args.source), known);
     };
+    if !source.is_followed() {
+        let text = format!("source {} captures no tables: it has only an outbox", args.source);
+        return Err(Error::new(Kind::Config, text).hint("there is nothing to read anew"));
+    }
     match args.tables.iter().find(|table| !source.reads(table)) {
         Some(table) => wrong(
             format!("source {} does not capture \"{table}\"", args.source),

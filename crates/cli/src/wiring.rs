@@ -6,6 +6,7 @@ use std::sync::Arc;
 use headwater_cli::config::{BusConfig, Config, SourceConfig};
 use headwater_connect::embedded::EmbeddedBus;
 use headwater_connect::kafka::KafkaBus;
+use headwater_connect::mysql::outbox::MySqlOutboxStore;
 use headwater_connect::parked::SqliteParkedStore;
 use headwater_connect::postgres::outbox::{Keep, PostgresOutboxStore};
 use headwater_connect::postgres::{MESSAGES, PostgresConnector};
@@ -13,7 +14,7 @@ use headwater_connect::settings::Outbox;
 use headwater_connect::sqlite::SqliteConnector;
 use headwater_connect::sqlite::inbox::DeferredInbox;
 use headwater_core::ports::{Bus, BusStatus, Connector, OutboxStore, ParkedStore, Shelf};
-use headwater_core::{Kind, Origin, Result};
+use headwater_core::{Error, Kind, Origin, Result};
 use headwater_runtime::{Builder, OutboxRoute, Runtime, TableRef};
 use headwater_server::push::{Push, PushConfig};
 use headwater_wire::format::OutboxColumns;
@@ -43,6 +44,12 @@ fn connector(name: &str, source: &SourceConfig, whole: &Config) -> Result<Arc<dy
         }
         SourceConfig::Sqlite(config) => {
             Arc::new(SqliteConnector::new(name, config.clone())?.requests(data_dir))
+        }
+        SourceConfig::MySql(_) => {
+            return Err(Error::new(
+                Kind::Config,
+                format!("source {name}: tables of MySQL are not captured yet"),
+            ));
         }
     })
 }
@@ -169,8 +176,18 @@ fn relay(name: &str, source: &SourceConfig, config: &Config) -> Option<Relay> {
             let shelf = Arc::new(store.shelf(name));
             (Arc::new(store), shelf, "postgres", config.url.database.clone())
         }
+        SourceConfig::MySql(config) => {
+            let store = MySqlOutboxStore::new(&config.url, &outbox.table);
+            let shelf = Arc::new(store.shelf(name));
+            (Arc::new(store), shelf, "mysql", config.url.database().to_owned())
+        }
         SourceConfig::Sqlite(_) => return None,
     };
+    let mut route = outbox_route(name, outbox, config);
+    if let SourceConfig::MySql(_) = source {
+        // A database has no other schema than itself.
+        route.table.schema.get_or_insert_with(|| database.clone());
+    }
     let origin = Origin {
         source: name.to_owned(),
         connector: connector.to_owned(),
@@ -178,7 +195,7 @@ fn relay(name: &str, source: &SourceConfig, config: &Config) -> Option<Relay> {
         // Each row brings its own id.
         system_id: String::new(),
     };
-    Some(Relay { store, shelf, route: outbox_route(name, outbox, config), origin })
+    Some(Relay { store, shelf, route, origin })
 }
 
 fn outbox_route(name: &str, outbox: &Outbox, config: &Config) -> OutboxRoute {

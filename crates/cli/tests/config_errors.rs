@@ -110,6 +110,7 @@ fn values_of_a_stream() {
 #[test]
 fn sources_and_the_environment() {
     let database = "[source.x]\nkind = \"sqlite\"\npath = \"x\"\n";
+    let mysql = "[source.x]\nkind = \"mysql\"\nurl = \"mysql://u@h/d\"\noutbox = \"o\"\n";
     let cases = [
         ("[source.x]", "line 1: source.x: the key \"kind\" is missing\n  hint: kind is one of: KINDS"),
         (
@@ -153,11 +154,25 @@ fn sources_and_the_environment() {
             "line 1: source.\"x.y\": \"x.y\" cannot be the name of a source\n  hint: use 1 to 100 letters, \
              digits, dashes and underscores",
         ),
+        (
+            "MYSQLrelay = false",
+            "line 5: source.x.relay: the log of MySQL is not read yet: the outbox is always emptied by query",
+        ),
+        (
+            "MYSQLtables = [\"a\"]\nsnapshot = \"never\"",
+            "line 5: source.x.tables: tables of MySQL are not captured yet, only an outbox is\n  hint: leave it \
+             out: services write events into the outbox\nline 6: source.x.snapshot: tables of MySQL are not \
+             captured yet, only an outbox is\n  hint: leave it out: services write events into the outbox",
+        ),
+        (
+            "[source.x]\nkind = \"mysql\"\nurl = \"mysql://u@h/d\"",
+            "line 1: source.x: the key \"outbox\" is missing",
+        ),
         ("", "no source is configured\n  hint: add a [source.NAME] with its kind, url and tables"),
     ];
     for (text, expected) in cases {
-        let text = text.replace("DATABASE", database);
-        let expected = expected.replace("KINDS", "postgres, sqlite");
+        let text = text.replace("DATABASE", database).replace("MYSQL", mysql);
+        let expected = expected.replace("KINDS", "postgres, sqlite, mysql");
         assert_eq!(errors(&text), expected, "of\n{text}");
     }
 }
@@ -215,7 +230,7 @@ fn a_right_one_has_its_values_and_defaults() {
     assert_eq!(read(SHOP).unwrap().http, Some("127.0.0.1:7070".parse().unwrap()));
     let path = |name: &str| match &config.sources[name] {
         SourceConfig::Sqlite(source) => source.path.clone(),
-        SourceConfig::Postgres(_) => panic!("not the one"),
+        SourceConfig::Postgres(_) | SourceConfig::MySql(_) => panic!("not the one"),
     };
     assert_eq!(path("shop"), Path::new("/srv/shop.db"), "an absolute path stays");
     assert_eq!(path("idle"), Path::new("/etc/headwater/idle.db"), "relative to the config");

@@ -57,6 +57,10 @@ const SECTIONS: &[(&str, &str)] = &[
         "[source.NAME] kind = \"postgres\"",
         "[source.s]\nkind = \"postgres\"\nurl = \"postgres://u@h/d\"\nqqqqqq = 1\n",
     ),
+    (
+        "[source.NAME] kind = \"mysql\"",
+        "[source.s]\nkind = \"mysql\"\nurl = \"mysql://u@h/d\"\noutbox = \"o\"\nqqqqqq = 1\n",
+    ),
     ("[source.NAME] kind = \"sqlite\"", "[source.s]\nkind = \"sqlite\"\npath = \"x\"\nqqqqqq = 1\n"),
     (
         "Outbox tables",

@@ -5,5 +5,6 @@
 mod common;
 mod flow;
 mod kills;
+mod mysql;
 mod parking;
 mod trouble;

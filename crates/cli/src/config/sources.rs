@@ -3,25 +3,28 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use headwater_connect::mysql::MySqlConfig;
 use headwater_connect::postgres::PostgresConfig;
 use headwater_connect::settings::Outbox;
 use headwater_connect::sqlite::SqliteConfig;
 use toml::Spanned;
+use toml::de::DeValue;
 
 use super::problem::Problem;
 use super::{Reader, Section, document, section};
 
 /// The kinds of source.
-const KINDS: &[&str] = &["postgres", "sqlite"];
+const KINDS: &[&str] = &["postgres", "sqlite", "mysql"];
 
 /// A source's settings, by the adapter that owns them.
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "a process has a handful of them")]
 pub enum SourceConfig {
     /// `kind = "postgres"`.
     Postgres(PostgresConfig),
     /// `kind = "sqlite"`.
     Sqlite(SqliteConfig),
+    /// `kind = "mysql"`.
+    MySql(MySqlConfig),
 }
 
 impl SourceConfig {
@@ -30,6 +33,7 @@ impl SourceConfig {
         match self {
             Self::Postgres(config) => &config.tables,
             Self::Sqlite(config) => &config.tables,
+            Self::MySql(_) => &[],
         }
     }
 
@@ -38,6 +42,7 @@ impl SourceConfig {
         match self {
             Self::Postgres(config) => config.reads(table),
             Self::Sqlite(config) => config.reads(table),
+            Self::MySql(_) => false,
         }
     }
 
@@ -46,12 +51,17 @@ impl SourceConfig {
         match self {
             Self::Postgres(config) => config.outbox.as_ref(),
             Self::Sqlite(config) => config.outbox.as_ref(),
+            Self::MySql(config) => Some(&config.outbox),
         }
     }
 
     /// Whether the outbox is emptied by query.
     pub fn is_relayed(&self) -> bool {
-        matches!(self, Self::Postgres(config) if config.relay && config.outbox.is_some())
+        match self {
+            Self::Postgres(config) => config.relay && config.outbox.is_some(),
+            Self::Sqlite(_) => false,
+            Self::MySql(_) => true,
+        }
     }
 
     /// Whether its log, or what triggers write, is followed.
@@ -93,13 +103,35 @@ impl Reader<'_> {
         section: &Spanned<toml::de::DeValue<'_>>,
         base: &Path,
     ) -> Option<SourceConfig> {
-        let (kind, rest) = section::take_kind(path, section, KINDS, None, self.lines, &mut self.problems)?;
-        if kind == "postgres" {
-            return self.section(path, &rest).map(SourceConfig::Postgres);
+        let (kind, mut rest) =
+            section::take_kind(path, section, KINDS, None, self.lines, &mut self.problems)?;
+        match kind.as_str() {
+            "postgres" => return self.section(path, &rest).map(SourceConfig::Postgres),
+            "mysql" => {
+                self.refuse_capture(path, &mut rest);
+                return self.section(path, &rest).map(SourceConfig::MySql);
+            }
+            _ => {}
         }
         let mut config: SqliteConfig = self.section(path, &rest)?;
         config.path = base.join(&config.path).components().collect();
         Some(SourceConfig::Sqlite(config))
+    }
+
+    /// Takes out what the other kinds of source have and MySQL has not, and says so.
+    fn refuse_capture(&mut self, path: &str, section: &mut Spanned<DeValue<'_>>) {
+        let DeValue::Table(table) = section.get_mut() else { return };
+        for key in ["tables", "snapshot"] {
+            if let Some(value) = table.remove(key) {
+                let line = self.lines.of(&value.span());
+                let problem = Problem::new(
+                    document::join(path, key),
+                    line,
+                    "tables of MySQL are not captured yet, only an outbox is",
+                );
+                self.problems.push(problem.hint("leave it out: services write events into the outbox"));
+            }
+        }
     }
 
     /// A source's name stands in front of a dot in `from`, and in the names of files.

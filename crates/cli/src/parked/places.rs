@@ -3,6 +3,9 @@
 use std::path::Path;
 
 use headwater_cli::config::{self, SourceConfig};
+use headwater_connect::mysql;
+use headwater_connect::mysql::inbox::MySqlInbox;
+use headwater_connect::mysql::outbox::MySqlOutboxStore;
 use headwater_connect::postgres::inbox::PostgresInbox;
 use headwater_connect::postgres::outbox::PostgresOutboxStore;
 use headwater_connect::sqlite;
@@ -32,10 +35,17 @@ pub async fn of(which: &WhichArgs) -> Result<Vec<Place>> {
     let config = config::load(&which.config.config)?;
     let mut places = Vec::new();
     for (name, source) in config.sources.iter().filter(|(_, source)| source.is_relayed()) {
-        if let (SourceConfig::Postgres(postgres), Some(outbox)) = (source, source.outbox()) {
-            let store = PostgresOutboxStore::new(&postgres.url, &outbox.table);
-            places.push(Place { kind: "outbox", shelf: Box::new(store.shelf(name)) });
-        }
+        let Some(outbox) = source.outbox() else { continue };
+        let shelf: Box<dyn Shelf> = match source {
+            SourceConfig::Postgres(config) => {
+                Box::new(PostgresOutboxStore::new(&config.url, &outbox.table).shelf(name))
+            }
+            SourceConfig::MySql(config) => {
+                Box::new(MySqlOutboxStore::new(&config.url, &outbox.table).shelf(name))
+            }
+            SourceConfig::Sqlite(_) => continue,
+        };
+        places.push(Place { kind: "outbox", shelf });
     }
     // Without the file nothing was ever parked, and a question should not make one.
     if config.data_dir.join("parked.db").exists() {
@@ -56,8 +66,14 @@ async fn inbox(url: &str) -> Result<Box<dyn Shelf>> {
             let pool = sqlx::PgPool::connect(url).await.doing(Kind::Unavailable, doing)?;
             Ok(Box::new(PostgresInbox::new(pool)))
         }
-        _ => Err(Error::new(Kind::Config, "--inbox is not the URL of a database that has an inbox")
-            .hint("write sqlite:///path/to/file.db or postgres://user@host/database")),
+        "mysql" | "mariadb" => {
+            let options = mysql::url::ConnectOptions::parse(url)?.sqlx();
+            let pool = sqlx::MySqlPool::connect_with(options).await.doing(Kind::Unavailable, doing)?;
+            Ok(Box::new(MySqlInbox::new(pool)))
+        }
+        _ => Err(Error::new(Kind::Config, "--inbox is not the URL of a database that has an inbox").hint(
+            "write sqlite:///path/to/file.db, postgres://user@host/database or mysql://user@host/database",
+        )),
     }
 }
 
