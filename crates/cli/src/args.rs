@@ -82,6 +82,7 @@ pub struct CheckArgs {
     headwater init sqlite:///srv/shop.db --tables orders,customers\n  \
     headwater init postgres://owner@db/shop --print\n  \
     headwater init sqlite:///srv/shop.db --remove\n\n\
+    On SQLite it makes triggers only with --tables: without, the outbox is for a relay.\n\
     On PostgreSQL the publication and the slot are made by `headwater run`; only the outbox is made here.")]
 pub struct InitArgs {
     /// The database: sqlite://PATH, postgres://USER:PASSWORD@HOST/DATABASE or mysql://USER:PASSWORD@HOST/DATABASE
@@ -131,7 +132,7 @@ pub enum OutboxCommand {
     headwater outbox drop postgres://owner@db/shop --outbox billing.outbox --print\n\n\
     Stop what publishes and what relays first. It refuses while events in it are not published.")]
 pub struct DropArgs {
-    /// The database: postgres://USER:PASSWORD@HOST/DATABASE or mysql://USER:PASSWORD@HOST/DATABASE
+    /// The database: sqlite://PATH, postgres://USER:PASSWORD@HOST/DATABASE or mysql://USER:PASSWORD@HOST/DATABASE
     pub url: String,
     /// The outbox table's name
     #[arg(long, default_value = "outbox", value_name = "TABLE")]

@@ -48,16 +48,29 @@ enum Done {
 async fn on_sqlite(args: &InitArgs) -> Result<Done> {
     let path: PathBuf = sqlite::file_of(&args.url);
     let outbox = (!args.no_outbox).then(|| Outbox::new(args.outbox.clone()));
+    // Without tables nothing is captured, and the outbox is for a relay.
+    let relayed = if args.tables.is_empty() { outbox.clone() } else { None };
     let (tables, print, remove, inbox) = (args.tables.clone(), args.print, args.remove, args.inbox);
     let work = move || match (remove, print) {
         (true, true) => sqlite::removal_script(&path, &tables).map(Done::Sql),
         (true, false) => sqlite::remove(&path, &tables).map(Done::Lines),
         (false, true) => {
-            let script = sqlite::script(&path, &tables, outbox.as_ref())?;
+            let script = match relayed {
+                Some(outbox) => sqlite::outbox::script(&outbox.table),
+                None if tables.is_empty() => String::new(),
+                None => sqlite::script(&path, &tables, outbox.as_ref())?,
+            };
             Ok(Done::Sql(script + if inbox { sqlite::inbox::SCRIPT } else { "" }))
         }
         (false, false) => {
-            let mut lines = sqlite::install(&path, &tables, outbox.as_ref())?;
+            let mut lines = match relayed {
+                Some(outbox) => {
+                    let made = sqlite::outbox::install(&path, &outbox.table)?;
+                    made.then(|| format!("made the outbox table {}", outbox.table)).into_iter().collect()
+                }
+                None if tables.is_empty() => Vec::new(),
+                None => sqlite::install(&path, &tables, outbox.as_ref())?,
+            };
             let made = inbox && sqlite::inbox::install(&path)?;
             lines.extend(made.then(|| INBOX.to_owned()));
             Ok(Done::Lines(lines))

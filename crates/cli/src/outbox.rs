@@ -1,6 +1,6 @@
 //! `headwater outbox`: what is done to the outbox of a service's database.
 
-use headwater_connect::{mysql, postgres};
+use headwater_connect::{mysql, postgres, sqlite};
 use headwater_core::{Error, Kind, Result};
 use serde_json::json;
 
@@ -33,12 +33,22 @@ async fn drop_outbox(args: &DropArgs) -> Result<u8> {
             let url = mysql::url::ConnectOptions::parse(&args.url)?;
             mysql::outbox::remove(&url, &args.outbox, args.force).await?
         }
+        "sqlite" if args.print => {
+            output::line(sqlite::outbox::removal_script(&args.outbox).trim_end())?;
+            return Ok(0);
+        }
+        "sqlite" => {
+            let (path, outbox, force) = (sqlite::file_of(&args.url), args.outbox.clone(), args.force);
+            let work = move || sqlite::outbox::remove(&path, &outbox, force);
+            let done = tokio::task::spawn_blocking(work).await;
+            done.map_err(|error| Error::new(Kind::Internal, "dropping the outbox").because(error))??
+        }
         _ => {
             return Err(Error::new(
                 Kind::Config,
                 "this is not the URL of a database whose outbox can be dropped",
             )
-            .hint("write postgres://user@host/database or mysql://user@host/database"));
+            .hint("write postgres://user@host/database, mysql://user@host/database or sqlite:///path/to/file.db"));
         }
     };
     if args.json {

@@ -13,6 +13,7 @@ use headwater_connect::postgres::{MESSAGES, PostgresConnector};
 use headwater_connect::settings::Outbox;
 use headwater_connect::sqlite::SqliteConnector;
 use headwater_connect::sqlite::inbox::DeferredInbox;
+use headwater_connect::sqlite::outbox::SqliteOutboxStore;
 use headwater_core::ports::{Bus, BusStatus, Connector, OutboxStore, ParkedStore, Shelf};
 use headwater_core::{Error, Kind, Origin, Result};
 use headwater_runtime::{Builder, OutboxRoute, Runtime, TableRef};
@@ -35,15 +36,18 @@ pub fn connectors(config: &Config) -> Result<Connectors> {
 
 fn connector(name: &str, source: &SourceConfig, whole: &Config) -> Result<Arc<dyn Connector>> {
     let data_dir = &whole.data_dir;
+    let keep = Keep { lease: whole.relay.lease, retention: whole.relay.retention };
     Ok(match source {
         SourceConfig::Postgres(config) => {
             let mut config = config.clone();
             config.outbox = config.outbox.filter(|_| !source.is_relayed());
-            let keep = Keep { lease: whole.relay.lease, retention: whole.relay.retention };
             Arc::new(PostgresConnector::new(name, config, data_dir)?.keep(keep))
         }
         SourceConfig::Sqlite(config) => {
-            Arc::new(SqliteConnector::new(name, config.clone())?.requests(data_dir))
+            let mut config = config.clone();
+            config.outbox = config.outbox.filter(|_| !source.is_relayed());
+            let connector = SqliteConnector::new(name, config)?.keep(keep);
+            Arc::new(connector.requests(data_dir))
         }
         SourceConfig::MySql(_) => {
             return Err(Error::new(
@@ -181,7 +185,11 @@ fn relay(name: &str, source: &SourceConfig, config: &Config) -> Option<Relay> {
             let shelf = Arc::new(store.shelf(name));
             (Arc::new(store), shelf, "mysql", config.url.database().to_owned())
         }
-        SourceConfig::Sqlite(_) => return None,
+        SourceConfig::Sqlite(config) => {
+            let store = SqliteOutboxStore::new(&config.path, &outbox.table);
+            let shelf = Arc::new(store.shelf(name));
+            (Arc::new(store), shelf, "sqlite", "main".to_owned())
+        }
     };
     let mut route = outbox_route(name, outbox, config);
     if let SourceConfig::MySql(_) = source {

@@ -2,9 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use headwater_core::ports::{LANES, NewEvent};
+use headwater_core::ports::{LANES, Lane, NewEvent};
 use headwater_core::{CellKind, Column, ColumnType, Identity, Micros, Row, RowBuilder, Table};
+
+/// How an outbox is kept that is read from the log.
+#[derive(Debug, Clone, Copy)]
+pub struct Keep {
+    /// How long its lanes stay with a process that is not heard of.
+    pub lease: Duration,
+    /// How long settled rows stay.
+    pub retention: Duration,
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self { lease: Duration::from_secs(10), retention: Duration::from_hours(7 * 24) }
+    }
+}
 
 /// What a claimed row says, in the order of the columns of [`table`].
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +46,12 @@ pub struct Parts<'a> {
 /// How many lanes a relay may hold now, given how many each live relay holds: no relay goes without while
 /// another has more than its share, and nobody gives away more than is wanted.
 pub fn share(relay: &str, held: &BTreeMap<String, u64>) -> u64 {
-    let lanes = u64::from(LANES);
+    share_of(LANES, relay, held)
+}
+
+/// The same, of so many lanes.
+pub fn share_of(lanes: Lane, relay: &str, held: &BTreeMap<String, u64>) -> u64 {
+    let lanes = u64::from(lanes);
     let relays = (held.len() as u64).max(1);
     let (least, most) = (lanes / relays, lanes.div_ceil(relays));
     let wanted: u64 = held.values().map(|held| least.saturating_sub(*held)).sum();

@@ -57,11 +57,12 @@ impl SourceConfig {
 
     /// Whether the outbox is emptied by query.
     pub fn is_relayed(&self) -> bool {
-        match self {
-            Self::Postgres(config) => config.relay && config.outbox.is_some(),
-            Self::Sqlite(_) => false,
+        let relay = match self {
+            Self::Postgres(config) => config.relay,
+            Self::Sqlite(config) => config.relay,
             Self::MySql(_) => true,
-        }
+        };
+        relay && self.outbox().is_some()
     }
 
     /// Whether its log, or what triggers write, is followed.

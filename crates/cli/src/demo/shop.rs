@@ -136,7 +136,7 @@ fn begin(connection: &mut Connection) -> Result<Transaction<'_>> {
 
 /// What a service in any language does to publish an event: one INSERT in its own transaction.
 fn publish(tx: &Transaction<'_>, kind: &str, order: i64, payload: &serde_json::Value) -> Result<()> {
-    let insert = "INSERT INTO outbox (aggregatetype, aggregateid, type, payload) VALUES ('order', ?, ?, ?)";
+    let insert = "INSERT INTO outbox (stream, key, type, payload) VALUES ('order', ?, ?, ?)";
     tx.execute(insert, params![order.to_string(), kind, payload.to_string()]).map_err(sql)?;
     Ok(())
 }

@@ -10,6 +10,7 @@ use headwater_connect::postgres::inbox::PostgresInbox;
 use headwater_connect::postgres::outbox::PostgresOutboxStore;
 use headwater_connect::sqlite;
 use headwater_connect::sqlite::inbox::SqliteInbox;
+use headwater_connect::sqlite::outbox::SqliteOutboxStore;
 use headwater_core::ports::Shelf;
 use headwater_core::{Error, Kind, Result, ResultExt};
 use sqlx::sqlite::SqliteConnectOptions;
@@ -43,7 +44,9 @@ pub async fn of(which: &WhichArgs) -> Result<Vec<Place>> {
             SourceConfig::MySql(config) => {
                 Box::new(MySqlOutboxStore::new(&config.url, &outbox.table).shelf(name))
             }
-            SourceConfig::Sqlite(_) => continue,
+            SourceConfig::Sqlite(config) => {
+                Box::new(SqliteOutboxStore::new(&config.path, &outbox.table).shelf(name))
+            }
         };
         places.push(Place { kind: "outbox", shelf });
     }

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use headwater_core::ports::{SourceState, SourceStatus};
 use headwater_core::{Batch, Change, Checkpoint, Error, Kind, Origin, Position, Result};
-use headwater_wire::format::OutboxColumns;
 use rusqlite::Connection;
 
 use super::config::SqliteConfig;
@@ -15,6 +14,7 @@ use super::definition;
 use super::errors::Sql as _;
 use super::install::{bring_in_step, connect};
 use super::layout;
+use super::outbox::{Held, Keep};
 use super::plan::{Note, Plan, Wanted, bare};
 use super::reader::Reader;
 use super::resume::{replaced, resume};
@@ -44,6 +44,8 @@ pub struct Setup {
     pub config: SqliteConfig,
     /// Where requests to it lie.
     pub requests: Option<Requests>,
+    /// How an outbox is kept.
+    pub keep: Keep,
     /// What it says of itself.
     pub status: Arc<Mutex<SourceStatus>>,
     /// Whether a source was opened before: `snapshot = "always"` asks for one snapshot a start, and
@@ -56,6 +58,8 @@ pub struct Capture {
     pub(super) setup: Setup,
     pub(super) conn: Connection,
     watch: Watch,
+    /// The lease of the outbox.
+    pub(super) held: Option<Held>,
     pub(super) reader: Reader,
     pub(super) state: State,
     epoch: u64,
@@ -77,7 +81,11 @@ impl Capture {
         let read = from.map_or(0, |from| from.position.numbers()[0]);
         // Before triggers are made anew: what they could not see is not to be skipped.
         let gaps = if layout::installed(&conn)? { definition::gaps(&conn)? } else { BTreeMap::new() };
+        let mut held = setup.held(&conn)?;
         let plan = in_step(&setup, &mut conn, read)?;
+        if held.is_none() {
+            held = setup.held(&conn)?;
+        }
         let request = setup.requests.as_ref().map(Requests::read).transpose()?.flatten();
         let resumed = resume(&setup, &conn, from, request.as_ref())?;
         let origin = Arc::new(Origin {
@@ -96,6 +104,7 @@ impl Capture {
             unread: true,
             looked: Instant::now(),
             conn,
+            held,
             setup,
         };
         capture.skip(&gaps);
@@ -115,6 +124,7 @@ impl Capture {
 
     /// What comes next: about `budget` bytes; `None` when there is nothing.
     pub fn next(&mut self, budget: usize) -> Result<Option<Batch>> {
+        self.held.as_ref().map_or(Ok(()), Held::check)?;
         if self.looked.elapsed() >= LOOK {
             self.looked = Instant::now();
             self.watch.same_file()?;
@@ -275,6 +285,12 @@ impl Setup {
         change(&mut self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
     }
 
+    /// Takes the lease of its outbox, where there is one that has leases.
+    fn held(&self, conn: &Connection) -> Result<Option<Held>> {
+        let Some(outbox) = &self.config.outbox else { return Ok(None) };
+        Held::take(conn, &self.name, &outbox.table, self.keep.lease)
+    }
+
     /// What its triggers have to capture; changes up to `read` were read.
     pub fn wanted(&self, read: u64) -> Wanted<'_> {
         Wanted { tables: &self.config.tables, outbox: self.config.outbox.as_ref(), only: true, read }
@@ -313,14 +329,11 @@ fn in_step(setup: &Setup, conn: &mut Connection, read: u64) -> Result<Plan> {
 /// How what a config asks for gets installed where `install` is false.
 pub fn how_to_install(config: &SqliteConfig) -> String {
     let mut command = format!("headwater init {}", shell(&format!("sqlite://{}", config.path.display())));
-    if !config.tables.is_empty() {
-        command += &format!(" --tables {}", shell(&config.tables.join(",")));
-    }
+    let outbox = config.outbox.iter().map(|outbox| outbox.table.clone()).collect::<Vec<_>>();
+    // By `--tables` it makes triggers, that of the outbox among them.
+    let tables = if config.tables.is_empty() { &outbox } else { &config.tables };
+    command += &format!(" --tables {}", shell(&tables.join(",")));
     match &config.outbox {
-        Some(outbox) if outbox.columns != OutboxColumns::default() => {
-            return "set install = true: `headwater init` knows outboxes by the usual names of columns only"
-                .into();
-        }
         Some(outbox) => command += &format!(" --outbox {}", shell(&outbox.table)),
         None => command += " --no-outbox",
     }

@@ -135,6 +135,7 @@ mod tests {
             name: "test".into(),
             config: SqliteConfig::new(&path, &["t"]),
             requests: None,
+            keep: Default::default(),
             status: Default::default(),
             started: Default::default(),
         };

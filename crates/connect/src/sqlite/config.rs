@@ -21,6 +21,9 @@ pub struct SqliteConfig {
     /// The outbox, where there is one.
     #[serde(default)]
     pub outbox: Option<Outbox>,
+    /// Whether the outbox is emptied by query (a relay), not by triggers.
+    #[serde(default)]
+    pub relay: bool,
     /// When whole tables are read before their changes are followed.
     #[serde(default)]
     pub snapshot: SnapshotMode,
@@ -50,6 +53,7 @@ impl SqliteConfig {
             path: path.into(),
             tables: tables.iter().map(|&table| table.to_owned()).collect(),
             outbox: None,
+            relay: false,
             snapshot: SnapshotMode::Initial,
             install: true,
             poll_min: poll_min(),

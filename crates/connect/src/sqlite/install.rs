@@ -8,7 +8,8 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use super::errors::{Sql as _, is_busy};
 use super::layout::ident;
-use super::plan::{Captured, Note, Plan, Wanted, plan, removal};
+use super::outbox;
+use super::plan::{Captured, Note, Plan, Wanted, bare, plan, removal, wanted};
 use super::watch::schema_version;
 use crate::settings::Outbox;
 
@@ -65,13 +66,26 @@ pub fn bring_in_step(conn: &mut Connection, wanted: Wanted<'_>) -> Result<Plan> 
         return Ok(found);
     }
     let write = conn.transaction_with_behavior(TransactionBehavior::Immediate).sql(doing)?;
+    let made = make_outbox(&write, wanted.outbox)?;
     let mut plan = plan(&write, wanted)?;
     carry_out(&write, &plan)?;
+    plan.notes.splice(0..0, made);
     // What was noted under older triggers means nothing to the new ones.
     write.execute("DELETE FROM headwater_displaced", []).sql(doing)?;
     plan.schema = schema_version(&write)?;
     write.commit().sql(doing)?;
     Ok(plan)
+}
+
+/// Makes the outbox where it is missing; says so then.
+fn make_outbox(write: &Transaction<'_>, outbox: Option<&Outbox>) -> Result<Option<Note>> {
+    let Some(outbox) = outbox else { return Ok(None) };
+    if outbox::exists(write, &outbox.table)? {
+        return Ok(None);
+    }
+    let table = wanted(outbox)?;
+    outbox::make(write, table)?;
+    Ok(Some(Note::OutboxMade(bare(table).to_owned())))
 }
 
 /// Runs a plan's statements; fails when a table could not be written to afterwards.
@@ -142,21 +156,31 @@ pub fn install(path: &Path, tables: &[String], outbox: Option<&Outbox>) -> Resul
 /// nothing to do. It was run, and rolled back. Blocks.
 pub fn script(path: &Path, tables: &[String], outbox: Option<&Outbox>) -> Result<String> {
     let mut conn = connect(path)?;
-    let plan = plan(&conn, Wanted { tables, outbox, only: false, read: 0 })?;
-    if plan.statements.is_empty() {
+    let wanted = Wanted { tables, outbox, only: false, read: 0 };
+    let mut found = plan(&conn, wanted)?;
+    if found.statements.is_empty() {
         return Ok(String::new());
     }
     let doing = || "trying the statements".to_owned();
     // Whoever may only read prints them for somebody else.
     if !conn.is_readonly("main").sql(doing)? {
         let trial = conn.transaction_with_behavior(TransactionBehavior::Immediate).sql(doing)?;
-        carry_out(&trial, &plan)?;
+        let made = make_outbox(&trial, outbox)?;
+        found = plan(&trial, wanted)?;
+        carry_out(&trial, &found)?;
+        if let (Some(note), Some(outbox)) = (made, outbox) {
+            found.notes.insert(0, note);
+            found.statements.insert(0, outbox::script(&outbox.table));
+        }
         trial.rollback().sql(doing)?;
     }
+    let plan = found;
     // A table's name may hold a line's end: it must not end the comment.
     let notes = plan.notes.iter().map(|note| note.to_string().replace(['\n', '\r'], " "));
     let notes: String = notes.map(|note| format!("-- {note}\n")).collect();
-    Ok(format!("{notes}BEGIN IMMEDIATE;\n{};\nCOMMIT;\n", plan.statements.join(";\n")))
+    let statements = plan.statements.iter().map(|one| one.trim_end().trim_end_matches(';'));
+    let statements: String = statements.map(|statement| format!("{statement};\n")).collect();
+    Ok(format!("{notes}BEGIN IMMEDIATE;\n{statements}COMMIT;\n"))
 }
 
 /// Removes the triggers of `tables`; with none named, all of them, and the change table with all changes

@@ -19,7 +19,7 @@ pub mod inbox;
 mod index;
 mod install;
 mod layout;
-mod outbox;
+pub mod outbox;
 mod plan;
 mod prune;
 mod reader;
@@ -43,6 +43,7 @@ use headwater_core::{Checkpoint, Error, Kind, Result};
 
 use crate::requests::Requests;
 use capture::Setup;
+use outbox::Keep;
 use source::SqliteSource;
 
 pub use config::{SqliteConfig, file_of};
@@ -75,10 +76,18 @@ impl SqliteConnector {
             name: name.to_owned(),
             config,
             requests: None,
+            keep: Keep::default(),
             status: Default::default(),
             started: Default::default(),
         };
         Ok(Self { setup })
+    }
+
+    /// How an outbox of Headwater's own layout is kept that is read by triggers.
+    #[must_use]
+    pub fn keep(mut self, keep: Keep) -> Self {
+        self.setup.keep = keep;
+        self
     }
 
     /// Follows requests for a snapshot that `headwater snapshot` leaves under `data_dir`.

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use headwater_core::{Error, Kind, Result};
+use headwater_wire::format::OutboxColumns;
 use rusqlite::Connection;
 
 use super::definition::{self, Captures, Definition, Recorded};
@@ -183,11 +184,12 @@ impl<'a> Planner<'a> {
         let there = shape::tables(self.conn)?;
         let shape = match find(&there, &outbox.table)? {
             Some(table) => Shape::read(self.conn, table)?,
+            // Whoever carries the plan out makes it first, and plans again.
             None => {
-                let table = bare(&outbox.table);
-                self.plan.statements.push(outbox::create(table, outbox));
-                self.plan.notes.push(Note::OutboxMade(table.to_owned()));
-                outbox::shape(table, outbox)
+                let table = wanted(outbox)?;
+                self.plan.statements.push(outbox::script(table));
+                self.plan.notes.push(Note::OutboxMade(bare(table).to_owned()));
+                return Ok(());
             }
         };
         self.capture(shape, Captures::Inserts)
@@ -199,7 +201,9 @@ impl<'a> Planner<'a> {
         let mut chosen = HashSet::new();
         for name in wanted.tables {
             if name == "*" {
-                chosen.extend(there.iter().filter(|table| Some(table.as_str()) != outbox));
+                let ours = outbox::tables(self.conn)?;
+                let theirs = |table: &&String| Some(table.as_str()) != outbox && !ours.contains(table);
+                chosen.extend(there.iter().filter(theirs));
                 continue;
             }
             match find(&there, name)? {
@@ -252,6 +256,10 @@ impl<'a> Planner<'a> {
         let triggers = make(def);
         self.define(&shape, &definition, known.as_ref(), def, all_there)?;
         self.make(&shape, &triggers);
+        if captures == Captures::Inserts && !all_there {
+            let earlier = known.as_ref().map(|known| known.def);
+            self.plan.statements.extend(triggers::what_waits(&shape, def, earlier, self.read));
+        }
         self.plan.captured.push(Captured { shape, captures, def });
         Ok(())
     }
@@ -325,9 +333,21 @@ impl<'a> Planner<'a> {
     fn release(&mut self) {
         let mut tables: Vec<&str> = self.existing.iter().map(|existing| existing.table.as_str()).collect();
         tables.dedup();
+        tables.retain(|table| *table != "headwater_change");
         self.plan.notes.extend(tables.into_iter().map(|table| Note::Released(table.to_owned())));
         self.plan.statements.extend(self.existing.iter().map(|existing| drop_trigger(&existing.name)));
     }
+}
+
+/// The name of the outbox to make: Headwater's own layout, unless the config names columns of another.
+pub fn wanted(outbox: &Outbox) -> Result<&str> {
+    if outbox.columns == OutboxColumns::default() {
+        return Ok(&outbox.table);
+    }
+    let what = format!("there is no outbox \"{}\"", outbox.table);
+    Err(Error::new(Kind::Refused, what).hint(
+        "make it with the columns that the config names, or leave them out: then Headwater makes its own",
+    ))
 }
 
 /// Plans to take away the triggers of some tables; with none named, all that Headwater made.

@@ -53,14 +53,15 @@ impl Prune {
         self.last.map_or(every, |last| (last + every).saturating_duration_since(now))
     }
 
-    /// Removes what is due. What fails now is tried again later: nothing depends on it.
-    pub fn run(&mut self, conn: &Connection, source: &str) {
+    /// Removes what is due; says whether anything was. What fails now is tried again later: nothing depends on
+    /// it.
+    pub fn run(&mut self, conn: &Connection, source: &str) -> bool {
         let begun = Instant::now();
         if self.last.is_none() {
             self.last = Some(begun);
         }
         if !self.due_in(begun).is_zero() {
-            return;
+            return false;
         }
         self.unfinished = true;
         while self.unfinished && begun.elapsed() < VISIT {
@@ -75,6 +76,7 @@ impl Prune {
             }
         }
         self.last = Some(Instant::now());
+        true
     }
 
     /// Whether there is more.

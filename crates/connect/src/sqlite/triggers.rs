@@ -36,10 +36,50 @@ pub struct Trigger {
 const NOTES: usize = 256;
 
 /// The trigger on an outbox: rows are only ever inserted, and `NEW` is what was published even if
-/// another trigger deletes the row at once.
+/// another trigger deletes the row at once. A row of Headwater's own layout is settled when the change that
+/// says what it was is pruned, which is once that is confirmed.
 pub fn of_outbox(shape: &Shape, def: i64) -> Vec<Trigger> {
     let writer = Writer { shape, def };
-    vec![writer.trigger("insert", "AFTER INSERT", None, vec![writer.record_image('c', "NEW")])]
+    let insert = writer.trigger("insert", "AFTER INSERT", None, vec![writer.record_image('c', "NEW")]);
+    let settle = sequence(shape).map(|at| {
+        let name = format!("headwater_settle_{}", shape.name);
+        let sql = format!(
+            "CREATE TRIGGER {} AFTER DELETE ON headwater_change WHEN OLD.def = {def} BEGIN\n  \
+             UPDATE {} SET state = 'published', settled_at = {NOW}, error = NULL, next_try = NULL \
+             WHERE seq = OLD.c{at} AND {WAITS};\nEND",
+            ident(&name),
+            ident(&shape.name)
+        );
+        Trigger { name, sql }
+    });
+    std::iter::once(insert).chain(settle).collect()
+}
+
+/// The states of rows that are not published yet.
+const WAITS: &str = "state IN ('new', 'waiting', 'retrying')";
+
+/// Where the sequence is, in an outbox of Headwater's own layout.
+fn sequence(shape: &Shape) -> Option<usize> {
+    let at = |name: &str| shape.columns.iter().position(|column| column.name == name);
+    at("state").and(at("stream")).and(at("seq"))
+}
+
+/// Writes down what an outbox of Headwater's own layout holds that nobody has published. Changes after `read`
+/// that an earlier definition wrote down of its rows are those of another time: a relay may have published them.
+pub fn what_waits(shape: &Shape, def: i64, earlier: Option<i64>, read: u64) -> Vec<String> {
+    let Some(at) = sequence(shape) else { return Vec::new() };
+    let forget = earlier.filter(|_| read > 0).map(|earlier| {
+        let outbox = ident(&shape.name);
+        format!("DELETE FROM headwater_change WHERE id > {read} AND def = {earlier} AND c{at} IN (SELECT seq FROM {outbox})")
+    });
+    let waits = format!(
+        "INSERT INTO headwater_change (def, op, at, {}) SELECT {def}, 'c', {NOW}, {} FROM {} AS headwater_x \
+         WHERE {WAITS} ORDER BY seq",
+        value_columns(shape.columns.len()),
+        Writer { shape, def }.values("headwater_x"),
+        ident(&shape.name)
+    );
+    forget.into_iter().chain([waits]).collect()
 }
 
 /// The triggers on a table that is captured whole.

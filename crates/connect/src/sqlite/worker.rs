@@ -8,6 +8,7 @@ use headwater_core::{Batch, Checkpoint, Result};
 use tokio::sync::oneshot;
 
 use super::capture::Capture;
+use super::outbox;
 use super::prune::Prune;
 use super::state::State;
 
@@ -31,7 +32,18 @@ pub fn run(capture: Capture, commands: &Receiver<Command>) {
             Err(RecvTimeoutError::Disconnected) => break,
         }
         worker.answer();
-        worker.prune.run(&worker.capture.conn, &worker.capture.setup.name);
+        let Capture { conn, setup, held, .. } = &mut worker.capture;
+        if let Some(held) = held {
+            held.renew(conn);
+        }
+        if worker.prune.run(conn, &setup.name)
+            && let Some(outbox) = &setup.config.outbox
+        {
+            outbox::clean(conn, &setup.name, &outbox.table, setup.keep.retention);
+        }
+    }
+    if let Some(held) = &worker.capture.held {
+        held.release(&worker.capture.conn);
     }
     // While the lock is still held, so that a source opened next has the last word.
     worker.capture.setup.say(|status| status.state = SourceState::Closed);
@@ -48,7 +60,9 @@ impl Worker {
     /// How long nothing has to be done.
     fn pause(&self) -> Duration {
         let poll = self.waiting.as_ref().map_or(Duration::from_secs(3600), |_| self.poll.now);
-        poll.min(self.prune.due_in(Instant::now()))
+        let now = Instant::now();
+        let lease = self.capture.held.as_ref().map_or(poll, |held| held.due_in(now));
+        poll.min(lease).min(self.prune.due_in(now))
     }
 
     fn answer(&mut self) {

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::lease::millis;
-use super::{Names, PostgresOutboxStore};
+use super::{Keep, Names, PostgresOutboxStore};
 use crate::postgres::client::{Connection, Mode, PgError, QueryRow, quote_literal};
 use crate::postgres::follow::Ready;
 use crate::postgres::lsn;
@@ -32,21 +32,6 @@ const CLEAN: Duration = Duration::from_mins(1);
 
 /// Rows that are settled in one statement.
 const TOGETHER: usize = 10_000;
-
-/// How an outbox is kept that is read from the log.
-#[derive(Debug, Clone, Copy)]
-pub struct Keep {
-    /// How long its lanes stay with a process that is not heard of.
-    pub lease: Duration,
-    /// How long settled rows stay.
-    pub retention: Duration,
-}
-
-impl Default for Keep {
-    fn default() -> Self {
-        Self { lease: Duration::from_secs(10), retention: Duration::from_hours(7 * 24) }
-    }
-}
 
 /// What an open source holds of the outbox that it reads.
 pub struct Behind {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use headwater_core::{Error, Table};
 
-pub use behind::Keep;
+pub use crate::outbox::Keep;
 pub(super) use behind::{Behind, Settling};
 pub use layout::{install, removal_script, remove, script};
 pub use shelf::PostgresOutboxShelf;

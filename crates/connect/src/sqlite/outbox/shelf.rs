@@ -1,0 +1,164 @@
+//! What a person may do with the rows of an outbox that cannot be published.
+
+use async_trait::async_trait;
+use headwater_core::ports::{Shelf, ShelfFilter, ShelfState, Shelved, ShelvedEvent};
+use headwater_core::{Event, EventId, Position, Record, Result};
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
+use sqlx::{AssertSqlSafe, Row, Sqlite, SqlitePool};
+
+use super::{Names, failed};
+use crate::store::now;
+
+/// The rows of one outbox that are set aside.
+pub struct SqliteOutboxShelf {
+    pool: SqlitePool,
+    names: Names,
+    /// The source's name.
+    owner: String,
+    list: String,
+    show: String,
+    retry: String,
+    drop: String,
+    next: String,
+}
+
+impl SqliteOutboxShelf {
+    pub(super) fn new(pool: SqlitePool, names: Names, owner: &str) -> Self {
+        let outbox = names.outbox();
+        let (heads, waiting) = (names.part("heads"), names.part("waiting"));
+        let columns = "id, seq, stream, key, type, payload, state, attempts, error, created_at";
+        let fits =
+            "(?1 IS NULL OR stream = ?1) AND (?2 IS NULL OR key = ?2) AND (?3 IS NULL OR lower(id) = ?3)";
+        let first =
+            format!("{outbox} AS head INDEXED BY {heads} WHERE state IN ('retrying', 'parked') AND {fits}");
+        let later = format!("{outbox} AS later INDEXED BY {waiting} WHERE state = 'waiting'");
+        let behind =
+            format!("(SELECT count(*) FROM {later} AND later.stream = head.stream AND later.key = head.key)");
+        let some = format!("SELECT seq FROM {first} ORDER BY seq LIMIT ?4");
+        Self {
+            list: format!("SELECT {columns}, {behind} AS behind FROM {first} ORDER BY seq LIMIT ?4"),
+            show: format!(
+                "SELECT {columns} FROM {first} UNION ALL SELECT {columns} FROM {later} AND {fits} \
+                 ORDER BY seq LIMIT ?4"
+            ),
+            retry: format!(
+                "UPDATE {outbox} SET state = 'retrying', attempts = 0, next_try = ?5 WHERE seq IN ({some})"
+            ),
+            drop: format!(
+                "UPDATE {outbox} SET state = 'dropped', settled_at = ?5, next_try = NULL WHERE seq IN ({some}) \
+                 RETURNING stream, key"
+            ),
+            next: format!(
+                "UPDATE {outbox} SET state = 'retrying', next_try = ?3 WHERE seq = \
+                 (SELECT min(seq) FROM {later} AND stream = ?1 AND key = ?2)"
+            ),
+            pool,
+            names,
+            owner: owner.to_owned(),
+        }
+    }
+
+    fn ask<'q>(&self, sql: &'q str, filter: &ShelfFilter) -> Query<'q, Sqlite, SqliteArguments> {
+        // What is not text is no key of an outbox.
+        let key = filter.key.as_ref().map(|key| String::from_utf8_lossy(key).into_owned());
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(filter.stream.clone())
+            .bind(key)
+            .bind(filter.id.map(|id| id.to_string()))
+            .bind(i64::try_from(filter.limit).ok().filter(|limit| *limit > 0).unwrap_or(-1))
+    }
+
+    fn is_asked(&self, filter: &ShelfFilter) -> bool {
+        filter.owner.as_ref().is_none_or(|owner| *owner == self.owner)
+    }
+
+    fn event(&self, row: &SqliteRow) -> sqlx::Result<ShelvedEvent> {
+        let wrong = |what: String| sqlx::Error::Decode(what.into());
+        let (id, word): (&str, &str) = (row.try_get("id")?, row.try_get("state")?);
+        let id: EventId = id.parse().map_err(|()| wrong(format!("the id {id} of an event is no UUID")))?;
+        let (key, payload): (Option<String>, Option<String>) = (row.try_get("key")?, row.try_get("payload")?);
+        let since = row.try_get::<i64, _>("created_at")?.saturating_mul(1_000);
+        let event = Event {
+            id,
+            stream: row.try_get::<&str, _>("stream")?.into(),
+            partition: None,
+            kind: row.try_get::<&str, _>("type")?.into(),
+            key: key.clone().map(Into::into),
+            payload: payload.map(Into::into),
+            headers: Default::default(),
+            time: since,
+            position: Position::ZERO,
+        };
+        Ok(ShelvedEvent {
+            owner: self.owner.clone(),
+            key: key.map(Into::into),
+            state: ShelfState::of(word).ok_or_else(|| wrong(format!("there is no state {word}")))?,
+            attempts: row.try_get("attempts")?,
+            error: row.try_get("error")?,
+            since,
+            record: Record { offset: row.try_get::<i64, _>("seq")?.unsigned_abs(), event },
+        })
+    }
+
+    fn shelved(&self, row: &SqliteRow) -> sqlx::Result<Shelved> {
+        let ShelvedEvent { owner, key, state, attempts, error, since, record } = self.event(row)?;
+        let (stream, id) = (record.event.stream, record.event.id);
+        let waiting = row.try_get::<i64, _>("behind")?.unsigned_abs();
+        Ok(Shelved { owner, stream, key, id, state, attempts, error, since, waiting })
+    }
+
+    async fn rows<T>(
+        &self,
+        sql: &str,
+        filter: &ShelfFilter,
+        read: impl Fn(&SqliteRow) -> sqlx::Result<T>,
+    ) -> Result<Vec<T>> {
+        if !self.is_asked(filter) {
+            return Ok(Vec::new());
+        }
+        let rows = self.ask(sql, filter).fetch_all(&self.pool).await;
+        let read = rows.and_then(|rows| rows.iter().map(read).collect());
+        failed(read, "reading what is parked in the outbox", &self.names)
+    }
+
+    /// The next of each key comes first then, in one transaction: no relay sees neither.
+    async fn dropped(&self, filter: &ShelfFilter) -> sqlx::Result<u64> {
+        let now = now() / 1_000;
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let dropped = self.ask(&self.drop, filter).bind(now).fetch_all(&mut *transaction).await?;
+        for row in &dropped {
+            let (stream, key): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+            let next = sqlx::query(AssertSqlSafe(&*self.next)).bind(stream).bind(key).bind(now);
+            next.execute(&mut *transaction).await?;
+        }
+        transaction.commit().await?;
+        Ok(dropped.len() as u64)
+    }
+}
+
+#[async_trait]
+impl Shelf for SqliteOutboxShelf {
+    async fn list(&self, filter: &ShelfFilter) -> Result<Vec<Shelved>> {
+        self.rows(&self.list, filter, |row| self.shelved(row)).await
+    }
+
+    async fn show(&self, filter: &ShelfFilter) -> Result<Vec<ShelvedEvent>> {
+        self.rows(&self.show, filter, |row| self.event(row)).await
+    }
+
+    async fn retry(&self, filter: &ShelfFilter) -> Result<u64> {
+        if !self.is_asked(filter) {
+            return Ok(0);
+        }
+        let done = self.ask(&self.retry, filter).bind(now() / 1_000).execute(&self.pool).await;
+        Ok(failed(done, "letting parked rows of the outbox go", &self.names)?.rows_affected())
+    }
+
+    async fn drop(&self, filter: &ShelfFilter) -> Result<u64> {
+        if !self.is_asked(filter) {
+            return Ok(0);
+        }
+        failed(self.dropped(filter).await, "dropping parked rows of the outbox", &self.names)
+    }
+}

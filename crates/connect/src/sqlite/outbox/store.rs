@@ -1,0 +1,238 @@
+//! What relays need of an outbox.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::TryStreamExt;
+use headwater_core::ports::{
+    BlockedKey, Claim, ClaimLimit, Claimed, ClaimedRow, Finding, Lane, Lease, LeaseAsk, OutboxStore, Settled,
+};
+use headwater_core::{EventId, Result, Table};
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteRow};
+use sqlx::{AssertSqlSafe, Row, SqlitePool};
+
+use super::check::check;
+use super::lease::{Leases, millis};
+use super::news::News;
+use super::settle::Settle;
+use super::shelf::SqliteOutboxShelf;
+use super::{Names, failed};
+use crate::outbox::Parts;
+use crate::store::now;
+
+/// Done rows that are deleted in one statement: a few milliseconds of the one write lock.
+pub(super) const CLEANED: i64 = 500;
+
+/// How long a statement waits for the application's transactions.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The outbox of a SQLite database, read by query.
+pub struct SqliteOutboxStore {
+    pool: SqlitePool,
+    names: Names,
+    table: Arc<Table>,
+    leases: Leases,
+    settle: Settle,
+    news: News,
+    /// The highest sequence that was seen: all that is lower is decided, as one transaction writes at a time.
+    highest: AtomicI64,
+    new: String,
+    due: String,
+    resume: String,
+    blocked: String,
+    clean: String,
+}
+
+impl SqliteOutboxStore {
+    /// The outbox `table` of the database in a file. Nothing is opened yet.
+    pub fn new(path: &Path, table: &str) -> Self {
+        let options = SqliteConnectOptions::new().filename(path).busy_timeout(PATIENCE);
+        let pool = SqlitePoolOptions::new().max_connections(4).min_connections(0).acquire_timeout(PATIENCE);
+        let pool = pool.after_connect(|connection, _| {
+            Box::pin(async move {
+                let mode: String =
+                    sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *connection).await?;
+                if mode.eq_ignore_ascii_case("wal") {
+                    // What a relay writes may be written again: only the application's own commits have to
+                    // wait for the disk.
+                    sqlx::query("PRAGMA synchronous = NORMAL").execute(connection).await?;
+                }
+                Ok(())
+            })
+        });
+        let names = Names::new(table);
+        let outbox = names.outbox();
+        let index = |part: &str| format!("INDEXED BY {}", names.part(part));
+        let columns = "seq, attempts, id, stream, type, key, payload, headers, version, \
+             CAST(created_at AS INTEGER), state = 'retrying'";
+        let heads = "state IN ('retrying', 'parked')";
+        Self {
+            news: News::new(options.clone()),
+            pool: pool.connect_lazy_with(options),
+            table: names.table(),
+            leases: Leases::new(&names),
+            settle: Settle::new(&names),
+            highest: AtomicI64::new(0),
+            new: format!(
+                "SELECT {columns} FROM {outbox} {} WHERE state = 'new' AND seq > ?1 ORDER BY seq LIMIT ?2",
+                index("new")
+            ),
+            due: format!(
+                "SELECT {columns} FROM {outbox} {} WHERE state = 'retrying' AND next_try <= ?1 \
+                 ORDER BY next_try, seq LIMIT ?2",
+                index("due")
+            ),
+            resume: format!(
+                "UPDATE {outbox} {} SET state = 'new' WHERE state = 'waiting' AND NOT EXISTS \
+                 (SELECT 1 FROM {outbox} AS head {} WHERE head.{heads} \
+                  AND head.stream = {outbox}.stream AND head.key = {outbox}.key)",
+                index("waiting"),
+                index("heads")
+            ),
+            blocked: format!(
+                "SELECT DISTINCT stream, key FROM {outbox} {} WHERE {heads} AND key IS NOT NULL",
+                index("heads")
+            ),
+            clean: format!(
+                "DELETE FROM {outbox} WHERE seq IN (SELECT seq FROM {outbox} {} \
+                 WHERE state IN ('published', 'dropped') AND settled_at <= ?1 ORDER BY settled_at LIMIT {CLEANED})",
+                index("done")
+            ),
+            names,
+        }
+    }
+
+    /// The statements that touch the outbox and are run all the time, for `EXPLAIN QUERY PLAN`.
+    pub fn statements(&self) -> Vec<&str> {
+        let mut statements = vec![&*self.new, &self.due, &self.resume, &self.blocked, &self.clean];
+        statements.extend(self.settle.statements());
+        statements
+    }
+
+    /// What a person may do with rows that cannot be published. `owner` is the source's name.
+    pub fn shelf(&self, owner: &str) -> SqliteOutboxShelf {
+        SqliteOutboxShelf::new(self.pool.clone(), self.names.clone(), owner)
+    }
+
+    async fn claimed(&self, claims: &[Claim], limit: ClaimLimit) -> sqlx::Result<Claimed> {
+        self.news.reading().await;
+        let mut claimed = Claimed::default();
+        // There is one lane.
+        let Some(claim) = claims.first() else { return Ok(claimed) };
+        if claim.resume {
+            self.resume(claim.lane, &mut claimed.blocked).await?;
+        }
+        let rows = i64::try_from(limit.rows).unwrap_or(i64::MAX);
+        let mut room = limit.bytes;
+        if claim.retries {
+            let due = sqlx::query(AssertSqlSafe(&*self.due)).bind(now() / 1_000).bind(rows);
+            self.take(due.fetch(&self.pool), &mut room, claim.lane, &mut claimed).await?;
+        }
+        let again = claimed.rows.len();
+        if room > 0 {
+            let new = sqlx::query(AssertSqlSafe(&*self.new)).bind(claim.above).bind(rows);
+            self.take(new.fetch(&self.pool), &mut room, claim.lane, &mut claimed).await?;
+        }
+        if room == 0 || claimed.rows.len() - again >= limit.rows {
+            claimed.more.push(claim.lane);
+        }
+        claimed.horizon = self.highest.load(Ordering::Relaxed);
+        claimed.table = (!claimed.rows.is_empty()).then(|| Arc::clone(&self.table));
+        Ok(claimed)
+    }
+
+    /// Takes rows until there is no more room.
+    async fn take(
+        &self,
+        mut rows: impl futures::Stream<Item = sqlx::Result<SqliteRow>> + Unpin,
+        room: &mut usize,
+        lane: Lane,
+        claimed: &mut Claimed,
+    ) -> sqlx::Result<()> {
+        while *room > 0
+            && let Some(row) = rows.try_next().await?
+        {
+            let row = claimed_row(lane, &row)?;
+            self.highest.fetch_max(row.sequence, Ordering::Relaxed);
+            *room = room.saturating_sub(row.row.size());
+            claimed.rows.push(row);
+        }
+        Ok(())
+    }
+
+    async fn resume(&self, lane: Lane, blocked: &mut Vec<(Lane, BlockedKey)>) -> sqlx::Result<()> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query(AssertSqlSafe(&*self.resume)).execute(&mut *transaction).await?;
+        let keys = sqlx::query(AssertSqlSafe(&*self.blocked)).fetch_all(&mut *transaction).await?;
+        transaction.commit().await?;
+        for row in keys {
+            blocked.push((lane, (row.try_get(0)?, row.try_get(1)?)));
+        }
+        Ok(())
+    }
+}
+
+fn claimed_row(lane: Lane, row: &SqliteRow) -> sqlx::Result<ClaimedRow> {
+    let text: &str = row.try_get(2)?;
+    let wrong = |()| sqlx::Error::Decode(format!("the id {text} of an event is no UUID").into());
+    let id: EventId = text.parse().map_err(wrong)?;
+    let (stream, key): (&str, Option<&str>) = (row.try_get(3)?, row.try_get(5)?);
+    let created_at = row.try_get::<i64, _>(9)?.saturating_mul(1_000);
+    let text = id.to_string();
+    let parts = Parts {
+        id: &text,
+        stream,
+        kind: row.try_get(4)?,
+        key,
+        payload: row.try_get(6)?,
+        headers: row.try_get(7)?,
+        version: row.try_get(8)?,
+        created_at,
+    };
+    Ok(ClaimedRow {
+        lane,
+        sequence: row.try_get(0)?,
+        id,
+        attempts: row.try_get(1)?,
+        again: row.try_get(10)?,
+        stream: stream.to_owned(),
+        key: key.map(str::to_owned),
+        created_at,
+        row: parts.row(),
+    })
+}
+
+#[async_trait]
+impl OutboxStore for SqliteOutboxStore {
+    async fn lease(&self, ask: &LeaseAsk) -> Result<Vec<Lease>> {
+        let leases = self.leases.lease(&self.pool, ask).await;
+        failed(leases, "renewing the leases of a relay", &self.names)
+    }
+
+    async fn claim(&self, claims: &[Claim], limit: ClaimLimit) -> Result<Claimed> {
+        let claimed = self.claimed(claims, limit).await;
+        failed(claimed, &format!("reading the outbox {}", self.names.outbox()), &self.names)
+    }
+
+    async fn settle(&self, relay: &str, settled: &[Settled]) -> Result<Vec<Lane>> {
+        let lost = self.settle.settle(&self.pool, relay, settled).await;
+        failed(lost, "settling rows of the outbox", &self.names)
+    }
+
+    async fn check(&self) -> Result<Vec<Finding>> {
+        failed(check(&self.pool, &self.names).await, "looking at the outbox", &self.names)
+    }
+
+    async fn wait(&self, at_most: Duration) {
+        self.news.wait(at_most).await;
+    }
+
+    async fn clean(&self, retention: Duration) -> Result<u64> {
+        let before = (now() / 1_000).saturating_sub(millis(retention));
+        let clean = sqlx::query(AssertSqlSafe(&*self.clean)).bind(before).execute(&self.pool).await;
+        Ok(failed(clean, "deleting old rows of the outbox", &self.names)?.rows_affected())
+    }
+}
