@@ -98,7 +98,9 @@ async fn every_table_is_none_of_an_outbox() {
     let shop = Shop::new("");
     outbox::install(&shop.path, "outbox").unwrap();
     let mut reading = shop.read(shop.config(&["*"]), None).await;
-    shop.execute("insert into outbox (stream, type) values ('order', 'a'); update outbox_lease set epoch = 2");
+    shop.execute(
+        "insert into outbox (stream, type) values ('order', 'a'); update outbox_lease set epoch = 2",
+    );
     shop.read_all(&mut reading, 1).await;
     assert!(reading.changes.is_empty(), "{:?}", reading.changes);
 }

@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use headwater_connect::kafka::KafkaBus;
+use headwater_connect::mysql::outbox::MySqlOutboxStore;
 use headwater_connect::parked::SqliteParkedStore;
 use headwater_connect::postgres::outbox::{PostgresOutboxStore, install};
 use headwater_connect::postgres::url::ConnectOptions;
+use headwater_connect::sqlite::outbox::SqliteOutboxStore;
+use headwater_connect::{mysql, sqlite};
 use headwater_core::Origin;
-use headwater_core::ports::{Bus, Delivery, Start, Subscribe};
+use headwater_core::ports::{Bus, Delivery, OutboxStore, Shelf, Start, Subscribe};
 use headwater_runtime::{OutboxRoute, Runtime, TableRef};
 use headwater_testkit::servers::{Database, Kafka, Postgres};
 use serde::{Deserialize, Serialize};
@@ -172,27 +175,55 @@ pub async fn bus(brokers: &str, stream: &str, transactions: bool) -> Arc<dyn Bus
     Arc::new(KafkaBus::open(config(&keys)).await.expect("the Kafka bus"))
 }
 
+/// What a relay needs of a database.
+struct Outbox {
+    store: Arc<dyn OutboxStore>,
+    shelf: Arc<dyn Shelf>,
+    schema: String,
+}
+
+/// The table `outbox` of the database of a URL.
+fn outbox(url: &str) -> Outbox {
+    match url.split(':').next() {
+        Some("mysql") => {
+            let url = mysql::url::ConnectOptions::parse(url).expect("a URL");
+            let store = MySqlOutboxStore::new(&url, "outbox");
+            let (shelf, schema) = (Arc::new(store.shelf("bench")), url.database().to_owned());
+            Outbox { store: Arc::new(store), shelf, schema }
+        }
+        Some("sqlite") => {
+            let store = SqliteOutboxStore::new(&sqlite::file_of(url), "outbox");
+            let shelf = Arc::new(store.shelf("bench"));
+            Outbox { store: Arc::new(store), shelf, schema: "main".to_owned() }
+        }
+        _ => {
+            let url = ConnectOptions::parse(url).expect("a URL");
+            let store = PostgresOutboxStore::new(&url, "public.outbox");
+            let shelf = Arc::new(store.shelf("bench"));
+            Outbox { store: Arc::new(store), shelf, schema: "public".to_owned() }
+        }
+    }
+}
+
 /// The measured process: a relay, until all is settled.
 pub async fn child(job: &str) {
     let start = Instant::now();
     let job: Job = serde_json::from_str(job).expect("the parent wrote it");
     let dir = tempfile::tempdir().expect("a directory");
-    let url = ConnectOptions::parse(&job.url).expect("a URL");
+    let Outbox { store, shelf, schema } = outbox(&job.url);
     let route = OutboxRoute {
-        table: TableRef { source: "bench".into(), schema: Some("public".into()), table: "outbox".into() },
+        table: TableRef { source: "bench".into(), schema: Some(schema.clone()), table: "outbox".into() },
         columns: Default::default(),
         stream: "{aggregatetype}".into(),
     };
     let origin = Origin {
         source: "bench".into(),
-        connector: "postgres".into(),
-        database: url.database.clone(),
+        connector: "bench".into(),
+        database: schema,
         system_id: String::new(),
     };
-    let store = PostgresOutboxStore::new(&url, "public.outbox");
-    let shelf = Arc::new(store.shelf("bench"));
     let builder = Runtime::builder()
-        .relay("bench", Arc::new(store), shelf, route, origin)
+        .relay("bench", store, shelf, route, origin)
         .bus(bus(&job.brokers, &job.stream, job.transactions).await)
         .parked(Arc::new(SqliteParkedStore::open(dir.path(), 1 << 30).await.expect("a parked store")));
     let runtime = Arc::new(builder.build().expect("a runtime"));
