@@ -59,7 +59,8 @@ impl Factory for OnMySql {
     }
 
     fn store(&self) -> MySqlOutboxStore {
-        MySqlOutboxStore::new(&self.url, "outbox")
+        // Its horizon moves at once.
+        MySqlOutboxStore::new(&self.url, "outbox").patience(Duration::ZERO)
     }
 
     fn shelf(&self, owner: &str) -> Box<dyn Shelf> {
@@ -294,8 +295,8 @@ async fn a_key_is_what_its_bytes_are() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_horizon_stays_below_what_may_come() {
     let factory = OnMySql::new().await;
-    let store = factory.store().patience(Duration::ZERO);
-    let slow = factory.store();
+    let store = factory.store();
+    let slow = MySqlOutboxStore::new(&factory.url, "outbox");
     let ask =
         LeaseAsk { relay: "a".into(), ttl: Duration::from_secs(600), release: Vec::new(), leaving: false };
     store.lease(&ask).await.unwrap();
