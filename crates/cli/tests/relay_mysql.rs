@@ -160,3 +160,38 @@ async fn a_killed_relay_goes_on_where_it_was() {
     }
     eprintln!("{published} events, {} came twice", arrived.repeated);
 }
+
+/// What `init` prints is what it makes, and `outbox drop` takes it away.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_makes_all_of_it_and_takes_it_away() {
+    let server = MySql::shared().await.unwrap();
+    let database = server.create_database().await.unwrap();
+    let headwater = |arguments: &[&str]| {
+        let ended = std::process::Command::new(program()).args(arguments).output().unwrap();
+        let said = [ended.stdout, ended.stderr].concat();
+        (ended.status.code(), String::from_utf8(said).unwrap())
+    };
+    let url = database.url();
+    let (code, said) = headwater(&["parked", "--inbox", url]);
+    assert!(code == Some(3) && said.contains("headwater init"), "{code:?} {said}");
+    let (code, sql) = headwater(&["init", url, "--inbox", "--print"]);
+    assert_eq!(code, Some(0));
+    server.client(&database, &sql).unwrap();
+    let nothing = (Some(0), "nothing to do: all is there\n".to_owned());
+    assert_eq!(headwater(&["init", url, "--inbox"]), nothing);
+    assert_eq!(headwater(&["parked", "--inbox", url]), (Some(0), "nothing is parked\n".to_owned()));
+    let (code, said) = headwater(&["init", url, "--tables", "a"]);
+    assert!(code == Some(2) && said.contains("not captured yet"), "{said}");
+    let call = "CALL headwater_publish('orders', 'Placed', 'k', '{}', NULL, NULL, NULL)";
+    server.client(&database, call).unwrap();
+    let (code, said) = headwater(&["outbox", "drop", url]);
+    assert!(code == Some(3) && said.contains("1 events"), "{said}");
+    let (code, said) = headwater(&["outbox", "drop", url, "--force"]);
+    assert!(code == Some(0) && said.contains("dropped the outbox"), "{said}");
+    assert_eq!(headwater(&["outbox", "drop", url]).0, Some(1), "there is none");
+    let made = "made the outbox table outbox\n".to_owned();
+    assert_eq!(headwater(&["init", url, "--inbox"]), (Some(0), made));
+    let (_, sql) = headwater(&["outbox", "drop", url, "--print"]);
+    server.client(&database, &sql).unwrap();
+    assert_eq!(headwater(&["outbox", "drop", url]).0, Some(1), "there is none");
+}
