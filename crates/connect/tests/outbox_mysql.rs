@@ -1,8 +1,8 @@
 //! The outbox on MySQL and MariaDB does what every outbox must.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use headwater_connect::mysql::outbox::{
     MySqlOutbox, MySqlOutboxStore, install, removal_script, remove, script,
@@ -376,4 +376,44 @@ async fn ordinary_users_are_enough() {
     let reader = MySqlOutboxStore::new(&ConnectOptions::parse(&reader).unwrap(), "outbox");
     let found = said(reader.check().await.unwrap());
     assert!(found[..6].iter().all(|message| message.contains("is missing")), "{found:?}");
+}
+
+/// What a claim does not want any more goes through its connection where that is little; else the connection
+/// ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_has_enough_leaves_the_rest() {
+    let factory = OnMySql::new().await;
+    let store = factory.store();
+    let sessions = async || -> BTreeSet<String> {
+        let ids = "SELECT CAST(ID AS CHAR) FROM information_schema.PROCESSLIST WHERE DB = DATABASE()";
+        sqlx::query_scalar(ids).fetch_all(&factory.pool).await.unwrap().into_iter().collect()
+    };
+    let publish = async |size: usize| {
+        let payload = Some(format!("\"{}\"", "x".repeat(size)));
+        let events: Vec<NewEvent> =
+            (0..200).map(|n| NewEvent { payload: payload.clone(), ..event("k", n) }).collect();
+        let mut transaction = factory.begin().await;
+        factory.writer().insert(&mut transaction, &events).await.unwrap();
+        factory.commit(transaction).await;
+    };
+    let some = async |bytes: usize| {
+        let limit = ClaimLimit { bytes, ..LIMIT };
+        assert!((4..=6).contains(&store.claim(&claims(false), limit).await.unwrap().rows.len()));
+    };
+    publish(1_000).await;
+    some(5_000).await;
+    let before = sessions().await;
+    for _ in 0..5 {
+        some(5_000).await;
+    }
+    assert!(before.is_subset(&sessions().await), "one was closed");
+    factory.run("DELETE FROM outbox".into()).await;
+    publish(100_000).await;
+    for _ in 0..5 {
+        some(500_000).await;
+    }
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while before.is_subset(&sessions().await) {
+        assert!(Instant::now() < deadline, "what was left was read all the same");
+    }
 }

@@ -15,6 +15,9 @@ use super::{Names, Queue, place};
 use crate::mysql::sql::{LONGEST, list};
 use crate::outbox::Parts;
 
+/// So many bytes that nobody wants any more may still come through a connection before its next statement.
+const DRAINED: usize = 4 << 20;
+
 /// The statements.
 #[derive(Debug)]
 pub(super) struct Claims {
@@ -113,7 +116,7 @@ impl Claims {
     }
 
     /// Reads rows until they have so many bytes; says how many of the places it has come past. A connection
-    /// that has more to say then is closed: the rest may be large.
+    /// that has much more to say then is closed.
     async fn read(
         &self,
         mut on: PoolConnection<MySql>,
@@ -131,12 +134,14 @@ impl Claims {
                 let Some(row) = claimed_row(&row)? else { continue };
                 self.horizon.saw(row.sequence);
                 size += row.row.size();
-                let at = chunk.iter().position(|sequence| *sequence == row.sequence);
+                let at = chunk.iter().position(|sequence| *sequence == row.sequence).unwrap_or(0);
                 claimed.push(row);
                 if size >= bytes {
                     drop(rows);
-                    drop(on.detach());
-                    return Ok(past + at.map_or(0, |at| at + 1));
+                    if (chunk.len() - at - 1) * (size / claimed.len()) > DRAINED {
+                        drop(on.detach());
+                    }
+                    return Ok(past + at + 1);
                 }
             }
             drop(rows);

@@ -5,7 +5,7 @@
 //!   do.
 //!
 //! InnoDB has no partial indexes, and each index of the table costs every writer. So there is one beside the
-//! primary key: two generated columns say in which queue a row stands ([`Queue`]) and since when or until
+//! primary key: two generated columns say in which queue a row stands (`Queue`) and since when or until
 //! when, and every statement of a relay reads a stretch of it.
 
 mod check;
