@@ -43,12 +43,21 @@ fn meaning(error: &Sqlx) -> (Kind, &'static str) {
         Sqlx::PoolTimedOut => {
             (Kind::Unavailable, "every connection of the pool is busy, or the server is away")
         }
+        Sqlx::Io(error) if is_mistrust(error) => {
+            (Kind::Refused, "name in the URL whom to trust, or give the server a certificate that is trusted")
+        }
         Sqlx::Configuration(_) => (Kind::Config, ""),
         Sqlx::ColumnDecode { .. } | Sqlx::Decode(_) | Sqlx::ColumnNotFound(_) => {
             (Kind::Decode, "the table was made by another version of Headwater, or changed by hand")
         }
         _ => (Kind::Unavailable, ""),
     }
+}
+
+/// Whether the server's certificate is not to be trusted.
+fn is_mistrust(error: &std::io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    matches!(error, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// By SQLSTATE.

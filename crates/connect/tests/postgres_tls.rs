@@ -1,63 +1,21 @@
 //! TLS with a real server: who is let in, and whom we trust.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+mod certificates;
 
+use std::path::Path;
+
+use certificates::{Certificates, openssl};
 use headwater_connect::postgres::client::{Connection, Mode};
 use headwater_connect::postgres::url::ConnectOptions;
 use headwater_core::{Kind, Result};
 use headwater_testkit::servers::{Postgres, PostgresSettings};
 
-/// Certificates and keys, in files that go with the test.
-struct Certificates(tempfile::TempDir);
-
-impl Certificates {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// What a file is to libpq's URL.
-    fn url(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-
-    /// A self-signed certificate as PostgreSQL's documentation makes it (openssl lets it sign others):
-    /// NAME.crt and NAME.key.
-    fn own(&self, name: &str, subject: &str, extra: &[&str]) -> &Self {
-        let (key, certificate) = (self.url(&format!("{name}.key")), self.url(&format!("{name}.crt")));
-        let subject = format!("/CN={subject}");
-        let mut arguments = vec!["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
-        arguments.extend(["-nodes", "-days", "30", "-subj", &subject, "-keyout", &key, "-out", &certificate]);
-        arguments.extend(extra);
-        openssl(&arguments);
-        self
-    }
-
-    /// One that `authority` signed.
-    fn signed(&self, name: &str, subject: &str, names: &str, authority: &str) -> &Self {
-        let (key, certificate) =
-            (self.url(&format!("{authority}.key")), self.url(&format!("{authority}.crt")));
-        let names = format!("subjectAltName={names}");
-        let extra = ["-CA", &certificate, "-CAkey", &key, "-addext", &names];
-        self.own(name, subject, &[&extra[..], &["-addext", "basicConstraints=CA:FALSE"]].concat())
-    }
-
-    /// Settings of a server that has this certificate.
-    fn server(&self, name: &str, hba: &str) -> PostgresSettings {
-        let read = |end: &str| std::fs::read(self.path(&format!("{name}.{end}"))).unwrap();
-        let settings = Postgres::settings().set("ssl", "on").hba(hba);
-        settings.file("server.crt", read("crt")).file("server.key", read("key"))
-    }
-}
-
-fn openssl(arguments: &[&str]) {
-    let made = Command::new("openssl").args(arguments).output().unwrap();
-    assert!(made.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&made.stderr));
+/// Settings of a server that has this certificate.
+fn server(files: &Certificates, name: &str, hba: &str) -> PostgresSettings {
+    let read = |end: &str| std::fs::read(files.path(&format!("{name}.{end}"))).unwrap();
+    let settings = Postgres::settings().set("ssl", "on").hba(hba);
+    settings.file("server.crt", read("crt")).file("server.key", read("key"))
 }
 
 /// Connects and asks whether the connection is by TLS.
@@ -88,7 +46,7 @@ async fn each_sslmode_trusts_whom_it_should() {
     files.own("ca", "authority", &[]).own("stranger", "authority", &[]);
     // For the address alone: `localhost` is another name.
     files.signed("server", "server", "IP:127.0.0.1", "ca");
-    let server = files.server("server", "host all all samehost trust").start().await.unwrap();
+    let server = server(&files, "server", "host all all samehost trust").start().await.unwrap();
     for (host, query, root, expected) in [
         ("127.0.0.1", "disable", "", Ok(false)),
         ("127.0.0.1", "allow", "", Ok(false)),
@@ -119,7 +77,7 @@ async fn a_self_signed_certificate_is_trusted_as_itself() {
     let files = Certificates::new();
     let names = ["-addext", "subjectAltName=IP:127.0.0.1"];
     files.own("server", "server", &names).own("twin", "server", &names);
-    let server = files.server("server", "host all all samehost trust").start().await.unwrap();
+    let server = server(&files, "server", "host all all samehost trust").start().await.unwrap();
     let url = |host: &str, mode: &str, root: &str| {
         let root = files.url(root);
         format!("postgres://postgres@{host}:{}/postgres?sslmode={mode}&sslrootcert={root}", server.port())
@@ -156,7 +114,7 @@ async fn users_come_in_by_the_way_that_the_server_wants() {
     files.signed("server", "server", "IP:127.0.0.1", "ca");
     files.signed("client", "certified", "DNS:client", "ca").signed("other", "other", "DNS:client", "ca");
     files.signed("forged", "certified", "DNS:client", "stranger");
-    let settings = files.server("server", RULES).set("ssl_ca_file", "root.crt");
+    let settings = server(&files, "server", RULES).set("ssl_ca_file", "root.crt");
     let server = settings.file("root.crt", read(&files.path("ca.crt"))).start().await.unwrap();
     let roles = "CREATE ROLE protected LOGIN; CREATE ROLE plain LOGIN; CREATE ROLE certified LOGIN;
         CREATE ROLE scram LOGIN PASSWORD 's3cret'";
@@ -202,7 +160,7 @@ fn read(path: &Path) -> Vec<u8> {
 async fn without_a_common_version_of_tls_only_prefer_goes_on() {
     let files = Certificates::new();
     files.own("server", "server", &[]);
-    let settings = files.server("server", "host all all samehost trust");
+    let settings = server(&files, "server", "host all all samehost trust");
     let old = settings.set("ssl_min_protocol_version", "TLSv1").set("ssl_max_protocol_version", "TLSv1.1");
     let server = old.start().await.unwrap();
     let url = |mode: &str| format!("postgres://postgres@127.0.0.1:{}/postgres?sslmode={mode}", server.port());
@@ -218,7 +176,7 @@ async fn an_address_of_ip_6_is_a_host() {
     }
     let files = Certificates::new();
     files.own("server", "server", &["-addext", "subjectAltName=IP:::1"]);
-    let settings = files.server("server", "host all all ::1/128 trust");
+    let settings = server(&files, "server", "host all all ::1/128 trust");
     let server = settings.set("listen_addresses", "::1").start().await.unwrap();
     let root = files.url("server.crt");
     let url = format!(
