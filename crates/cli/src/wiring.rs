@@ -104,6 +104,22 @@ pub async fn parked(config: &Config) -> Result<Arc<dyn ParkedStore>> {
     Ok(Arc::new(SqliteParkedStore::open(&config.data_dir, config.parked.budget).await?))
 }
 
+/// An error while changes of a source are parked from when its log was read, and its outbox is to be relayed: nobody
+/// would publish them, and relays would overtake them.
+pub async fn nothing_left(config: &Config, parked: &dyn ParkedStore) -> Result<()> {
+    for count in parked.counts().await? {
+        let source = config.sources.get(&*count.source);
+        if source.is_some_and(|source| source.is_relayed() && !source.is_followed()) {
+            let what = format!("changes of source {} are parked from when its log was read", count.source);
+            return Err(Error::new(Kind::Refused, what).hint(
+                "leave out `relay` once more, and decide what becomes of them: `headwater parked retry` or `headwater \
+                 parked drop`",
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Opens the pushes; the file of their inbox is only made where there are some.
 pub async fn pushes(config: &Config, bus: &Arc<dyn Bus>) -> Result<Vec<Push<DeferredInbox>>> {
     if config.pushes.is_empty() {

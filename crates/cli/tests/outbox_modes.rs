@@ -221,3 +221,42 @@ async fn an_outbox_is_dropped_once_all_of_it_is_published() {
     assert_eq!(drop_it(&["--json"]), (Some(0), "{\"dropped\":true}\n".to_owned()));
     assert_eq!(drop_it(&[]), (Some(1), "there is no outbox outbox\n".to_owned()));
 }
+
+/// What the log could not publish is not left behind when relays are to go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn relays_do_not_begin_while_changes_of_the_log_are_parked() {
+    let service = Service::new().await;
+    let headwater = service.run(false).await;
+    service.database.execute("SELECT headwater_publish('bad name', 'Placed', 'k0', '{}')").await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while service.place.status().await["sources"][0]["parked"] != 1 {
+        assert!(Instant::now() < deadline, "{}", service.place.status().await);
+    }
+    headwater.stop(PATIENCE).await.unwrap();
+    service.place.configure(&service.config(true, ""));
+    let mut refused = service.place.start();
+    while refused.ended().is_none() {
+        assert!(Instant::now() < deadline, "{}", refused.log_tail());
+    }
+    assert!(refused.log_tail().contains("changes of source shop are parked"), "{}", refused.log_tail());
+}
+
+/// As the documents say it is done after a switch to relays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_was_dropped_meanwhile_is_made_again() {
+    let mut service = Service::new().await;
+    for relay in [false, true, false] {
+        service.publish(20).await;
+        let headwater = service.run(relay).await;
+        service.publish(20).await;
+        service.read().await;
+        service.until_settled().await;
+        headwater.stop(PATIENCE).await.unwrap();
+        if relay {
+            let slots = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+                         WHERE database = current_database()";
+            service.database.execute(slots).await.unwrap();
+        }
+    }
+    assert_eq!(service.repeats(), 0);
+}

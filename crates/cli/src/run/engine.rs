@@ -40,6 +40,7 @@ impl Engine {
         let bus = wiring::bus(config).await?;
         let pushes = wiring::pushes(config, &bus).await?;
         let parked = wiring::parked(config).await?;
+        wiring::nothing_left(config, &*parked).await?;
         let mut builder = wiring::builder(config, &connectors)?.bus(Arc::clone(&bus)).parked(parked);
         for push in &pushes {
             builder = builder.push(push.name(), push.watch(), push.shelf());

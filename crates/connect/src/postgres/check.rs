@@ -9,6 +9,7 @@ use headwater_core::{Error, Result, Table};
 use super::catalog::Catalog;
 use super::client::{Connection, Mode, quote_literal};
 use super::config::{Names, PostgresConfig};
+use super::outbox::check_log;
 use super::setup::{CapturedTable, InsertsOnly, Narrow, Plan, Server, Slot, connect, plan, resolve};
 use super::snapshot::{self, Published};
 
@@ -72,6 +73,9 @@ async fn look(names: &Names, config: &PostgresConfig, check: &mut Check) -> Resu
             findings.extend(narrow.map(|Narrow { what, mend }| Finding::warning(what, mend)));
         }
         Err(error) => findings.push(finding(&error)),
+    }
+    if let Some(outbox) = &config.outbox {
+        findings.extend(check_log(&mut connection, &outbox.table).await?);
     }
     let slot = Slot::find(&mut connection, &names.slot).await?;
     findings.push(match slot {

@@ -87,7 +87,7 @@ impl Connector for PostgresConnector {
         let requests = self.requests.clone();
         let reading = tokio::task::spawn_blocking(move || requests.read());
         let request = reading.await.doing(Kind::Internal, || "looking for requests".to_owned())??;
-        let behind = self.behind().await?;
+        let mut behind = self.behind().await?;
         let lane = Lane::start(&self.names.source)?;
         let wish = Wish {
             names: &self.names,
@@ -99,6 +99,10 @@ impl Connector for PostgresConnector {
             outbox: behind.as_ref().map(|own| OwnOutbox { table: own.table(), stale: own.is_stale() }),
         };
         let opening = wish.open().await?;
+        // Making a slot may have taken longer than the lease: what relays did meanwhile is not in its snapshot.
+        if let Some(behind) = &mut behind {
+            behind.renew(false).await?;
+        }
         Ok(Box::new(self.follow(opening, lane, behind).await?))
     }
 

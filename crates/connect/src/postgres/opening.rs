@@ -64,8 +64,9 @@ impl Wish<'_> {
         let mut connection = self.connect().await?;
         let stored = self.from.map(State::read).transpose()?;
         match (self.prepare(&mut connection, stored.as_ref()).await, stored) {
-            // All that the slot kept was published by relays, or is in the table.
-            (Ok(_), Some(stored)) if self.is_stale() && self.config.tables.is_empty() => {
+            // What the slot would have had was published by relays, or is in the table.
+            (Err(hole), Some(stored)) if hole.kind() == Kind::Hole && self.begins_anew() => {
+                tracing::warn!(source = self.names.source, %hole, "the outbox is read from its table");
                 self.anew(connection, stored.epoch + 1).await
             }
             (Ok(prepared), Some(stored)) => self.go_on(connection, prepared, stored).await,
@@ -83,6 +84,11 @@ impl Wish<'_> {
         setup::drop_slot(&mut connection, &self.names.slot).await?;
         let prepared = self.prepare(&mut connection, None).await?;
         self.begin(connection, prepared, epoch).await
+    }
+
+    /// Whether nothing but an outbox is captured that relays have emptied since.
+    fn begins_anew(&self) -> bool {
+        self.is_stale() && self.config.tables.is_empty()
     }
 
     fn is_stale(&self) -> bool {

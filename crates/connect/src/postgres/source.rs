@@ -119,6 +119,9 @@ impl Source for PostgresSource {
                 self.batches.recv().await.unwrap_or_else(ended)?
             }
         };
+        if let Some(settling) = &self.tasks.settling {
+            settling.ours()?;
+        }
         Ok(self.hand_out(ready, budget))
     }
 

@@ -138,6 +138,7 @@ impl Driver {
         if now >= self.ours_until && !self.lanes.is_empty() {
             tracing::warn!(source = %self.task.name, "the leases of this relay could not be renewed in time");
             self.lanes.clear();
+            self.resting.clear();
             self.show();
         }
         self.lanes.values_mut().for_each(|held| held.advance(now));
@@ -162,8 +163,9 @@ impl Driver {
         sooner(self.renew_at, self.leasing.is_none());
         sooner(self.look_at, self.claiming.is_none() && self.stopping.is_none());
         sooner(self.settle_at, self.settling.is_none() && !self.queue.is_empty());
-        sooner(self.clean_at, self.cleaning.is_none());
-        for (_, at, _) in self.resting.values() {
+        sooner(self.clean_at, self.cleaning.is_none() && self.stopping.is_none());
+        let rests = |lane: &Lane| !self.lanes.contains_key(lane) && self.stopping.is_none();
+        for (_, (_, at, _)) in self.resting.iter().filter(|(lane, _)| rests(lane)) {
             sooner(*at, true);
         }
         if let Some(until) = self.stopping {
@@ -200,6 +202,13 @@ impl Driver {
         }));
     }
 
+    /// How many bytes may be claimed now: all that is claimed and not settled has its bound (invariant 7).
+    fn room(&self) -> usize {
+        let most = self.task.settings.in_flight_bytes as usize;
+        let known: usize = self.lanes.values().map(|held| held.bytes).sum();
+        most.saturating_sub(known).min(most / 4)
+    }
+
     fn start_claiming(&mut self, now: Instant) {
         if self.claiming.is_some() || now < self.look_at || self.stopping.is_some() {
             return;
@@ -209,8 +218,10 @@ impl Driver {
         let most = self.task.relay.batch * AHEAD;
         let mut claims: Vec<Claim> =
             self.lanes.values().filter_map(|held| held.claim(all, retries, most)).collect();
-        if claims.is_empty() {
-            self.look_at = now + self.pace.pause().max(Duration::from_millis(1));
+        let bytes = self.room();
+        if claims.is_empty() || bytes == 0 {
+            self.pace.found_nothing();
+            self.look_at = now + self.pace.pause();
             return;
         }
         // Each lane is the first in turn: the limit in bytes may be reached before the last.
@@ -219,7 +230,6 @@ impl Driver {
         claims.rotate_left(turn);
         // Rows that are on their way are read again where a late one may come between them.
         let known = self.lanes.values().map(|held| held.known.len()).max().unwrap_or(0);
-        let bytes = self.task.settings.in_flight_bytes as usize / 4;
         let limit = ClaimLimit { rows: self.task.relay.batch + known, bytes };
         let store = Arc::clone(&self.task.store);
         self.looked = now;
@@ -301,6 +311,7 @@ impl Driver {
             run: self.runs,
             stage: Stage::Opening,
             known: Default::default(),
+            bytes: 0,
             gone: Vec::new(),
             above: 0,
             unsettled,
@@ -373,7 +384,7 @@ impl Driver {
         }
         for one in &queue {
             if let Some(held) = self.lanes.get_mut(&one.lane) {
-                held.settled(one.sequence, self.claiming.is_some());
+                held.settled(one, self.claiming.is_some());
             }
         }
         if self.hungry {

@@ -1,9 +1,10 @@
 //! The lanes that a relay holds.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
-use headwater_core::ports::{Claim, ClaimedRow, Lane, Lease};
+use headwater_core::EventId;
+use headwater_core::ports::{Claim, ClaimedRow, Lane, Lease, Settled};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -22,6 +23,15 @@ pub enum Stage {
     Quiescing,
 }
 
+/// A row that was claimed and is not settled.
+#[derive(Debug, Clone, Copy)]
+pub struct Known {
+    /// Its event's id.
+    pub id: EventId,
+    /// About how much memory it takes.
+    pub bytes: usize,
+}
+
 /// A lane that is being worked.
 pub struct Held {
     /// The lease.
@@ -31,7 +41,9 @@ pub struct Held {
     /// How far it is.
     pub stage: Stage,
     /// Rows that were claimed and are not settled.
-    pub known: HashSet<i64>,
+    pub known: HashMap<i64, Known>,
+    /// Their bytes.
+    pub bytes: usize,
     /// Those of them that were settled while a claim was under way, which may have read them before.
     pub gone: Vec<i64>,
     /// Everything up to this sequence was claimed, and nothing can come there any more.
@@ -69,21 +81,24 @@ impl Held {
         let last = rows.iter().filter(|row| !row.again).map(|row| row.sequence).max();
         self.above = if more { horizon.min(last.unwrap_or(self.above)) } else { horizon };
         let mut fresh = rows;
-        fresh.retain(|row| self.known.insert(row.sequence));
+        let known = |row: &ClaimedRow| Known { id: row.id, bytes: row.row.size() };
+        fresh.retain(|row| self.known.insert(row.sequence, known(row)).is_none());
+        self.bytes += fresh.iter().map(|row| row.row.size()).sum::<usize>();
         fresh
     }
 
     /// All that waits was seen: what an earlier run published and nobody claims any more is settled.
     pub fn seen_all(&mut self) {
         if std::mem::take(&mut self.inherited) {
-            self.unsettled.with(|unsettled| unsettled.retain(|sequence| self.known.contains(sequence)));
+            let known: HashSet<EventId> = self.known.values().map(|known| known.id).collect();
+            self.unsettled.with(|unsettled| unsettled.retain(|id| known.contains(id)));
         }
     }
 
     /// A row is settled. One that a claim under way may bring again stays known until it has been heard.
-    pub fn settled(&mut self, sequence: i64, claiming: bool) {
-        self.unsettled.with(|unsettled| unsettled.remove(&sequence));
-        self.gone.push(sequence);
+    pub fn settled(&mut self, settled: &Settled, claiming: bool) {
+        self.unsettled.with(|unsettled| unsettled.remove(&settled.id));
+        self.gone.push(settled.sequence);
         if !claiming {
             self.forget();
         }
@@ -92,7 +107,7 @@ impl Held {
     /// No claim is under way: what is settled cannot come again.
     pub fn forget(&mut self) {
         for sequence in self.gone.drain(..) {
-            self.known.remove(&sequence);
+            self.bytes -= self.known.remove(&sequence).map_or(0, |known| known.bytes);
         }
     }
 

@@ -1,13 +1,13 @@
 //! Publishes the rows of one lane, in order.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::stream::{FuturesOrdered, StreamExt};
 use headwater_core::ports::{Bus, ClaimedRow, Lane, Opened, Outcome, Published, Settled, Writer};
-use headwater_core::{Checkpoint, Error, Event, Kind, Origin, Position, Result, StreamSpec, Table};
+use headwater_core::{Checkpoint, Error, Event, EventId, Kind, Origin, Position, Result, StreamSpec, Table};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -58,13 +58,14 @@ pub struct Done {
     pub blocked: usize,
 }
 
-/// The sequences of rows that are on the bus, or on their way, and not settled yet.
+/// The ids of rows that are on the bus, or on their way, and not settled yet. (Not their sequences: an outbox that
+/// is made anew, or restored from a copy, gives these to other rows.)
 #[derive(Debug, Clone, Default)]
-pub struct Unsettled(Arc<Mutex<BTreeSet<i64>>>);
+pub struct Unsettled(Arc<Mutex<HashSet<EventId>>>);
 
 impl Unsettled {
     /// Changes or reads it.
-    pub fn with<T>(&self, work: impl FnOnce(&mut BTreeSet<i64>) -> T) -> T {
+    pub fn with<T>(&self, work: impl FnOnce(&mut HashSet<EventId>) -> T) -> T {
         work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -143,7 +144,8 @@ impl LaneTask {
         let Opened { writer, checkpoint } = self.bus.writer(&writes_as).await?;
         let state =
             checkpoint.as_ref().and_then(|checkpoint| checkpoint.state.get("published")?.as_array().cloned());
-        let already: HashSet<i64> = state.iter().flatten().filter_map(serde_json::Value::as_i64).collect();
+        let ids = state.iter().flatten().filter_map(|id| id.as_str()?.parse().ok());
+        let already: HashSet<EventId> = ids.collect();
         self.unsettled.with(|unsettled| unsettled.extend(&already));
         let mut publishing = Publishing {
             lane: self.lane,
@@ -181,7 +183,7 @@ struct Publishing {
     /// How many batches were published; with the epoch, the checkpoint's position.
     batches: u64,
     /// Rows that an earlier run published, as its last checkpoint says.
-    already: HashSet<i64>,
+    already: HashSet<EventId>,
     blocked: Blocked,
     /// Streams that the bus will not have, and why.
     broken: Vec<(StreamSpec, String)>,
@@ -224,21 +226,21 @@ impl Publishing {
             let goes = |(at, _): &(u32, Event)| {
                 let row = rows.get(*at as usize);
                 matches!(outcomes.get(*at as usize), Some(None))
-                    && row.is_some_and(|row| !self.already.contains(&row.sequence))
+                    && row.is_some_and(|row| !self.already.contains(&row.id))
             };
             events.retain(goes);
-            let sequences: Vec<i64> =
-                events.iter().filter_map(|(at, _)| rows.get(*at as usize)).map(|row| row.sequence).collect();
+            let ids: Vec<EventId> =
+                events.iter().filter_map(|(at, _)| rows.get(*at as usize)).map(|row| row.id).collect();
             let (places, going): (Vec<u32>, Vec<Event>) = std::mem::take(&mut events).into_iter().unzip();
             let counted = count(&going);
             if going.is_empty() {
                 let done = self.done(rows, outcomes, more, counted);
                 return Ok(Box::pin(std::future::ready(Ok(done))));
             }
-            let checkpoint = self.checkpoint(&sequences);
+            let checkpoint = self.checkpoint(&ids);
             match self.writer.publish(going, Some(checkpoint)).await? {
                 Published::Accepted(accepted) => {
-                    self.unsettled.with(|unsettled| unsettled.extend(sequences));
+                    self.unsettled.with(|unsettled| unsettled.extend(ids));
                     let done = self.done(rows, outcomes, more, counted);
                     return Ok(Box::pin(async move { accepted.durable().await.map(|_| done) }));
                 }
@@ -275,10 +277,11 @@ impl Publishing {
 
     /// Where the lane stands once these rows are published too: with them, so that whoever goes on knows
     /// what of it is on the bus although no row says so yet.
-    fn checkpoint(&mut self, sequences: &[i64]) -> Checkpoint {
+    fn checkpoint(&mut self, ids: &[EventId]) -> Checkpoint {
         self.batches += 1;
         let mut published = self.unsettled.with(|unsettled| unsettled.clone());
-        published.extend(sequences);
+        published.extend(ids);
+        let published: Vec<String> = published.iter().map(EventId::to_string).collect();
         Checkpoint {
             source: self.writes_as.clone(),
             position: Position::of(self.epoch, [self.batches]),

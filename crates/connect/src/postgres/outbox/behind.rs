@@ -30,6 +30,9 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How often old rows are looked for.
 const CLEAN: Duration = Duration::from_mins(1);
 
+/// How the names of owners end that have yet to read what relays left.
+const READING: &str = ":reading";
+
 /// Rows that are settled in one statement.
 const TOGETHER: usize = 10_000;
 
@@ -39,10 +42,13 @@ pub struct Behind {
     names: Names,
     /// `schema.name`, as a checkpoint says it.
     table: String,
-    /// Whose the lanes are: the slot's.
+    /// How the names of this slot's owners begin; the one of this run.
+    prefix: String,
     owner: String,
     keep: Keep,
     connection: Connection,
+    /// Until when the lanes are ours, by our own clock.
+    ours_until: Instant,
     /// Relays were here since this slot was read last, or a reading that mends that has not ended.
     stale: bool,
 }
@@ -69,14 +75,17 @@ impl Behind {
             );
             return Ok(None);
         }
-        let owner = format!("log:{slot}");
+        let prefix = format!("log:{slot}:");
+        let owner = format!("{prefix}{:08x}", rand::random::<u32>());
         let mut behind = Self {
             url: url.clone(),
             table: format!("{}.{}", names.schema, names.name),
             names,
+            prefix,
             owner,
             keep,
             connection,
+            ours_until: Instant::now() + keep.lease,
             stale: false,
         };
         behind.stale = behind.lanes().await?;
@@ -97,12 +106,12 @@ impl Behind {
     async fn lanes(&mut self) -> Result<bool> {
         let (lease, owner) = (self.names.lease(), quote_literal(&self.owner));
         let reading = quote_literal(&self.reading());
-        let until = self.until();
+        let (until, prefix) = (self.until(), quote_literal(&self.prefix));
         // One simple query is one transaction. A lane that nobody ever had is no reason to read anything again.
         let taken = format!(
             "WITH lanes AS (SELECT lane, relay, epoch, until FROM {lease} ORDER BY lane FOR UPDATE), \
-             busy AS (SELECT lane, relay FROM lanes WHERE until > clock_timestamp() AND relay NOT IN ({owner}, {reading})), \
-             stale AS (SELECT bool_or(relay IS DISTINCT FROM {owner} AND epoch > 0) AS so FROM lanes), \
+             busy AS (SELECT lane, relay FROM lanes WHERE until > clock_timestamp() AND NOT starts_with(relay, {prefix})), \
+             stale AS (SELECT bool_or(epoch > 0 AND (relay IS NULL OR NOT starts_with(relay, {prefix}) OR relay LIKE '%{READING}')) AS so FROM lanes), \
              took AS (UPDATE {lease} AS lease SET epoch = lease.epoch + 1, until = {until}, \
                  relay = CASE WHEN stale.so THEN {reading} ELSE {owner} END \
                  FROM lanes, stale WHERE lease.lane = lanes.lane AND NOT EXISTS (SELECT FROM busy)) \
@@ -123,9 +132,10 @@ impl Behind {
 
     /// Settles rows, keeps the lanes, and cleans, until `confirmed` is dropped; then gives the lanes back. What
     /// makes the source end is said by `out`.
-    pub async fn run(
+    async fn run(
         mut self,
         mut confirmed: watch::Receiver<Confirmed>,
+        ours: watch::Sender<Instant>,
         out: mpsc::WeakSender<Result<Ready>>,
     ) {
         let store = PostgresOutboxStore::new(&self.url, &self.table);
@@ -134,6 +144,7 @@ impl Behind {
         loop {
             let known = *confirmed.borrow_and_update();
             let worked = self.once(&mut seen, &mut renew, known).await;
+            ours.send_replace(self.ours_until);
             if let Err(error) = worked {
                 if let Some(out) = out.upgrade() {
                     let _ = out.send(Err(error)).await;
@@ -183,7 +194,8 @@ impl Behind {
     }
 
     /// Keeps the lanes; what mends a gap has ended once the outbox was read whole.
-    async fn renew(&mut self, whole: bool) -> Result<()> {
+    pub async fn renew(&mut self, whole: bool) -> Result<()> {
+        let asked = Instant::now();
         let (owner, reading) = (quote_literal(&self.owner), quote_literal(&self.reading()));
         let now = if whole { owner.clone() } else { "relay".to_owned() };
         let (lease, until) = (self.names.lease(), self.until());
@@ -192,6 +204,7 @@ impl Behind {
         );
         let held = self.query(&sql).await?;
         if held.len() == usize::from(headwater_core::ports::LANES) {
+            self.ours_until = asked + self.keep.lease;
             return Ok(());
         }
         Err(Error::new(Kind::Busy, format!("others have taken over {}", self.table)))
@@ -264,7 +277,7 @@ impl Behind {
 
     /// Who holds the lanes while rows that relays left are read.
     fn reading(&self) -> String {
-        format!("{}:reading", self.owner)
+        format!("{}{READING}", self.owner)
     }
 
     fn until(&self) -> String {
@@ -284,6 +297,7 @@ struct Seen {
 pub struct Settling {
     table: String,
     confirmed: watch::Sender<Confirmed>,
+    ours: watch::Receiver<Instant>,
     task: JoinHandle<()>,
 }
 
@@ -292,7 +306,17 @@ impl Settling {
     pub fn start(behind: Behind, state: &State, out: mpsc::WeakSender<Result<Ready>>) -> Self {
         let table = behind.table.clone();
         let (confirmed, told) = watch::channel(Self::said(state, &table));
-        Self { table, confirmed, task: tokio::spawn(behind.run(told, out)) }
+        let (until, ours) = watch::channel(behind.ours_until);
+        Self { table, confirmed, ours, task: tokio::spawn(behind.run(told, until, out)) }
+    }
+
+    /// An error of kind `Busy` once the lanes may be another's: a process that stood still does not go on with what
+    /// it had.
+    pub fn ours(&self) -> Result<()> {
+        if Instant::now() < *self.ours.borrow() {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Busy, format!("the lanes of {} were not renewed in time", self.table)))
     }
 
     /// A checkpoint with this state is durable.

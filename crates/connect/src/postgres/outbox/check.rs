@@ -1,10 +1,11 @@
-//! Whether an outbox is ready for relays.
+//! Whether an outbox is ready for relays, or to be read from the log.
 
+use headwater_core::Result;
 use headwater_core::ports::Finding;
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use super::Names;
-use crate::postgres::client::quote_literal;
+use crate::postgres::client::{Connection, quote_literal};
 
 /// No more rows are counted.
 const MANY: i64 = 100_000;
@@ -50,10 +51,7 @@ async fn rights(pool: &PgPool, names: &Names) -> sqlx::Result<Vec<Finding>> {
         );
         let missing: Option<String> = sqlx::query(AssertSqlSafe(asked)).fetch_one(pool).await?.try_get(0)?;
         if let Some(missing) = missing {
-            findings.push(Finding::error(
-                format!("the rights {missing} on {table} are missing"),
-                format!("as the owner: GRANT {missing} ON {table} TO the user of the url"),
-            ));
+            findings.push(missing_rights(&missing, &table));
         }
     }
     Ok(findings)
@@ -92,4 +90,35 @@ async fn workers(pool: &PgPool, names: &Names) -> sqlx::Result<Finding> {
         true => "no relay works it now".to_owned(),
         false => format!("relays that work it now: {}", held.join(", ")),
     }))
+}
+
+/// What is missing to settle its rows while it is read from the log; nothing where the table is none of Headwater's own.
+pub async fn check_log(connection: &mut Connection, table: &str) -> Result<Vec<Finding>> {
+    let names = Names::new(table);
+    let own = format!(
+        "SELECT to_regclass({}) IS NOT NULL AND NOT pg_is_in_recovery()",
+        quote_literal(&names.lease())
+    );
+    if !connection.query(&own).await?.first().is_some_and(|row| row.is_true(0)) {
+        return Ok(Vec::new());
+    }
+    let mut findings = Vec::new();
+    for (table, rights) in [(names.outbox(), "SELECT,UPDATE,DELETE"), (names.lease(), "SELECT,UPDATE")] {
+        let asked = format!(
+            "SELECT string_agg(kind, ', ') FROM unnest('{{{rights}}}'::text[]) AS kind \
+             WHERE NOT has_table_privilege({}, kind)",
+            quote_literal(&table)
+        );
+        if let Some(missing) = connection.query(&asked).await?.first().and_then(|row| row.get(0)) {
+            findings.push(missing_rights(missing, &table));
+        }
+    }
+    Ok(findings)
+}
+
+fn missing_rights(missing: &str, table: &str) -> Finding {
+    Finding::error(
+        format!("the rights {missing} on {table} are missing"),
+        format!("as the owner: GRANT {missing} ON {table} TO the user of the url"),
+    )
 }

@@ -14,6 +14,9 @@ use sqlx::{AssertSqlSafe, PgPool, Row};
 use super::Names;
 use crate::postgres::client::quote_literal;
 
+/// How the names of prepared transactions begin.
+const PREPARED: &str = "-1/";
+
 /// The locks are not looked at more often than this.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -31,6 +34,8 @@ struct State {
     highest: i64,
     /// Becomes the horizon once these transactions have ended.
     next: Option<(i64, HashSet<String>)>,
+    /// The prepared ones of the last look.
+    prepared: HashSet<String>,
     looked: Option<Instant>,
 }
 
@@ -76,13 +81,20 @@ impl Horizon {
 impl State {
     /// These hold the lock now; a row with the sequence `highest` had been seen before they were asked for.
     fn look(&mut self, highest: i64, holders: HashSet<String>) {
+        let prepared = holders.iter().filter(|holder| holder.starts_with(PREPARED)).cloned().collect();
+        let before = std::mem::replace(&mut self.prepared, prepared);
         if holders.is_empty() {
             (self.horizon, self.next) = (self.horizon.max(highest), None);
             return;
         }
         match &mut self.next {
             Some((sequence, waits)) => {
+                let waited = waits.len();
                 waits.retain(|holder| holders.contains(holder));
+                // Who is gone may have prepared, and holds its locks under another name then.
+                if waits.len() < waited {
+                    waits.extend(self.prepared.difference(&before).cloned());
+                }
                 if waits.is_empty() {
                     self.horizon = self.horizon.max(*sequence);
                     self.next = Some((highest, holders));
@@ -116,5 +128,16 @@ mod tests {
         assert_eq!(state.horizon, 50);
         state.look(45, holders(&[]));
         assert_eq!(state.horizon, 50, "it never goes back");
+    }
+
+    #[test]
+    fn who_prepares_is_still_waited_for() {
+        let mut state = State::default();
+        state.look(10, holders(&["3/1", "-1/70"]));
+        state.look(20, holders(&["-1/70", "-1/71", "3/2"]));
+        state.look(30, holders(&["-1/71", "3/2"]));
+        assert_eq!(state.horizon, 0, "3/1 is -1/71 now");
+        state.look(40, holders(&["3/2"]));
+        assert_eq!(state.horizon, 10);
     }
 }

@@ -136,6 +136,8 @@ pub async fn remove(url: &ConnectOptions, table: &str, force: bool) -> Result<bo
     if !exists(&mut connection, &names.outbox()).await? {
         return Ok(false);
     }
+    // Until it is gone nobody writes to it.
+    connection.query(&format!("BEGIN; LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", names.outbox())).await?;
     if !force {
         let waiting =
             format!("SELECT count(*) FROM {} WHERE state NOT IN ('published', 'dropped')", names.outbox());
@@ -146,7 +148,7 @@ pub async fn remove(url: &ConnectOptions, table: &str, force: bool) -> Result<bo
                 .hint("let a relay publish them, or give --force to lose them"));
         }
     }
-    connection.query(&removal_script(table)).await?;
+    connection.query(&format!("{}COMMIT", removal_script(table))).await?;
     Ok(true)
 }
 

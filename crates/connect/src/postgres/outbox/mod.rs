@@ -17,6 +17,7 @@ use headwater_core::{Error, Table};
 
 pub use crate::outbox::Keep;
 pub(super) use behind::{Behind, Settling};
+pub(super) use check::check_log;
 pub use layout::{install, removal_script, remove, script};
 pub use shelf::PostgresOutboxShelf;
 pub use store::PostgresOutboxStore;

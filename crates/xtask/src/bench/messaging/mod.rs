@@ -56,6 +56,9 @@ enum Engine {
 const PARTITIONS: u32 = 8;
 const KEYS: u64 = 5000;
 
+/// Seconds that are not measured.
+const WARM: u64 = 5;
+
 /// Connections of service A; those of service B.
 const CLIENTS: u32 = 64;
 const HANDLERS: u32 = 16;
@@ -113,8 +116,8 @@ impl Live<'_> {
     {
         let Self { how, name, rate, kafka, .. } = *self;
         let stream = format!("orders-{name}-{rate}");
-        // A second to warm up.
-        let (warm, total) = (rate as usize, rate * (how.seconds + 1));
+        // Kafka lets a new group wait for three seconds.
+        let (warm, total) = ((rate * WARM) as usize, rate * (how.seconds + WARM));
         let job = relay::Job::new(self.url, &kafka.brokers(), &stream, total, how.transactions);
         let retention = Retention::default();
         let spec = StreamSpec { name: stream.as_str().into(), partitions: PARTITIONS, retention };
