@@ -30,7 +30,11 @@ impl Leases {
                 "INSERT INTO {relay} (relay, until) VALUES ($1, {until}) \
                  ON CONFLICT (relay) DO UPDATE SET until = excluded.until"
             ),
-            forget: format!("DELETE FROM {relay} WHERE until < clock_timestamp() - interval '1 day'"),
+            // Not those that another looks at now, or two could wait for each other.
+            forget: format!(
+                "DELETE FROM {relay} WHERE relay IN (SELECT relay FROM {relay} \
+                 WHERE until < clock_timestamp() - interval '1 day' FOR UPDATE SKIP LOCKED)"
+            ),
             leave: format!("DELETE FROM {relay} WHERE relay = $1"),
             release: format!(
                 "UPDATE {lease} SET relay = NULL, until = '-infinity' WHERE relay = $1 AND lane = ANY($2)"
