@@ -149,6 +149,26 @@ async fn a_long_transaction_elsewhere_holds_nothing_up() {
     drop((far, near));
 }
 
+/// Whatever is done (a million rows with HEADWATER_MANY set): each statement goes by its own small index.
+#[tokio::test(flavor = "multi_thread")]
+async fn plans_name_the_partial_indexes() {
+    let factory = OnPostgres::new().await;
+    factory.add_done(std::env::var("HEADWATER_MANY").map_or(50_000, |_| 1_000_000)).await;
+    let store = factory.store();
+    let arguments = ["'{0,1}', '{0,7}', 100", "'{0,1}', 100", "0", "0", "0"];
+    let indexes = ["outbox_new", "outbox_heads", "outbox_waiting", "outbox_heads", "outbox_done"];
+    let mut connection = factory.database.connect().await.unwrap();
+    for ((sql, arguments), index) in store.statements().into_iter().zip(arguments).zip(indexes) {
+        let prepare = format!("DEALLOCATE ALL; PREPARE asked AS {sql}");
+        sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut connection).await.unwrap();
+        let explain = format!("EXPLAIN EXECUTE asked ({arguments})");
+        let plan = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_all(&mut connection).await.unwrap();
+        let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+        let plan = plan.join("\n");
+        assert!(plan.contains(index) && !plan.contains("Seq Scan"), "{plan}");
+    }
+}
+
 fn event() -> NewEvent {
     NewEvent {
         id: headwater_core::EventId::from_bytes([7; 16]),

@@ -90,6 +90,12 @@ impl PostgresOutboxStore {
         }
     }
 
+    /// The statements that read the outbox all the time, for `EXPLAIN`: new rows, those that are tried again, what
+    /// waits, the keys that are blocked, what is cleaned.
+    pub fn statements(&self) -> [&str; 5] {
+        [&self.new, &self.due, &self.resume, &self.blocked, &self.clean]
+    }
+
     /// What a person may do with rows that cannot be published. `owner` is the source's name.
     pub fn shelf(&self, owner: &str) -> PostgresOutboxShelf {
         PostgresOutboxShelf::new(self.pool.clone(), self.names.clone(), owner)
