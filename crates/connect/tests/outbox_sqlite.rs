@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use headwater_connect::sqlite::outbox::{
@@ -227,6 +229,43 @@ async fn who_waits_is_woken_by_a_commit() {
     let begun = Instant::now();
     store.wait(Duration::from_millis(20)).await;
     assert!(begun.elapsed() >= Duration::from_millis(20), "nothing was written since");
+}
+
+/// An application that commits one transaction after the other leaves the lock for moments only.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_gets_its_turn_however_busy_the_application_is() {
+    // Without WAL its readers wait too.
+    for (mode, bound) in [("wal", 5), ("delete", 60)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("service.db");
+        let conn = rusqlite::Connection::open(&path).unwrap();
+        conn.busy_timeout(Duration::from_secs(60)).unwrap();
+        let tables = "CREATE TABLE effect (text TEXT NOT NULL)";
+        conn.execute_batch(&format!("PRAGMA journal_mode = {mode}; PRAGMA synchronous = OFF; {tables}"))
+            .unwrap();
+        install(&path, "outbox").unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let busy = std::thread::spawn(move || {
+            let rows = "INSERT INTO effect VALUES ('x'); ".repeat(200);
+            while !stopped.load(Ordering::Relaxed) {
+                conn.execute_batch(&format!("BEGIN IMMEDIATE; {rows} COMMIT")).unwrap();
+            }
+        });
+        let store = SqliteOutboxStore::new(&path, "outbox");
+        let ask =
+            LeaseAsk { relay: "r".into(), ttl: Duration::from_secs(60), release: vec![], leaving: false };
+        let begun = Instant::now();
+        for _ in 0..100 {
+            store.lease(&ask).await.unwrap();
+            store.claim(&claims(false), ALL).await.unwrap();
+            store.settle("r", &[]).await.unwrap();
+        }
+        let took = begun.elapsed();
+        stop.store(true, Ordering::Relaxed);
+        busy.join().unwrap();
+        assert!(took < Duration::from_secs(bound), "{mode}: 200 short transactions took {took:?}");
+    }
 }
 
 /// Of a plain INSERT the sequence rises with the commits, and what was deleted gives no number back.

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use headwater_core::ports::{Lane, Lease, LeaseAsk};
-use sqlx::{AssertSqlSafe, Row, Sqlite, SqlitePool, Transaction};
+use sqlx::{AssertSqlSafe, Row, Sqlite, Transaction};
 
 use super::Names;
 use super::layout::LANES;
+use super::pools::Pools;
 use crate::outbox::share_of;
 use crate::store::now;
 
@@ -53,8 +54,8 @@ impl Leases {
     }
 
     /// See [`OutboxStore::lease`](headwater_core::ports::OutboxStore::lease).
-    pub async fn lease(&self, pool: &SqlitePool, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
-        let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+    pub async fn lease(&self, pools: &Pools, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
+        let mut transaction = pools.write().await?;
         let leases = self.share(&mut transaction, ask).await?;
         transaction.commit().await?;
         Ok(leases)

@@ -8,6 +8,7 @@ mod held;
 mod layout;
 mod lease;
 mod news;
+mod pools;
 mod settle;
 mod shelf;
 mod store;

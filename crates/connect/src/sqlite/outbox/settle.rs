@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use headwater_core::ports::{Lane, Outcome, Settled};
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Row, Sqlite, SqlitePool, Transaction};
+use sqlx::{AssertSqlSafe, Row, Sqlite, Transaction};
 
 use super::Names;
 use super::lease::millis;
+use super::pools::Pools;
 use crate::store::now;
 
 /// The statements.
@@ -46,14 +47,9 @@ impl Settle {
     }
 
     /// See [`OutboxStore::settle`](headwater_core::ports::OutboxStore::settle).
-    pub async fn settle(
-        &self,
-        pool: &SqlitePool,
-        relay: &str,
-        settled: &[Settled],
-    ) -> sqlx::Result<Vec<Lane>> {
+    pub async fn settle(&self, pools: &Pools, relay: &str, settled: &[Settled]) -> sqlx::Result<Vec<Lane>> {
         let epochs: BTreeMap<Lane, u64> = settled.iter().map(|one| (one.lane, one.epoch)).collect();
-        let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = pools.write().await?;
         let held = self.held(&mut transaction, relay).await?;
         let ours: Vec<&Settled> =
             settled.iter().filter(|one| held.get(&one.lane) == Some(&one.epoch)).collect();

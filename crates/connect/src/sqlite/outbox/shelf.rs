@@ -5,14 +5,15 @@ use headwater_core::ports::{Shelf, ShelfFilter, ShelfState, Shelved, ShelvedEven
 use headwater_core::{Event, EventId, Position, Record, Result};
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
-use sqlx::{AssertSqlSafe, Row, Sqlite, SqlitePool};
+use sqlx::{AssertSqlSafe, Row, Sqlite};
 
+use super::pools::Pools;
 use super::{Names, failed};
 use crate::store::now;
 
 /// The rows of one outbox that are set aside.
 pub struct SqliteOutboxShelf {
-    pool: SqlitePool,
+    pools: Pools,
     names: Names,
     /// The source's name.
     owner: String,
@@ -24,7 +25,7 @@ pub struct SqliteOutboxShelf {
 }
 
 impl SqliteOutboxShelf {
-    pub(super) fn new(pool: SqlitePool, names: Names, owner: &str) -> Self {
+    pub(super) fn new(pools: Pools, names: Names, owner: &str) -> Self {
         let outbox = names.outbox();
         let (heads, waiting) = (names.part("heads"), names.part("waiting"));
         let columns = "id, seq, stream, key, type, payload, state, attempts, error, created_at";
@@ -53,7 +54,7 @@ impl SqliteOutboxShelf {
                 "UPDATE {outbox} SET state = 'retrying', next_try = ?3 WHERE seq = \
                  (SELECT min(seq) FROM {later} AND stream = ?1 AND key = ?2)"
             ),
-            pool,
+            pools,
             names,
             owner: owner.to_owned(),
         }
@@ -117,15 +118,23 @@ impl SqliteOutboxShelf {
         if !self.is_asked(filter) {
             return Ok(Vec::new());
         }
-        let rows = self.ask(sql, filter).fetch_all(&self.pool).await;
+        let rows = self.ask(sql, filter).fetch_all(&self.pools.reads).await;
         let read = rows.and_then(|rows| rows.iter().map(read).collect());
         failed(read, "reading what is parked in the outbox", &self.names)
+    }
+
+    async fn retried(&self, filter: &ShelfFilter) -> sqlx::Result<u64> {
+        let mut transaction = self.pools.write().await?;
+        let retry = self.ask(&self.retry, filter).bind(now() / 1_000);
+        let retried = retry.execute(&mut *transaction).await?.rows_affected();
+        transaction.commit().await?;
+        Ok(retried)
     }
 
     /// The next of each key comes first then, in one transaction: no relay sees neither.
     async fn dropped(&self, filter: &ShelfFilter) -> sqlx::Result<u64> {
         let now = now() / 1_000;
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.pools.write().await?;
         let dropped = self.ask(&self.drop, filter).bind(now).fetch_all(&mut *transaction).await?;
         for row in &dropped {
             let (stream, key): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
@@ -151,8 +160,7 @@ impl Shelf for SqliteOutboxShelf {
         if !self.is_asked(filter) {
             return Ok(0);
         }
-        let done = self.ask(&self.retry, filter).bind(now() / 1_000).execute(&self.pool).await;
-        Ok(failed(done, "letting parked rows of the outbox go", &self.names)?.rows_affected())
+        failed(self.retried(filter).await, "letting parked rows of the outbox go", &self.names)
     }
 
     async fn drop(&self, filter: &ShelfFilter) -> Result<u64> {

@@ -11,12 +11,13 @@ use headwater_core::ports::{
     BlockedKey, Claim, ClaimLimit, Claimed, ClaimedRow, Finding, Lane, Lease, LeaseAsk, OutboxStore, Settled,
 };
 use headwater_core::{EventId, Result, Table};
-use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteRow};
-use sqlx::{AssertSqlSafe, Row, SqlitePool};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, Row};
 
 use super::check::check;
 use super::lease::{Leases, millis};
 use super::news::News;
+use super::pools::{Pools, options};
 use super::settle::Settle;
 use super::shelf::SqliteOutboxShelf;
 use super::{Names, failed};
@@ -26,12 +27,9 @@ use crate::store::now;
 /// Done rows that are deleted in one statement: a few milliseconds of the one write lock.
 pub(super) const CLEANED: i64 = 500;
 
-/// How long a statement waits for the application's transactions.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// The outbox of a SQLite database, read by query.
 pub struct SqliteOutboxStore {
-    pool: SqlitePool,
+    pools: Pools,
     names: Names,
     table: Arc<Table>,
     leases: Leases,
@@ -49,20 +47,6 @@ pub struct SqliteOutboxStore {
 impl SqliteOutboxStore {
     /// The outbox `table` of the database in a file. Nothing is opened yet.
     pub fn new(path: &Path, table: &str) -> Self {
-        let options = SqliteConnectOptions::new().filename(path).busy_timeout(PATIENCE);
-        let pool = SqlitePoolOptions::new().max_connections(4).min_connections(0).acquire_timeout(PATIENCE);
-        let pool = pool.after_connect(|connection, _| {
-            Box::pin(async move {
-                let mode: String =
-                    sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *connection).await?;
-                if mode.eq_ignore_ascii_case("wal") {
-                    // What a relay writes may be written again: only the application's own commits have to
-                    // wait for the disk.
-                    sqlx::query("PRAGMA synchronous = NORMAL").execute(connection).await?;
-                }
-                Ok(())
-            })
-        });
         let names = Names::new(table);
         let outbox = names.outbox();
         let index = |part: &str| format!("INDEXED BY {}", names.part(part));
@@ -70,8 +54,8 @@ impl SqliteOutboxStore {
              CAST(created_at AS INTEGER), state = 'retrying'";
         let heads = "state IN ('retrying', 'parked')";
         Self {
-            news: News::new(options.clone()),
-            pool: pool.connect_lazy_with(options),
+            news: News::new(options(path)),
+            pools: Pools::new(path),
             table: names.table(),
             leases: Leases::new(&names),
             settle: Settle::new(&names),
@@ -114,7 +98,7 @@ impl SqliteOutboxStore {
 
     /// What a person may do with rows that cannot be published. `owner` is the source's name.
     pub fn shelf(&self, owner: &str) -> SqliteOutboxShelf {
-        SqliteOutboxShelf::new(self.pool.clone(), self.names.clone(), owner)
+        SqliteOutboxShelf::new(self.pools.clone(), self.names.clone(), owner)
     }
 
     async fn claimed(&self, claims: &[Claim], limit: ClaimLimit) -> sqlx::Result<Claimed> {
@@ -129,12 +113,12 @@ impl SqliteOutboxStore {
         let mut room = limit.bytes;
         if claim.retries {
             let due = sqlx::query(AssertSqlSafe(&*self.due)).bind(now() / 1_000).bind(rows);
-            self.take(due.fetch(&self.pool), &mut room, claim.lane, &mut claimed).await?;
+            self.take(due.fetch(&self.pools.reads), &mut room, claim.lane, &mut claimed).await?;
         }
         let again = claimed.rows.len();
         if room > 0 {
             let new = sqlx::query(AssertSqlSafe(&*self.new)).bind(claim.above).bind(rows);
-            self.take(new.fetch(&self.pool), &mut room, claim.lane, &mut claimed).await?;
+            self.take(new.fetch(&self.pools.reads), &mut room, claim.lane, &mut claimed).await?;
         }
         if room == 0 || claimed.rows.len() - again >= limit.rows {
             claimed.more.push(claim.lane);
@@ -163,8 +147,17 @@ impl SqliteOutboxStore {
         Ok(())
     }
 
+    async fn cleaned(&self, retention: Duration) -> sqlx::Result<u64> {
+        let before = (now() / 1_000).saturating_sub(millis(retention));
+        let mut transaction = self.pools.write().await?;
+        let clean = sqlx::query(AssertSqlSafe(&*self.clean)).bind(before);
+        let cleaned = clean.execute(&mut *transaction).await?.rows_affected();
+        transaction.commit().await?;
+        Ok(cleaned)
+    }
+
     async fn resume(&self, lane: Lane, blocked: &mut Vec<(Lane, BlockedKey)>) -> sqlx::Result<()> {
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.pools.write().await?;
         sqlx::query(AssertSqlSafe(&*self.resume)).execute(&mut *transaction).await?;
         let keys = sqlx::query(AssertSqlSafe(&*self.blocked)).fetch_all(&mut *transaction).await?;
         transaction.commit().await?;
@@ -208,7 +201,7 @@ fn claimed_row(lane: Lane, row: &SqliteRow) -> sqlx::Result<ClaimedRow> {
 #[async_trait]
 impl OutboxStore for SqliteOutboxStore {
     async fn lease(&self, ask: &LeaseAsk) -> Result<Vec<Lease>> {
-        let leases = self.leases.lease(&self.pool, ask).await;
+        let leases = self.leases.lease(&self.pools, ask).await;
         failed(leases, "renewing the leases of a relay", &self.names)
     }
 
@@ -218,12 +211,12 @@ impl OutboxStore for SqliteOutboxStore {
     }
 
     async fn settle(&self, relay: &str, settled: &[Settled]) -> Result<Vec<Lane>> {
-        let lost = self.settle.settle(&self.pool, relay, settled).await;
+        let lost = self.settle.settle(&self.pools, relay, settled).await;
         failed(lost, "settling rows of the outbox", &self.names)
     }
 
     async fn check(&self) -> Result<Vec<Finding>> {
-        failed(check(&self.pool, &self.names).await, "looking at the outbox", &self.names)
+        failed(check(&self.pools.reads, &self.names).await, "looking at the outbox", &self.names)
     }
 
     async fn wait(&self, at_most: Duration) {
@@ -231,8 +224,6 @@ impl OutboxStore for SqliteOutboxStore {
     }
 
     async fn clean(&self, retention: Duration) -> Result<u64> {
-        let before = (now() / 1_000).saturating_sub(millis(retention));
-        let clean = sqlx::query(AssertSqlSafe(&*self.clean)).bind(before).execute(&self.pool).await;
-        Ok(failed(clean, "deleting old rows of the outbox", &self.names)?.rows_affected())
+        failed(self.cleaned(retention).await, "deleting old rows of the outbox", &self.names)
     }
 }
