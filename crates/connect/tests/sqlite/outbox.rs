@@ -105,6 +105,33 @@ async fn every_table_is_none_of_an_outbox() {
     assert!(reading.changes.is_empty(), "{:?}", reading.changes);
 }
 
+/// By hand, while it is read: it is made anew, and what was written before is not lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outbox_that_is_dropped_is_made_anew() {
+    let shop = Shop::new("create table t (id integer primary key)");
+    let mut config = shop.config(&["t"]);
+    config.outbox = Some(Outbox::new("outbox"));
+    let mut reading = shop.read(config, None).await;
+    shop.execute("insert into outbox (stream, type) values ('order', 'a'); drop table outbox; insert into t values (1)");
+    let there = || shop.one::<i64>("select count(*) from sqlite_schema where name = 'outbox'");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while there() == 0 {
+        assert!(Instant::now() < deadline, "it is not made");
+        reading.next_within(Duration::from_millis(10), 1000).await;
+    }
+    shop.execute("insert into outbox (stream, type) values ('order', 'b')");
+    shop.read_all(&mut reading, 1).await;
+    let told: Vec<String> = reading.changes.iter().map(describe).collect();
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert!(told[0].contains("|order|a|") && told[2].contains("|order|b|"), "{told:?}");
+    reading.confirm().await;
+    let settled = || shop.one::<i64>("select count(*) from outbox where state = 'published'");
+    while settled() == 0 {
+        assert!(Instant::now() < deadline, "changes are pruned and rows settled");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// One at a time: a relay that was there first, and one that comes while it is read.
 #[tokio::test(flavor = "multi_thread")]
 async fn while_a_relay_is_at_work_nothing_is_read_by_triggers_nor_the_other_way_round() {

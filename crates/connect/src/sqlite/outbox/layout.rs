@@ -42,11 +42,11 @@ pub fn script(table: &str) -> String {
          -- Small, whatever is published: each holds only the rows that are in its states.\n\
          {indexes}\
          -- Which relay empties it.\n\
-         CREATE TABLE {lease} (lane INTEGER PRIMARY KEY, relay TEXT, epoch INTEGER NOT NULL DEFAULT 0, \
+         CREATE TABLE IF NOT EXISTS {lease} (lane INTEGER PRIMARY KEY, relay TEXT, epoch INTEGER NOT NULL DEFAULT 0, \
          until INTEGER NOT NULL DEFAULT 0);\n\
-         INSERT INTO {lease} (lane) VALUES (0);\n\
+         INSERT OR IGNORE INTO {lease} (lane) VALUES (0);\n\
          -- Which relays are alive.\n\
-         CREATE TABLE {relay} (relay TEXT PRIMARY KEY, until INTEGER NOT NULL);\n",
+         CREATE TABLE IF NOT EXISTS {relay} (relay TEXT PRIMARY KEY, until INTEGER NOT NULL);\n",
         uuid = uuid(),
         indexes = indexes(&names),
     )
