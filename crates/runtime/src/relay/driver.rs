@@ -25,6 +25,9 @@ const AHEAD: usize = 4;
 /// How often a lane with blocked keys asks whether they still are.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
+/// What becomes of rows is written down together, so often at most: each time waits for the database's disk.
+const TOGETHER: Duration = Duration::from_millis(10);
+
 /// How often old rows are looked for.
 const CLEAN: Duration = Duration::from_secs(10);
 
@@ -196,6 +199,7 @@ impl Driver {
         }
         let (store, relay, queue) =
             (Arc::clone(&self.task.store), self.relay.clone(), std::mem::take(&mut self.queue));
+        self.settle_at = now + TOGETHER;
         self.settling = Some(Box::pin(async move {
             let lost = store.settle(&relay, &queue).await;
             (queue, lost)

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// The shortest pause between two looks that found nothing.
-const SHORTEST: Duration = Duration::from_millis(2);
+const SHORTEST: Duration = Duration::from_millis(4);
 
 /// Of the time, looks from the beginning take no more than one part in this many.
 const SHARE: u32 = 20;

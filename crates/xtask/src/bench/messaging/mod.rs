@@ -3,7 +3,7 @@
 //!
 //! Service A changes several rows of several tables and publishes one event in the same transaction; a relay of
 //! its own process brings it to Kafka; service B handles it in a transaction of its own database. The databases
-//! wait for their disks at each commit.
+//! wait for their disks at each commit, unless told otherwise.
 
 mod mysql;
 mod postgres;
@@ -37,6 +37,9 @@ pub struct Messaging {
     /// Which database both services have; all when left out
     #[arg(long)]
     database: Vec<Engine>,
+    /// Databases that do not wait for their disks
+    #[arg(long)]
+    no_fsync: bool,
     /// With Kafka's transactions
     #[arg(long)]
     transactions: bool,
@@ -135,6 +138,7 @@ impl Live<'_> {
         let outcome = relaying.await.expect("no panic");
         measured.sort_by(f64::total_cmp);
         let with = if how.transactions { ", transactions" } else { "" };
+        let with = if how.no_fsync { format!("{with}, no fsync") } else { with.to_owned() };
         let goal = format!("{rate}/s, p99 < 100 ms");
         let mut case = Case::new(format!("messaging {name} {rate}/s{with}"), "events/s", goal);
         case.rate = attained;

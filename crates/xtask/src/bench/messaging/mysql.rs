@@ -11,7 +11,8 @@ use sqlx::{MySqlPool, Transaction};
 use super::{Arrivals, CLIENTS, Case, HANDLERS, Live, Messaging, Orders, Placed};
 
 pub(super) async fn live(how: &Messaging, rate: u64, kafka: &Kafka) -> Case {
-    let settings = MySql::settings().set("innodb-flush-log-at-trx-commit", 1).set("sync-binlog", 1);
+    let flush = if how.no_fsync { 2 } else { 1 };
+    let settings = MySql::settings().set("innodb-flush-log-at-trx-commit", flush).set("sync-binlog", 1);
     let server = settings.set("innodb-buffer-pool-size", "256M").start().await.expect("MariaDB starts");
     let (a, b) = (orders(&server).await, features(&server).await);
     let (clients, handlers) = (CLIENTS, HANDLERS as usize - 2);

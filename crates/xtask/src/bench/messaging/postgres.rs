@@ -11,7 +11,8 @@ use sqlx::{PgPool, Transaction};
 use super::{Arrivals, CLIENTS, Case, HANDLERS, Live, Messaging, Orders, Placed};
 
 pub(super) async fn live(how: &Messaging, rate: u64, kafka: &Kafka) -> Case {
-    let settings = Postgres::settings().set("fsync", "on").set("shared_buffers", "256MB");
+    let fsync = if how.no_fsync { "off" } else { "on" };
+    let settings = Postgres::settings().set("fsync", fsync).set("shared_buffers", "256MB");
     let server = settings.set("max_connections", 200).start().await.expect("PostgreSQL starts");
     let (a, b) = (orders(&server).await, features(&server).await);
     let (clients, handlers) = (CLIENTS, HANDLERS as usize - 2);

@@ -15,7 +15,8 @@ use super::{Arrivals, Case, Live, Messaging, Orders, Placed};
 pub(super) async fn live(how: &Messaging, rate: u64, kafka: &Kafka) -> Case {
     let dir = tempfile::tempdir().expect("a directory");
     let (a, b) = (dir.path().join("orders.db"), dir.path().join("features.db"));
-    let (shop, features) = (pool(&a).await, pool(&b).await);
+    let full = !how.no_fsync;
+    let (shop, features) = (pool(&a, full).await, pool(&b, full).await);
     let tables = "CREATE TABLE orders (id INTEGER PRIMARY KEY, customer INT NOT NULL, total INT NOT NULL);
         CREATE TABLE order_line (id INT, line INT, item INT NOT NULL, PRIMARY KEY (id, line)) WITHOUT ROWID;
         CREATE TABLE stock (item INTEGER PRIMARY KEY, pieces INT NOT NULL);
@@ -33,13 +34,12 @@ pub(super) async fn live(how: &Messaging, rate: u64, kafka: &Kafka) -> Case {
     live.run(shop, SqliteInbox::new(features), Remember).await
 }
 
-/// Waits for the disk at each commit.
-async fn pool(file: &Path) -> SqlitePool {
+async fn pool(file: &Path, full: bool) -> SqlitePool {
     let options = SqliteConnectOptions::new()
         .filename(file)
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
+        .synchronous(if full { SqliteSynchronous::Full } else { SqliteSynchronous::Normal })
         .busy_timeout(Duration::from_secs(30));
     SqlitePoolOptions::new().max_connections(3).connect_with(options).await.expect("a pool")
 }
