@@ -268,9 +268,9 @@ impl Thread {
 
     /// Commits, however long the brokers are away: they end the transaction, or take it.
     fn commit(&self) -> Result<()> {
-        // The wrapper's own wait for records on their way sleeps a tenth of a second at a time.
+        // The wrapper's own wait for records on their way sleeps a tenth of a second at a time, and its poll spins.
         while self.producer.in_flight_count() > 0 {
-            self.producer.poll(STEP);
+            std::thread::sleep(STEP);
         }
         loop {
             match self.producer.commit_transaction(self.shared.config.timeout) {

@@ -5,6 +5,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures::stream::{FuturesOrdered, StreamExt};
 use headwater_core::ports::{Bus, ClaimedRow, Lane, Opened, Outcome, Published, Settled, Writer};
 use headwater_core::{Checkpoint, Error, Event, EventId, Kind, Origin, Position, Result, StreamSpec, Table};
@@ -142,10 +144,7 @@ impl LaneTask {
     async fn open(&self) -> Result<Publishing> {
         let writes_as = format!("{}/{}", self.source, self.lane);
         let Opened { writer, checkpoint } = self.bus.writer(&writes_as).await?;
-        let state =
-            checkpoint.as_ref().and_then(|checkpoint| checkpoint.state.get("published")?.as_array().cloned());
-        let ids = state.iter().flatten().filter_map(|id| id.as_str()?.parse().ok());
-        let already: HashSet<EventId> = ids.collect();
+        let already = checkpoint.as_ref().map(|checkpoint| published(&checkpoint.state)).unwrap_or_default();
         self.unsettled.with(|unsettled| unsettled.extend(&already));
         let mut publishing = Publishing {
             lane: self.lane,
@@ -279,13 +278,14 @@ impl Publishing {
     /// what of it is on the bus although no row says so yet.
     fn checkpoint(&mut self, ids: &[EventId]) -> Checkpoint {
         self.batches += 1;
-        let mut published = self.unsettled.with(|unsettled| unsettled.clone());
-        published.extend(ids);
-        let published: Vec<String> = published.iter().map(EventId::to_string).collect();
+        // Short, as it is made for each batch: thousands of ids, 16 bytes each.
+        let mut published: Vec<u8> = ids.iter().flat_map(EventId::as_bytes).copied().collect();
+        self.unsettled
+            .with(|unsettled| unsettled.iter().for_each(|id| published.extend_from_slice(id.as_bytes())));
         Checkpoint {
             source: self.writes_as.clone(),
             position: Position::of(self.epoch, [self.batches]),
-            state: json!({ "published": published }),
+            state: json!({ "published": STANDARD.encode(published) }),
         }
     }
 
@@ -313,6 +313,14 @@ impl Publishing {
         let settled = rows.into_iter().zip(outcomes).map(settled).collect();
         Done { settled, counted, unblocks, blocked: self.blocked.len() }
     }
+}
+
+/// The ids that a checkpoint says are published and not settled.
+fn published(state: &serde_json::Value) -> HashSet<EventId> {
+    let text = state.get("published").and_then(serde_json::Value::as_str).unwrap_or_default();
+    let bytes = STANDARD.decode(text).unwrap_or_default();
+    let (ids, _) = bytes.as_chunks::<16>();
+    ids.iter().map(|id| EventId::from_bytes(*id)).collect()
 }
 
 fn put(troubles: &mut [Option<Trouble>], at: u32, trouble: Option<Trouble>) {
