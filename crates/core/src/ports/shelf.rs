@@ -50,6 +50,23 @@ pub struct ShelfCount {
     pub waiting: u64,
 }
 
+impl ShelfCount {
+    /// From how many events are in each state, by its word; other states do not count.
+    pub fn of(states: impl IntoIterator<Item = (String, i64)>) -> Self {
+        let mut count = Self::default();
+        for (word, events) in states {
+            let events = u64::try_from(events).unwrap_or(0);
+            match ShelfState::of(&word) {
+                Some(ShelfState::Parked) => count.parked += events,
+                Some(ShelfState::Retrying) => count.retrying += events,
+                Some(ShelfState::Waiting) => count.waiting += events,
+                None => {}
+            }
+        }
+        count
+    }
+}
+
 /// Which of the events that are set aside: those that fit all that is given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ShelfFilter {

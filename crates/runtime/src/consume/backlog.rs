@@ -29,10 +29,9 @@ where
         match due {
             Ok(due) => {
                 let more = due.len() == KEYS;
-                let all = futures::stream::iter(due)
-                    .for_each_concurrent(shared.settings.concurrency, |due| shared.let_go(due));
-                all.await;
-                if more && !shared.halt.is_cancelled() {
+                let all = futures::stream::iter(due).map(|due| shared.let_go(due));
+                let went = all.buffer_unordered(shared.settings.concurrency).fold(false, async |a, b| a | b);
+                if went.await && more && !shared.halt.is_cancelled() {
                     continue;
                 }
             }
@@ -49,18 +48,19 @@ where
     I: Backlog,
     H: Handle<I::Transaction>,
 {
-    /// Handles the events of a key one after the other, until one fails or none is left.
-    async fn let_go(&self, due: Due) {
+    /// Handles the events of a key one after the other, until one fails or none is left; whether any went.
+    async fn let_go(&self, due: Due) -> bool {
+        let mut went = false;
         loop {
             if self.halt.is_cancelled() {
-                return;
+                return went;
             }
             match self.let_one_go(&due).await {
-                Ok(true) => {}
-                Ok(false) => return,
+                Ok(true) => went = true,
+                Ok(false) => return went,
                 Err(error) => {
                     tracing::warn!(consumer = %self.name, stream = %due.stream, %error, "a parked key waits");
-                    return;
+                    return went;
                 }
             }
         }
@@ -72,21 +72,35 @@ where
         let attempts = held.attempts.saturating_add(1);
         let received = Received { record: held.record, attempt: attempts };
         match self.handled(&mut transaction, &[&received]).await {
-            Ok(()) => {
-                self.settle(transaction, held.sequence, Fate::Done).await?;
-                self.watch.handled(1);
-                metrics::consumed(&self.name, 1, 0);
-                Ok(true)
-            }
+            Ok(()) => match self.settle(transaction, held.sequence, Fate::Done).await {
+                Ok(()) => {
+                    self.watch.handled(1);
+                    metrics::consumed(&self.name, 1, 0);
+                    return Ok(true);
+                }
+                Err(error) if error.is_retryable() => return Err(error),
+                // A constraint that is checked at the end, as in a lane.
+                Err(error) => {
+                    self.put_off(&received, held.sequence, Failure::retry(error.to_string())).await?
+                }
+            },
             Err(failure) => {
                 self.inbox.rollback(transaction).await?;
-                let (id, error) = (received.record.event.id, &failure.error);
-                tracing::warn!(consumer = %self.name, stream = %due.stream, %id, attempts, error, "still fails");
-                let (transaction, _) = self.inbox.begin(&self.name, &[]).await?;
-                self.settle(transaction, held.sequence, self.fate(failure, attempts)).await?;
-                Ok(false)
+                self.put_off(&received, held.sequence, failure).await?;
             }
         }
+        Ok(false)
+    }
+
+    /// It has failed once more.
+    async fn put_off(&self, received: &Received, sequence: i64, failure: Failure) -> Result<()> {
+        let (event, attempts, error) = (&received.record.event, received.attempt, &failure.error);
+        let (stream, id) = (&event.stream, event.id);
+        tracing::warn!(consumer = %self.name, %stream, %id, attempts, error, "still fails");
+        self.watch.failed(error);
+        metrics::retried(&self.name);
+        let (transaction, _) = self.inbox.begin(&self.name, &[]).await?;
+        self.settle(transaction, sequence, self.fate(failure, attempts)).await
     }
 
     fn fate(&self, failure: Failure, attempts: u32) -> Fate {

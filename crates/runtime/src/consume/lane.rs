@@ -33,13 +33,13 @@ struct Waiting {
     items: VecDeque<Item>,
     attempts: u32,
     until: Instant,
-    /// How many events the consumer had handled when it failed last.
-    handled: u64,
+    /// How many events the consumer had handled when it failed for the first time.
+    handled: Option<u64>,
 }
 
 impl Waiting {
     fn new(items: impl Into<VecDeque<Item>>) -> Self {
-        Self { items: items.into(), attempts: 0, until: Instant::now(), handled: u64::MAX }
+        Self { items: items.into(), attempts: 0, until: Instant::now(), handled: None }
     }
 }
 
@@ -130,7 +130,12 @@ where
                 self.failed(Waiting::new(items), failure).await;
             }
             Ended::Failed(_, Some(place)) => self.apart(items, place).await,
-            Ended::Failed(_, None) => self.one_by_one(items).await,
+            Ended::Failed(_, None) => {
+                if let Err((left, error)) = self.one_by_one(items).await {
+                    self.put_back(left);
+                    self.away(&error).await;
+                }
+            }
             Ended::Away(error) => {
                 self.put_back(items);
                 self.away(&error).await;
@@ -157,10 +162,16 @@ where
             match self.shared.attempt(&items, None).await {
                 Ended::Done => break,
                 Ended::Failed(_, Some(next)) => place = next,
-                Ended::Failed(_, None) => {
-                    self.one_by_one(items).await;
-                    break;
-                }
+                Ended::Failed(_, None) => match self.one_by_one(items).await {
+                    Ok(()) => break,
+                    Err((left, error)) => {
+                        // Behind what is before them of their keys.
+                        self.put_back(
+                            left.into_iter().chain(apart.into_values().flatten()).collect::<Vec<_>>(),
+                        );
+                        return self.away(&error).await;
+                    }
+                },
                 Ended::Away(error) => {
                     self.put_back(items.into_iter().chain(apart.into_values().flatten()).collect::<Vec<_>>());
                     return self.away(&error).await;
@@ -177,8 +188,9 @@ where
         }
     }
 
-    /// One of them fails, so each has a transaction of its own.
-    async fn one_by_one(&mut self, items: Vec<Item>) {
+    /// One of them fails, so each has a transaction of its own. Returns what was not tried while the database is
+    /// away.
+    async fn one_by_one(&mut self, items: Vec<Item>) -> Result<(), (VecDeque<Item>, Error)> {
         let mut left = VecDeque::from(items);
         while let Some(item) = left.pop_front() {
             if let Some(waiting) = self.waiting.get_mut(&item.order()) {
@@ -186,18 +198,21 @@ where
                 continue;
             }
             let one = std::slice::from_ref(&item);
-            let ended =
-                if self.shared.halt.is_cancelled() { return } else { self.shared.attempt(one, None).await };
+            let ended = if self.shared.halt.is_cancelled() {
+                return Ok(());
+            } else {
+                self.shared.attempt(one, None).await
+            };
             match ended {
                 Ended::Done => self.backoff.reset(),
                 Ended::Failed(failure, _) => self.failed(Waiting::new([item]), failure).await,
                 Ended::Away(error) => {
                     left.push_front(item);
-                    self.put_back(left);
-                    return self.away(&error).await;
+                    return Err((left, error));
                 }
             }
         }
+        Ok(())
     }
 
     /// Tries the first event of a key that waited.
@@ -241,11 +256,12 @@ where
         let wait = settings.wait(attempts).max(after.unwrap_or_default());
         let handled = self.shared.watch.count();
         // Where nothing succeeds it is not this key's fault: then the stream is the place to wait in.
-        if attempts >= settings.attempts_in_memory && handled > waiting.handled {
+        if attempts >= settings.attempts_in_memory && waiting.handled.is_some_and(|first| handled > first) {
             let trouble = Trouble { attempts, error: failure.error };
             return self.set_aside(waiting.items, &trouble, Some(wait)).await;
         }
-        (waiting.until, waiting.handled) = (Instant::now() + wait, handled);
+        waiting.until = Instant::now() + wait;
+        waiting.handled.get_or_insert(handled);
         match self.waiting.get_mut(&order) {
             Some(other) => other.items.append(&mut waiting.items),
             None => drop(self.waiting.insert(order, waiting)),

@@ -204,6 +204,11 @@ impl PushConfig {
         let method = self.method.read().map_err(|error| ("method", error))?;
         for template in url.all() {
             check_url(&template.example()).map_err(|error| ("url", error))?;
+            nothing(
+                !template.has_fixed_host(),
+                "url",
+                "what an event says may only stand in the path, behind the host",
+            )?;
         }
         for template in method.all() {
             let example = template.example();
@@ -215,6 +220,12 @@ impl PushConfig {
             nothing(!fixed, "url", "with batch, events share a request: only {stream} may stand in the url")?;
             let post = self.method == post();
             nothing(!post, "method", "with batch it is POST")?;
+            let payload = self.body == Body::Payload;
+            nothing(
+                payload,
+                "body",
+                "with batch it is \"event\", which has the id of each: payloads alone have none",
+            )?;
         }
         for (name, value) in &self.headers {
             let fine = reqwest::header::HeaderName::from_bytes(name.as_bytes()).is_ok()

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use headwater_core::{Error, Event, Kind, Result};
 use headwater_runtime::consume::{Failure, Received};
 use headwater_runtime::metrics;
@@ -12,6 +14,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Method, RequestBuilder, Response};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
 use super::answer;
@@ -80,7 +83,7 @@ impl Requests {
             Method::from_bytes(method.as_bytes()).map_err(|_| Failure::park("its method is none"))?;
         let body = if self.array { self.bodies(events)? } else { self.one(event, &json) };
         let mut request = self.client.request(method, url).header(CONTENT_TYPE, "application/json");
-        let id = event.id.to_string();
+        let id = if self.array { of_all(events) } else { event.id.to_string() };
         if !self.array {
             request = request.header("idempotency-key", &id);
             request = described(request, event);
@@ -107,9 +110,10 @@ impl Requests {
     }
 
     fn one(&self, event: &Event, json: &Parsed) -> Vec<u8> {
-        match (self.body, json.inner()) {
-            (Body::Payload, Some(inner)) => inner.to_string().into_bytes(),
-            _ => event.payload.as_deref().unwrap_or_default().to_vec(),
+        let whole = event.payload.as_deref().unwrap_or_default();
+        match self.body {
+            Body::Payload => json.raw_inner(whole).map_or(whole, |inner| inner.get().as_bytes()).to_vec(),
+            Body::Event => whole.to_vec(),
         }
     }
 
@@ -145,6 +149,15 @@ fn described(request: RequestBuilder, event: &Event) -> RequestBuilder {
         Some(key) => request.header("headwater-key", escaped(key)),
         None => request,
     }
+}
+
+/// The id of a request that carries several events: others are another message.
+fn of_all(events: &[&Received]) -> String {
+    let mut all = Sha256::new();
+    for received in events {
+        all.update(received.record.event.id.as_bytes());
+    }
+    format!("batch_{}", BASE64_URL_SAFE_NO_PAD.encode(all.finalize()))
 }
 
 fn class(response: &Response) -> &'static str {

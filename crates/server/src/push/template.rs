@@ -1,8 +1,11 @@
 //! `https://host/{stream}/{payload.user.id}`: text with members of an event in it.
 
+use std::collections::BTreeMap;
+
 use headwater_core::Event;
 use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// Text with places for what an event says, each percent-encoded.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -65,6 +68,12 @@ impl Template {
         self.0.iter().all(|part| matches!(part, Part::Text(_) | Part::Stream))
     }
 
+    /// Whether nothing of an event stands before the path: it must not say which host is asked.
+    pub(super) fn has_fixed_host(&self) -> bool {
+        let Some(Part::Text(first)) = self.0.first() else { return false };
+        first.split_once("://").is_some_and(|(_, rest)| self.0.len() == 1 || rest.contains('/'))
+    }
+
     /// What it may look like.
     pub(super) fn example(&self) -> String {
         let part = |part: &Part| match part {
@@ -103,9 +112,12 @@ impl Template {
     }
 }
 
-/// A value of only dots would be a step in the path, escaped or not: it is refused.
+/// A value of only dots would be a step in the path, escaped or not, and an empty one another place: they are refused.
 fn place(value: &[u8], into: &mut String) -> Result<(), String> {
-    if !value.is_empty() && value.iter().all(|byte| *byte == b'.') {
+    if value.is_empty() {
+        return Err("a value for the template is empty".to_owned());
+    }
+    if value.iter().all(|byte| *byte == b'.') {
         return Err("a value for the template is only dots, which a URL cannot carry".to_owned());
     }
     encode(value, into);
@@ -151,6 +163,14 @@ impl Parsed {
         }
         let members = ["payload", "after", "before"].map(|name| whole.get(name));
         members.into_iter().flatten().find(|value| !value.is_null()).or(Some(whole))
+    }
+
+    /// The same as it is written in the payload, every digit of its numbers.
+    pub(super) fn raw_inner<'a>(&self, payload: &'a [u8]) -> Option<&'a RawValue> {
+        let whole: BTreeMap<&str, &RawValue> = serde_json::from_slice(payload).ok()?;
+        self.whole.as_ref()?.get("id").and_then(Value::as_str).filter(|id| *id == self.id)?;
+        let members = ["payload", "after", "before"].map(|name| whole.get(name).copied());
+        members.into_iter().flatten().find(|value| value.get() != "null")
     }
 
     /// What was done: the envelope's `op`, otherwise the type.
@@ -207,6 +227,32 @@ mod tests {
         assert_eq!(fill("/{payload.x}", "{\"x\":\"../..\"}").unwrap(), "/..%2F..");
         assert!(fill("/{payload.x}", "{\"x\":\"..\"}").unwrap_err().contains("only dots"));
         assert_eq!(fill("/{payload.x}", "{\"x\":12}").unwrap(), "/12");
+    }
+
+    #[test]
+    fn a_payload_is_handed_on_as_it_was_written() {
+        let id = EventId::from_bytes([7; 16]);
+        let inner = "{\"b\": 12345678901234567890123, \"a\":1}";
+        for envelope in [
+            format!("{{\"id\":\"{id}\",\"payload\":{inner}}}"),
+            format!("{{\"id\":\"{id}\",\"after\":null,\"before\":{inner}}}"),
+        ] {
+            let event = event(&envelope);
+            let raw = Parsed::of(&event).raw_inner(envelope.as_bytes()).map(|raw| raw.get().to_owned());
+            assert_eq!(raw.as_deref(), Some(inner));
+        }
+        assert!(Parsed::of(&event(inner)).raw_inner(inner.as_bytes()).is_none(), "it is no envelope");
+    }
+
+    #[test]
+    fn an_event_does_not_say_which_host_is_asked() {
+        let fixed = |text: &str| Template::try_from(text.to_owned()).unwrap().has_fixed_host();
+        for good in ["http://h", "https://h/{key}", "https://h:1/a?x={payload.y}"] {
+            assert!(fixed(good), "{good}");
+        }
+        for bad in ["https://{payload.host}/x", "https://api.{key}/", "https://h{key}", "{key}"] {
+            assert!(!fixed(bad), "{bad}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a person may do with the rows of an outbox that cannot be published.
 
 use async_trait::async_trait;
-use headwater_core::ports::{Shelf, ShelfFilter, ShelfState, Shelved, ShelvedEvent};
+use headwater_core::ports::{Shelf, ShelfCount, ShelfFilter, ShelfState, Shelved, ShelvedEvent};
 use headwater_core::{Event, EventId, Position, Record, Result};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
@@ -148,6 +148,18 @@ fn attempts(row: &PgRow) -> sqlx::Result<u32> {
 impl Shelf for PostgresOutboxShelf {
     async fn list(&self, filter: &ShelfFilter) -> Result<Vec<Shelved>> {
         self.rows(&self.list, filter, |row| self.shelved(row)).await
+    }
+
+    async fn count(&self, owner: &str) -> Result<ShelfCount> {
+        if owner != self.owner {
+            return Ok(ShelfCount::default());
+        }
+        let sql = format!(
+            "SELECT state, count(*) FROM {} WHERE state IN ('retrying', 'parked') OR state = 'waiting' GROUP BY state",
+            self.names.outbox()
+        );
+        let states = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&self.pool).await;
+        Ok(ShelfCount::of(states.map_err(|error| failed(error, "counting parked events", &self.names))?))
     }
 
     async fn show(&self, filter: &ShelfFilter) -> Result<Vec<ShelvedEvent>> {

@@ -1,7 +1,7 @@
 //! What a person may do with the events that an inbox has set aside.
 
 use async_trait::async_trait;
-use headwater_core::ports::{Shelf, ShelfFilter, ShelfState, Shelved, ShelvedEvent};
+use headwater_core::ports::{Shelf, ShelfCount, ShelfFilter, ShelfState, Shelved, ShelvedEvent};
 use headwater_core::{Error, Kind, Result};
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
@@ -42,6 +42,8 @@ macro_rules! settled {
 
 const LIST: &str =
     concat!("SELECT * FROM (", heads!(), ") WHERE place = 1 AND ", fits!(), " ORDER BY seq LIMIT ?5");
+
+const COUNT: &str = "SELECT state, count(*) FROM headwater_parked WHERE consumer = ? GROUP BY state";
 
 const SHOW: &str = concat!("SELECT * FROM headwater_parked WHERE ", fits!(), " ORDER BY seq LIMIT ?5");
 
@@ -92,6 +94,11 @@ impl Shelf for SqliteInbox {
     async fn list(&self, filter: &ShelfFilter) -> Result<Vec<Shelved>> {
         let rows = ask(LIST, filter).fetch_all(&self.pool).await.sqlx("listing parked keys")?;
         rows.iter().map(shelved).collect()
+    }
+
+    async fn count(&self, owner: &str) -> Result<ShelfCount> {
+        let states = sqlx::query_as(COUNT).bind(owner).fetch_all(&self.pool).await;
+        Ok(ShelfCount::of(states.sqlx("counting parked events")?))
     }
 
     async fn show(&self, filter: &ShelfFilter) -> Result<Vec<ShelvedEvent>> {
