@@ -4,8 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_core::ports::{LANES, Lane, NewEvent};
-use headwater_core::{CellKind, Column, ColumnType, Identity, Micros, Row, RowBuilder, Table};
+use headwater_core::ports::{LANES, Lane, NewEvent, Shelved, ShelvedEvent};
+use headwater_core::{
+    CellKind, Column, ColumnType, Event, EventId, Identity, Micros, Position, Record, Row, RowBuilder, Table,
+};
+
+use crate::sqlx_errors::shelf_state;
 
 /// How an outbox is kept that is read from the log.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +45,63 @@ pub struct Parts<'a> {
     pub version: i32,
     /// When it was written.
     pub created_at: Micros,
+}
+
+/// A row that is set aside, as its columns say it.
+pub struct SetAside {
+    pub sequence: i64,
+    pub id: EventId,
+    pub stream: String,
+    pub kind: String,
+    pub key: Option<String>,
+    pub payload: Option<String>,
+    /// The word for how it stands.
+    pub state: String,
+    pub attempts: u32,
+    pub error: Option<String>,
+    /// When it was written.
+    pub since: Micros,
+}
+
+impl SetAside {
+    /// The event, of the source `owner`.
+    pub fn event(self, owner: &str) -> sqlx::Result<ShelvedEvent> {
+        let event = Event {
+            id: self.id,
+            stream: self.stream.into(),
+            partition: None,
+            kind: self.kind.into(),
+            key: self.key.clone().map(Into::into),
+            payload: self.payload.map(Into::into),
+            headers: Default::default(),
+            time: self.since,
+            position: Position::ZERO,
+        };
+        Ok(ShelvedEvent {
+            owner: owner.to_owned(),
+            key: self.key.map(Into::into),
+            state: shelf_state(&self.state)?,
+            attempts: self.attempts,
+            error: self.error,
+            since: self.since,
+            record: Record { offset: self.sequence.unsigned_abs(), event },
+        })
+    }
+
+    /// The line of the first row of its key, with so many behind it.
+    pub fn line(self, owner: &str, behind: i64) -> sqlx::Result<Shelved> {
+        Ok(Shelved {
+            owner: owner.to_owned(),
+            stream: self.stream.into(),
+            key: self.key.map(Into::into),
+            id: self.id,
+            state: shelf_state(&self.state)?,
+            attempts: self.attempts,
+            error: self.error,
+            since: self.since,
+            waiting: behind.unsigned_abs(),
+        })
+    }
 }
 
 /// How many lanes a relay may hold now, given how many each live relay holds: no relay goes without while

@@ -1,5 +1,6 @@
 //! What the errors of a service's database mean, as sqlx hands them out.
 
+use headwater_core::ports::ShelfState;
 use headwater_core::{Error, Kind, Result};
 use sqlx::Error as Sqlx;
 use sqlx::error::DatabaseError;
@@ -25,6 +26,11 @@ pub(crate) fn wrapped(error: Sqlx, doing: &str) -> Error {
         error => Error::new(kind, doing).because(error),
     };
     if hint.is_empty() { wrapped } else { wrapped.hint(hint) }
+}
+
+/// How an event that is set aside stands, by its word in a table.
+pub(crate) fn shelf_state(word: &str) -> sqlx::Result<ShelfState> {
+    ShelfState::of(word).ok_or_else(|| Sqlx::Decode(format!("there is no state {word}").into()))
 }
 
 const NO_TABLES: &str = "run `headwater init` with the URL of this database: it makes Headwater's tables";

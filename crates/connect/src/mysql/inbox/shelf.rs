@@ -8,7 +8,7 @@ use sqlx::types::Uuid;
 use sqlx::{MySql, QueryBuilder, Row};
 
 use super::{MySqlInbox, rows};
-use crate::sqlx_errors::SqlxExt;
+use crate::sqlx_errors::{SqlxExt, shelf_state};
 
 /// What is read beside [`rows::COLUMNS`].
 const OWN: &str = "consumer, `key`, state, error, \
@@ -57,8 +57,7 @@ impl MySqlInbox {
 }
 
 fn state(row: &MySqlRow) -> sqlx::Result<ShelfState> {
-    let word: String = row.try_get("state")?;
-    ShelfState::of(&word).ok_or_else(|| sqlx::Error::Decode(format!("there is no state {word}").into()))
+    shelf_state(row.try_get("state")?)
 }
 
 fn shelved(row: &MySqlRow) -> sqlx::Result<Shelved> {

@@ -1,14 +1,15 @@
 //! What a person may do with the rows of an outbox that cannot be published.
 
 use async_trait::async_trait;
-use headwater_core::ports::{Shelf, ShelfFilter, ShelfState, Shelved, ShelvedEvent};
-use headwater_core::{Event, EventId, Position, Record, Result};
+use headwater_core::Result;
+use headwater_core::ports::{Shelf, ShelfFilter, Shelved, ShelvedEvent};
 use sqlx::mysql::MySqlRow;
 use sqlx::{AssertSqlSafe, MySql, MySqlPool, QueryBuilder, Row, Transaction};
 
 use super::layout::WORK;
 use super::{Names, Queue, place};
 use crate::mysql::errors::failed;
+use crate::outbox::SetAside;
 
 /// The rows of one outbox that are set aside.
 pub struct MySqlOutboxShelf {
@@ -78,13 +79,14 @@ impl MySqlOutboxShelf {
         );
         let select = format!("SELECT {COLUMNS}, COALESCE(later.behind, 0) AS behind");
         let rows = self.rows(select, &join, HEADS, filter).build().fetch_all(&self.pool).await?;
-        rows.iter().map(|row| self.shelved(row)).collect()
+        let line = |row| set_aside(row)?.line(&self.owner, row.try_get("behind")?);
+        rows.iter().map(line).collect()
     }
 
     async fn shown(&self, filter: &ShelfFilter) -> sqlx::Result<Vec<ShelvedEvent>> {
         let rows =
             self.rows(format!("SELECT {COLUMNS}"), "", ALL, filter).build().fetch_all(&self.pool).await?;
-        rows.iter().map(|row| self.event(row)).collect()
+        rows.iter().map(|row| set_aside(row)?.event(&self.owner)).collect()
     }
 
     async fn let_go(&self, filter: &ShelfFilter) -> sqlx::Result<u64> {
@@ -149,47 +151,6 @@ impl MySqlOutboxShelf {
         let sql = format!("UPDATE {} SET {set} WHERE `seq` = ?", self.names.outbox());
         sqlx::query(AssertSqlSafe(sql)).bind(sequence).execute(&mut **on).await.map(drop)
     }
-
-    fn shelved(&self, row: &MySqlRow) -> sqlx::Result<Shelved> {
-        let key: Option<String> = row.try_get("key")?;
-        Ok(Shelved {
-            owner: self.owner.clone(),
-            stream: row.try_get::<&str, _>("stream")?.into(),
-            key: key.map(Into::into),
-            id: id(row)?,
-            state: state(row)?,
-            attempts: attempts(row)?,
-            error: row.try_get("error")?,
-            since: row.try_get("since")?,
-            waiting: row.try_get::<i64, _>("behind")?.unsigned_abs(),
-        })
-    }
-
-    fn event(&self, row: &MySqlRow) -> sqlx::Result<ShelvedEvent> {
-        let key: Option<String> = row.try_get("key")?;
-        let (sequence, payload): (i64, Option<String>) = (row.try_get("seq")?, row.try_get("payload")?);
-        let since = row.try_get("since")?;
-        let event = Event {
-            id: id(row)?,
-            stream: row.try_get::<&str, _>("stream")?.into(),
-            partition: None,
-            kind: row.try_get::<&str, _>("type")?.into(),
-            key: key.clone().map(Into::into),
-            payload: payload.map(Into::into),
-            headers: Default::default(),
-            time: since,
-            position: Position::ZERO,
-        };
-        Ok(ShelvedEvent {
-            owner: self.owner.clone(),
-            key: key.map(Into::into),
-            state: state(row)?,
-            attempts: attempts(row)?,
-            error: row.try_get("error")?,
-            since,
-            record: Record { offset: sequence.unsigned_abs(), event },
-        })
-    }
 }
 
 /// The first row of a key.
@@ -200,18 +161,21 @@ struct Head {
     key: Option<String>,
 }
 
-fn id(row: &MySqlRow) -> sqlx::Result<EventId> {
+fn set_aside(row: &MySqlRow) -> sqlx::Result<SetAside> {
     let id: &str = row.try_get("id")?;
-    id.parse().map_err(|()| sqlx::Error::Decode(format!("the id of an event is no UUID: {id}").into()))
-}
-
-fn state(row: &MySqlRow) -> sqlx::Result<ShelfState> {
-    let word: String = row.try_get("state")?;
-    ShelfState::of(&word).ok_or_else(|| sqlx::Error::Decode(format!("there is no state {word}").into()))
-}
-
-fn attempts(row: &MySqlRow) -> sqlx::Result<u32> {
-    Ok(row.try_get::<i32, _>("attempts")?.unsigned_abs())
+    let wrong = |()| sqlx::Error::Decode(format!("the id of an event is no UUID: {id}").into());
+    Ok(SetAside {
+        sequence: row.try_get("seq")?,
+        id: id.parse().map_err(wrong)?,
+        stream: row.try_get("stream")?,
+        kind: row.try_get("type")?,
+        key: row.try_get("key")?,
+        payload: row.try_get("payload")?,
+        state: row.try_get("state")?,
+        attempts: row.try_get::<i32, _>("attempts")?.unsigned_abs(),
+        error: row.try_get("error")?,
+        since: row.try_get("since")?,
+    })
 }
 
 #[async_trait]

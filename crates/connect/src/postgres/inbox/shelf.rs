@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Postgres, Row};
 
 use super::layout::Tables;
 use super::{PostgresInbox, rows};
-use crate::sqlx_errors::SqlxExt;
+use crate::sqlx_errors::{SqlxExt, shelf_state};
 
 #[derive(Debug)]
 pub(super) struct Sql {
@@ -59,8 +59,7 @@ fn ask<'q>(sql: &'q str, filter: &'q ShelfFilter) -> Query<'q, Postgres, PgArgum
 }
 
 fn state(row: &PgRow) -> sqlx::Result<ShelfState> {
-    let word: String = row.try_get("state")?;
-    ShelfState::of(&word).ok_or_else(|| sqlx::Error::Decode(format!("there is no state {word}").into()))
+    shelf_state(row.try_get("state")?)
 }
 
 fn shelved(row: &PgRow) -> sqlx::Result<Shelved> {

@@ -1,14 +1,15 @@
 //! What a person may do with the rows of an outbox that cannot be published.
 
 use async_trait::async_trait;
-use headwater_core::ports::{Shelf, ShelfCount, ShelfFilter, ShelfState, Shelved, ShelvedEvent};
-use headwater_core::{Event, EventId, Position, Record, Result};
+use headwater_core::ports::{Shelf, ShelfCount, ShelfFilter, Shelved, ShelvedEvent};
+use headwater_core::{EventId, Result};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Row};
 
 use super::{Names, failed};
+use crate::outbox::SetAside;
 
 /// The rows of one outbox that are set aside.
 pub struct PostgresOutboxShelf {
@@ -79,47 +80,6 @@ impl PostgresOutboxShelf {
         filter.owner.as_ref().is_none_or(|owner| *owner == self.owner)
     }
 
-    fn shelved(&self, row: &PgRow) -> sqlx::Result<Shelved> {
-        let (id, key): (Uuid, Option<String>) = (row.try_get("id")?, row.try_get("key")?);
-        Ok(Shelved {
-            owner: self.owner.clone(),
-            stream: row.try_get::<&str, _>("stream")?.into(),
-            key: key.map(Into::into),
-            id: EventId::from_bytes(id.into_bytes()),
-            state: state(row)?,
-            attempts: attempts(row)?,
-            error: row.try_get("error")?,
-            since: row.try_get("since")?,
-            waiting: row.try_get::<i64, _>("behind")?.unsigned_abs(),
-        })
-    }
-
-    fn event(&self, row: &PgRow) -> sqlx::Result<ShelvedEvent> {
-        let (id, key): (Uuid, Option<String>) = (row.try_get("id")?, row.try_get("key")?);
-        let (sequence, payload): (i64, Option<String>) = (row.try_get("seq")?, row.try_get("payload")?);
-        let since = row.try_get("since")?;
-        let event = Event {
-            id: EventId::from_bytes(id.into_bytes()),
-            stream: row.try_get::<&str, _>("stream")?.into(),
-            partition: None,
-            kind: row.try_get::<&str, _>("type")?.into(),
-            key: key.clone().map(Into::into),
-            payload: payload.map(Into::into),
-            headers: Default::default(),
-            time: since,
-            position: Position::ZERO,
-        };
-        Ok(ShelvedEvent {
-            owner: self.owner.clone(),
-            key: key.map(Into::into),
-            state: state(row)?,
-            attempts: attempts(row)?,
-            error: row.try_get("error")?,
-            since,
-            record: Record { offset: sequence.unsigned_abs(), event },
-        })
-    }
-
     async fn rows<T>(
         &self,
         sql: &str,
@@ -135,19 +95,25 @@ impl PostgresOutboxShelf {
     }
 }
 
-fn state(row: &PgRow) -> sqlx::Result<ShelfState> {
-    let word: String = row.try_get("state")?;
-    ShelfState::of(&word).ok_or_else(|| sqlx::Error::Decode(format!("there is no state {word}").into()))
-}
-
-fn attempts(row: &PgRow) -> sqlx::Result<u32> {
-    Ok(row.try_get::<i32, _>("attempts")?.unsigned_abs())
+fn set_aside(row: &PgRow) -> sqlx::Result<SetAside> {
+    Ok(SetAside {
+        sequence: row.try_get("seq")?,
+        id: EventId::from_bytes(row.try_get::<Uuid, _>("id")?.into_bytes()),
+        stream: row.try_get("stream")?,
+        kind: row.try_get("type")?,
+        key: row.try_get("key")?,
+        payload: row.try_get("payload")?,
+        state: row.try_get("state")?,
+        attempts: row.try_get::<i32, _>("attempts")?.unsigned_abs(),
+        error: row.try_get("error")?,
+        since: row.try_get("since")?,
+    })
 }
 
 #[async_trait]
 impl Shelf for PostgresOutboxShelf {
     async fn list(&self, filter: &ShelfFilter) -> Result<Vec<Shelved>> {
-        self.rows(&self.list, filter, |row| self.shelved(row)).await
+        self.rows(&self.list, filter, |row| set_aside(row)?.line(&self.owner, row.try_get("behind")?)).await
     }
 
     async fn count(&self, owner: &str) -> Result<ShelfCount> {
@@ -163,7 +129,7 @@ impl Shelf for PostgresOutboxShelf {
     }
 
     async fn show(&self, filter: &ShelfFilter) -> Result<Vec<ShelvedEvent>> {
-        self.rows(&self.show, filter, |row| self.event(row)).await
+        self.rows(&self.show, filter, |row| set_aside(row)?.event(&self.owner)).await
     }
 
     async fn retry(&self, filter: &ShelfFilter) -> Result<u64> {

@@ -1,14 +1,15 @@
 //! What a person may do with the rows of an outbox that cannot be published.
 
 use async_trait::async_trait;
-use headwater_core::ports::{Shelf, ShelfFilter, ShelfState, Shelved, ShelvedEvent};
-use headwater_core::{Event, EventId, Position, Record, Result};
+use headwater_core::Result;
+use headwater_core::ports::{Shelf, ShelfFilter, Shelved, ShelvedEvent};
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{AssertSqlSafe, Row, Sqlite};
 
 use super::pools::Pools;
 use super::{Names, failed};
+use crate::outbox::SetAside;
 use crate::store::now;
 
 /// The rows of one outbox that are set aside.
@@ -74,41 +75,6 @@ impl SqliteOutboxShelf {
         filter.owner.as_ref().is_none_or(|owner| *owner == self.owner)
     }
 
-    fn event(&self, row: &SqliteRow) -> sqlx::Result<ShelvedEvent> {
-        let wrong = |what: String| sqlx::Error::Decode(what.into());
-        let (id, word): (&str, &str) = (row.try_get("id")?, row.try_get("state")?);
-        let id: EventId = id.parse().map_err(|()| wrong(format!("the id {id} of an event is no UUID")))?;
-        let (key, payload): (Option<String>, Option<String>) = (row.try_get("key")?, row.try_get("payload")?);
-        let since = row.try_get::<i64, _>("created_at")?.saturating_mul(1_000);
-        let event = Event {
-            id,
-            stream: row.try_get::<&str, _>("stream")?.into(),
-            partition: None,
-            kind: row.try_get::<&str, _>("type")?.into(),
-            key: key.clone().map(Into::into),
-            payload: payload.map(Into::into),
-            headers: Default::default(),
-            time: since,
-            position: Position::ZERO,
-        };
-        Ok(ShelvedEvent {
-            owner: self.owner.clone(),
-            key: key.map(Into::into),
-            state: ShelfState::of(word).ok_or_else(|| wrong(format!("there is no state {word}")))?,
-            attempts: row.try_get("attempts")?,
-            error: row.try_get("error")?,
-            since,
-            record: Record { offset: row.try_get::<i64, _>("seq")?.unsigned_abs(), event },
-        })
-    }
-
-    fn shelved(&self, row: &SqliteRow) -> sqlx::Result<Shelved> {
-        let ShelvedEvent { owner, key, state, attempts, error, since, record } = self.event(row)?;
-        let (stream, id) = (record.event.stream, record.event.id);
-        let waiting = row.try_get::<i64, _>("behind")?.unsigned_abs();
-        Ok(Shelved { owner, stream, key, id, state, attempts, error, since, waiting })
-    }
-
     async fn rows<T>(
         &self,
         sql: &str,
@@ -146,14 +112,31 @@ impl SqliteOutboxShelf {
     }
 }
 
+fn set_aside(row: &SqliteRow) -> sqlx::Result<SetAside> {
+    let id: &str = row.try_get("id")?;
+    let wrong = |()| sqlx::Error::Decode(format!("the id {id} of an event is no UUID").into());
+    Ok(SetAside {
+        sequence: row.try_get("seq")?,
+        id: id.parse().map_err(wrong)?,
+        stream: row.try_get("stream")?,
+        kind: row.try_get("type")?,
+        key: row.try_get("key")?,
+        payload: row.try_get("payload")?,
+        state: row.try_get("state")?,
+        attempts: row.try_get("attempts")?,
+        error: row.try_get("error")?,
+        since: row.try_get::<i64, _>("created_at")?.saturating_mul(1_000),
+    })
+}
+
 #[async_trait]
 impl Shelf for SqliteOutboxShelf {
     async fn list(&self, filter: &ShelfFilter) -> Result<Vec<Shelved>> {
-        self.rows(&self.list, filter, |row| self.shelved(row)).await
+        self.rows(&self.list, filter, |row| set_aside(row)?.line(&self.owner, row.try_get("behind")?)).await
     }
 
     async fn show(&self, filter: &ShelfFilter) -> Result<Vec<ShelvedEvent>> {
-        self.rows(&self.show, filter, |row| self.event(row)).await
+        self.rows(&self.show, filter, |row| set_aside(row)?.event(&self.owner)).await
     }
 
     async fn retry(&self, filter: &ShelfFilter) -> Result<u64> {
