@@ -116,9 +116,14 @@ impl Relay {
             let row = connection.fetch_one(held).await.unwrap();
             (row.get::<i64, _>(0), row.get::<i64, _>(1))
         };
-        while held().await != (8, 1) {
-            assert!(Instant::now() < deadline, "not within {PATIENCE:?}: the other takes over");
+        let mut now = held().await;
+        while now != (8, 1) {
+            assert!(
+                Instant::now() < deadline,
+                "not within {PATIENCE:?}: the other takes over; lanes, relays: {now:?}"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
+            now = held().await;
         }
         kill_process(pid, Signal::CONT).unwrap();
     }

@@ -13,8 +13,8 @@ use headwater_core::ports::{
     Shelf, ShelfFilter,
 };
 use headwater_core::{EventId, Kind};
-use headwater_testkit::servers::{MySql, MySqlDatabase};
-use headwater_testkit::suites::outbox::{Factory, Tx};
+use headwater_testkit::servers::{MySql, MySqlDatabase, Proxy};
+use headwater_testkit::suites::outbox::{Factory, Tx, who_goes_silent_while_settling_keeps_no_lane};
 use sqlx::{AssertSqlSafe, Executor, MySqlPool, Row};
 
 const LIMIT: ClaimLimit = ClaimLimit { rows: 100_000, bytes: 1 << 30 };
@@ -131,6 +131,24 @@ impl Factory for OnMySql {
 }
 
 headwater_testkit::outbox_suite!(OnMySql::new().await);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_goes_silent_while_settling_keeps_no_lane() {
+    let factory = OnMySql::new().await;
+    let proxy = Proxy::start(("127.0.0.1", server().await.port())).await.unwrap();
+    let url = ConnectOptions::parse(&factory.database.url_through(&proxy)).unwrap();
+    let store = MySqlOutboxStore::new(&url, "outbox");
+    let lock = async |transaction: &mut Tx<OnMySql>| {
+        transaction.execute("SELECT * FROM outbox FOR UPDATE").await.unwrap();
+    };
+    let name = factory.url.database();
+    let waits = async || {
+        let waiting = "SELECT count(*) > 0 FROM information_schema.processlist \
+             WHERE db = ? AND info LIKE 'UPDATE%state%published%'";
+        sqlx::query_scalar(waiting).bind(name).fetch_one(&factory.pool).await.unwrap()
+    };
+    who_goes_silent_while_settling_keeps_no_lane(&factory, (store, &proxy), lock, waits).await;
+}
 
 fn event(key: &str, n: u64) -> NewEvent {
     NewEvent {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use headwater_connect::postgres::outbox::{PostgresOutbox, PostgresOutboxStore, install};
 use headwater_connect::postgres::url::ConnectOptions;
 use headwater_core::ports::{Claim, ClaimLimit, LANES, Lane, NewEvent, OutboxStore as _, Shelf};
-use headwater_testkit::servers::{Database, Postgres};
-use headwater_testkit::suites::outbox::{Factory, Tx};
+use headwater_testkit::servers::{Database, Postgres, Proxy};
+use headwater_testkit::suites::outbox::{Factory, Tx, who_goes_silent_while_settling_keeps_no_lane};
 use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
 
 struct OnPostgres {
@@ -167,6 +167,23 @@ async fn plans_name_the_partial_indexes() {
         let plan = plan.join("\n");
         assert!(plan.contains(index) && !plan.contains("Seq Scan"), "{plan}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_goes_silent_while_settling_keeps_no_lane() {
+    let factory = OnPostgres::new().await;
+    let proxy = Proxy::start(("127.0.0.1", Postgres::shared().await.unwrap().port())).await.unwrap();
+    let url = ConnectOptions::parse(&factory.database.url_through(&proxy)).unwrap();
+    let store = PostgresOutboxStore::new(&url, "public.outbox");
+    let lock = async |transaction: &mut Tx<OnPostgres>| {
+        transaction.execute("SELECT FROM outbox FOR UPDATE").await.unwrap();
+    };
+    let waits = async || {
+        let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        sqlx::query_scalar(waiting).fetch_one(&factory.pool).await.unwrap()
+    };
+    who_goes_silent_while_settling_keeps_no_lane(&factory, (store, &proxy), lock, waits).await;
+    assert_eq!(factory.states().await, ["published"], "and what it asked for is done");
 }
 
 fn event() -> NewEvent {

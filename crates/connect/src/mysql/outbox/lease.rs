@@ -2,7 +2,7 @@
 
 use headwater_core::ports::{Lane, Lease, LeaseAsk};
 use sqlx::mysql::MySqlRow;
-use sqlx::{AssertSqlSafe, MySql, MySqlPool, Row, Transaction};
+use sqlx::{AssertSqlSafe, MySqlConnection, MySqlPool, Row};
 
 use super::Names;
 use crate::outbox::share;
@@ -17,7 +17,7 @@ pub(super) struct Leases {
     leave: String,
     renew: String,
     live_now: String,
-    free: String,
+    take: String,
     held: String,
 }
 
@@ -37,74 +37,56 @@ impl Leases {
                  LEFT JOIN {lease} AS lease ON lease.`relay` = alive.`relay` \
                  WHERE alive.`until` > UTC_TIMESTAMP(6) GROUP BY alive.`relay`"
             ),
-            free: format!(
-                "SELECT `lane` FROM {lease} WHERE `until` < UTC_TIMESTAMP(6) ORDER BY `lane` LIMIT ? FOR UPDATE SKIP LOCKED"
+            take: format!(
+                "UPDATE {lease} SET `relay` = ?, `epoch` = `epoch` + 1, `until` = {until} \
+                 WHERE `until` < UTC_TIMESTAMP(6) ORDER BY `lane` LIMIT ?"
             ),
             held: format!("SELECT `lane`, `epoch` FROM {lease} WHERE `relay` = ? ORDER BY `lane`"),
             lease,
         }
     }
 
-    /// See [`OutboxStore::lease`](headwater_core::ports::OutboxStore::lease).
+    /// See [`OutboxStore::lease`](headwater_core::ports::OutboxStore::lease). Each statement commits by itself: a
+    /// relay that stands still in the middle of a transaction would keep its lanes locked.
     pub async fn lease(&self, pool: &MySqlPool, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
-        // Alone: it waits for rows of others, who wait for none of ours.
-        sqlx::query(AssertSqlSafe(&*self.forget)).execute(pool).await?;
-        let mut transaction = pool.begin().await?;
-        let leases = self.share(&mut transaction, ask).await?;
-        transaction.commit().await?;
-        Ok(leases)
-    }
-
-    async fn share(&self, on: &mut Transaction<'_, MySql>, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
+        let mut on = pool.acquire().await?;
         if !ask.release.is_empty() {
             let sql = format!(
                 "UPDATE {} SET `relay` = NULL, `until` = '1970-01-01' WHERE `relay` = ? AND `lane` IN ({})",
                 self.lease,
                 lanes(ask.release.iter().copied())
             );
-            sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(&ask.relay).execute(&mut **on).await?;
+            sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(&ask.relay).execute(&mut *on).await?;
         }
         if ask.leaving {
-            sqlx::query(AssertSqlSafe(&*self.leave)).bind(&ask.relay).execute(&mut **on).await?;
+            sqlx::query(AssertSqlSafe(&*self.leave)).bind(&ask.relay).execute(&mut *on).await?;
             return Ok(Vec::new());
         }
         let ttl = micros(ask.ttl);
-        sqlx::query(AssertSqlSafe(&*self.live)).bind(ttl).bind(&ask.relay).execute(&mut **on).await?;
-        sqlx::query(AssertSqlSafe(&*self.renew)).bind(ttl).bind(&ask.relay).execute(&mut **on).await?;
-        let live = sqlx::query(AssertSqlSafe(&*self.live_now)).fetch_all(&mut **on).await?;
+        sqlx::query(AssertSqlSafe(&*self.live)).bind(ttl).bind(&ask.relay).execute(&mut *on).await?;
+        sqlx::query(AssertSqlSafe(&*self.forget)).execute(&mut *on).await?;
+        sqlx::query(AssertSqlSafe(&*self.renew)).bind(ttl).bind(&ask.relay).execute(&mut *on).await?;
+        let live = sqlx::query(AssertSqlSafe(&*self.live_now)).fetch_all(&mut *on).await?;
         let live = live.iter().map(|row| {
             let (relay, lanes): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
             Ok((relay, lanes.unsigned_abs()))
         });
         let fair = share(&ask.relay, &live.collect::<sqlx::Result<_>>()?);
-        let held = self.held(on, &ask.relay).await?.len() as u64;
-        if held < fair {
-            self.take(on, ask, fair - held).await?;
-        }
-        let held = self.held(on, &ask.relay).await?;
+        let held = self.held(&mut on, &ask.relay).await?;
+        let many = fair.saturating_sub(held.len() as u64);
+        let held = if many == 0 {
+            held
+        } else {
+            let take = sqlx::query(AssertSqlSafe(&*self.take)).bind(&ask.relay).bind(ttl).bind(many);
+            take.execute(&mut *on).await?;
+            self.held(&mut on, &ask.relay).await?
+        };
         let lease = |(at, (lane, epoch))| Lease { lane, epoch, wanted: at as u64 >= fair };
         Ok(held.into_iter().enumerate().map(lease).collect())
     }
 
-    /// Takes lanes over whose lease has run out, unless another does at this moment.
-    async fn take(&self, on: &mut Transaction<'_, MySql>, ask: &LeaseAsk, many: u64) -> sqlx::Result<()> {
-        let free = sqlx::query(AssertSqlSafe(&*self.free)).bind(many).fetch_all(&mut **on).await?;
-        let free: Vec<u8> = free.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<_>>()?;
-        if free.is_empty() {
-            return Ok(());
-        }
-        let sql = format!(
-            "UPDATE {} SET `relay` = ?, `epoch` = `epoch` + 1, `until` = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND \
-             WHERE `lane` IN ({})",
-            self.lease,
-            lanes(free.into_iter().map(Lane::from))
-        );
-        let take = sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(&ask.relay).bind(micros(ask.ttl));
-        take.execute(&mut **on).await.map(drop)
-    }
-
-    async fn held(&self, on: &mut Transaction<'_, MySql>, relay: &str) -> sqlx::Result<Vec<(Lane, u64)>> {
-        let held = sqlx::query(AssertSqlSafe(&*self.held)).bind(relay).fetch_all(&mut **on).await?;
+    async fn held(&self, on: &mut MySqlConnection, relay: &str) -> sqlx::Result<Vec<(Lane, u64)>> {
+        let held = sqlx::query(AssertSqlSafe(&*self.held)).bind(relay).fetch_all(on).await?;
         held.iter().map(lane_and_epoch).collect()
     }
 }

@@ -24,9 +24,13 @@ use crate::mysql::url::ConnectOptions;
 use crate::store::micros;
 
 /// How a relay's sessions are: each statement sees what is committed, none locks what lies between rows, and
-/// none waits for long.
-const SESSION: &str =
-    "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; SET SESSION innodb_lock_wait_timeout = 5";
+/// none waits for long. The server ends one that is idle for seconds: a relay that stands still in the middle of a
+/// transaction would keep its lanes locked. (One that is merely not needed is made anew when it is.)
+const SESSION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+     SET SESSION innodb_lock_wait_timeout = 5, SESSION wait_timeout = 3";
+
+/// How long a connection may be idle: shorter than the server's patience with it.
+const IDLE: Duration = Duration::from_secs(2);
 
 /// How long to wait for a connection.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -47,6 +51,7 @@ impl MySqlOutboxStore {
     pub fn new(url: &ConnectOptions, table: &str) -> Self {
         // One each to claim, to settle, to renew leases and to clean.
         let pool = MySqlPoolOptions::new().max_connections(4).min_connections(0).acquire_timeout(PATIENCE);
+        let pool = pool.idle_timeout(IDLE);
         let pool = pool.after_connect(|connection, _| {
             Box::pin(async move { connection.execute(sqlx::raw_sql(SESSION)).await.map(drop) })
         });

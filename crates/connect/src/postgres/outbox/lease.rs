@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use headwater_core::ports::{Lane, Lease, LeaseAsk};
-use sqlx::{AssertSqlSafe, PgPool, Postgres, Row, Transaction};
+use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use super::Names;
 use crate::outbox::share;
@@ -53,30 +53,25 @@ impl Leases {
         }
     }
 
-    /// See [`OutboxStore::lease`](headwater_core::ports::OutboxStore::lease).
+    /// See [`OutboxStore::lease`](headwater_core::ports::OutboxStore::lease). Each statement commits by itself: a
+    /// relay that stands still in the middle of a transaction would keep its lanes locked.
     pub async fn lease(&self, pool: &PgPool, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
-        let mut transaction = pool.begin().await?;
-        let leases = self.share(&mut transaction, ask).await?;
-        transaction.commit().await?;
-        Ok(leases)
-    }
-
-    async fn share(&self, on: &mut Transaction<'_, Postgres>, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
+        let mut on = pool.acquire().await?;
         let release: Vec<i16> = ask.release.iter().map(|lane| *lane as i16).collect();
         if !release.is_empty() {
             let release = sqlx::query(AssertSqlSafe(&*self.release)).bind(&ask.relay).bind(release);
-            release.execute(&mut **on).await?;
+            release.execute(&mut *on).await?;
         }
         if ask.leaving {
-            sqlx::query(AssertSqlSafe(&*self.leave)).bind(&ask.relay).execute(&mut **on).await?;
+            sqlx::query(AssertSqlSafe(&*self.leave)).bind(&ask.relay).execute(&mut *on).await?;
             return Ok(Vec::new());
         }
         let ttl = millis(ask.ttl);
-        sqlx::query(AssertSqlSafe(&*self.live)).bind(&ask.relay).bind(ttl).execute(&mut **on).await?;
-        sqlx::query(AssertSqlSafe(&*self.forget)).execute(&mut **on).await?;
+        sqlx::query(AssertSqlSafe(&*self.live)).bind(&ask.relay).bind(ttl).execute(&mut *on).await?;
+        sqlx::query(AssertSqlSafe(&*self.forget)).execute(&mut *on).await?;
         let renew = sqlx::query(AssertSqlSafe(&*self.renew)).bind(&ask.relay).bind(ttl);
-        let held = renew.execute(&mut **on).await?.rows_affected();
-        let live = sqlx::query(AssertSqlSafe(&*self.live_now)).fetch_all(&mut **on).await?;
+        let held = renew.execute(&mut *on).await?.rows_affected();
+        let live = sqlx::query(AssertSqlSafe(&*self.live_now)).fetch_all(&mut *on).await?;
         let live = live.iter().map(|row| {
             let (relay, lanes): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
             Ok((relay, lanes.unsigned_abs()))
@@ -84,9 +79,9 @@ impl Leases {
         let fair = share(&ask.relay, &live.collect::<sqlx::Result<_>>()?);
         if held < fair {
             let take = sqlx::query(AssertSqlSafe(&*self.take)).bind(&ask.relay).bind(ttl);
-            take.bind((fair - held) as i64).execute(&mut **on).await?;
+            take.bind((fair - held) as i64).execute(&mut *on).await?;
         }
-        let held = sqlx::query(AssertSqlSafe(&*self.held)).bind(&ask.relay).fetch_all(&mut **on).await?;
+        let held = sqlx::query(AssertSqlSafe(&*self.held)).bind(&ask.relay).fetch_all(&mut *on).await?;
         let lease = |(at, row): (usize, &sqlx::postgres::PgRow)| {
             let (lane, epoch): (i16, i64) = (row.try_get(0)?, row.try_get(1)?);
             Ok(Lease { lane: lane as Lane, epoch: epoch as u64, wanted: at as u64 >= fair })

@@ -1,9 +1,12 @@
 //! Which relay works which lane.
 
+use std::time::Instant;
+
 use headwater_core::ports::{ClaimedRow, Lane, LeaseAsk, NewEvent, OutboxStore, Outcome, Settled};
 
 use super::Factory;
 use super::tools::*;
+use crate::servers::Proxy;
 
 /// The second is given half, as soon as the first gives it back; nobody is given what another has.
 pub async fn lanes_are_shared_among_relays<F: Factory>(factory: &F) {
@@ -86,4 +89,34 @@ pub async fn an_epoch_rises_whenever_a_lane_passes_on<F: Factory>(factory: &F) {
     let late = settled(&row, Outcome::Published);
     assert_eq!(within(factory.store().settle("a", &[late])).await.unwrap(), [row.lane]);
     assert_eq!(factory.states().await, ["new"]);
+}
+
+/// Nor does one that goes silent while it settles keep its lanes longer than its lease and a few seconds. Not every
+/// outbox has a network: `store` reaches the database through `proxy`; `lock` locks the rows in a transaction, and
+/// `waits` says whether somebody waits for such a lock.
+pub async fn who_goes_silent_while_settling_keeps_no_lane<F: Factory>(
+    factory: &F,
+    (store, proxy): (F::Store, &Proxy),
+    lock: impl AsyncFn(&mut Tx<F>),
+    waits: impl AsyncFn() -> bool,
+) {
+    publish(factory, &[event("k", 1)]).await;
+    lease(factory, "a").await;
+    let row = claim(factory).await.remove(0);
+    let mut transaction = factory.begin().await;
+    lock(&mut transaction).await;
+    let settling = tokio::spawn(async move { store.settle("a", &[settled(&row, Outcome::Published)]).await });
+    let deadline = Instant::now() + LONG / 20;
+    while !within(waits()).await {
+        assert!(Instant::now() < deadline && !settling.is_finished(), "settling does not wait for the row");
+        tokio::task::yield_now().await;
+    }
+    proxy.hold();
+    factory.rollback(transaction).await;
+    within(factory.expire("a")).await;
+    while lease(factory, "b").await.len() < usize::from(factory.lanes()) {
+        assert!(Instant::now() < deadline, "its lanes stay locked");
+        tokio::task::yield_now().await;
+    }
+    settling.abort();
 }

@@ -31,7 +31,7 @@ pub trait Factory: Send + Sync {
     /// What services write with.
     type Writer: OutboxWriter;
     /// What relays have.
-    type Store: OutboxStore;
+    type Store: OutboxStore + 'static;
 
     /// A writer.
     fn writer(&self) -> Self::Writer;
