@@ -18,7 +18,7 @@ use sqlx::{PgPool, Transaction};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(25);
 pub const PARTITIONS: u32 = 4;
 pub const CONSUMER: &str = "service";
 
@@ -90,7 +90,7 @@ impl Service {
     }
 
     /// Runs a consumer.
-    pub fn run(&self, builder: Builder<PostgresInbox>, handler: Record) -> Running {
+    pub fn run(&self, builder: Builder<PostgresInbox>, handler: impl Handler<Tx>) -> Running {
         let stop = StopToken::new();
         let run = builder.build().unwrap().run(handler, stop.clone());
         Running { stop, task: tokio::spawn(run) }

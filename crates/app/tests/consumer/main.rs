@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod broken;
 mod common;
 mod flow;
 mod kills;

@@ -17,6 +17,16 @@ pub trait Inbox: Send + Sync + 'static {
     /// A transaction of the service's database library. Dropping it rolls back.
     type Transaction: Send + 'static;
 
+    /// The same, for a handler that is given up after this time: soon after it the server, too, gives up a
+    /// statement of its transactions, where it can, and does not keep open those that nobody goes on with.
+    #[must_use]
+    fn bounded(self, _handler: Duration) -> Self
+    where
+        Self: Sized,
+    {
+        self
+    }
+
     /// How far a consumer has come in a partition: everything below is handled or set aside. `None` where it
     /// was never written.
     fn cursor(
@@ -43,8 +53,8 @@ pub trait Inbox: Send + Sync + 'static {
         settlement: &Settlement,
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// Rolls back. An error means that the database is away, so that what failed before was not the event's
-    /// fault.
+    /// Rolls back. An error means that the connection is gone: the database is away, so that what failed before
+    /// was not the event's fault, or what failed broke it.
     fn rollback(&self, transaction: Self::Transaction) -> impl Future<Output = Result<()>> + Send;
 
     /// Deletes inbox rows of a consumer that are older than `retention`, in small batches. Returns how many;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use headwater_core::Error;
 use headwater_core::ports::{Arrival, Aside, Inbox, Mark, Settlement, Taken, Trouble};
+use headwater_core::{Error, EventId};
 
 use super::seat::Seat;
 use super::{Failure, Handle, Item, Received, Shared};
@@ -39,6 +39,7 @@ where
     /// Handles events in one transaction; with `park`, the one event is set aside instead, to be tried again
     /// after the time that is given, or when a person says so.
     pub(super) async fn attempt(&self, items: &[Item], park: Option<(&Trouble, Option<Duration>)>) -> Ended {
+        let _turn = self.turn().await;
         let (arrivals, first) = arrivals(items);
         let (mut transaction, taken) = match self.inbox.begin(&self.name, &arrivals).await {
             Ok(begun) => begun,
@@ -60,12 +61,14 @@ where
             }
         }
         if let Err(failure) = self.handled(&mut transaction, &fresh).await {
-            return match self.inbox.rollback(transaction).await {
-                Ok(()) => {
+            let rolled_back = self.inbox.rollback(transaction).await;
+            let alone = if let [one] = items { Some(one.received.id()) } else { None };
+            return match rolled_back {
+                Err(error) if !self.is_to_blame(alone).await => Ended::Away(error),
+                _ => {
                     let place = failure.at.and_then(|at| places.get(at).copied());
                     Ended::Failed(failure, place)
                 }
-                Err(error) => Ended::Away(error),
             };
         }
         let (handled, set_aside) = (fresh.len(), aside.len());
@@ -105,6 +108,17 @@ where
         };
         handled
             .unwrap_or_else(|panic| Err(Failure::retry(format!("the handler panicked: {}", said(&*panic)))))
+    }
+
+    /// Whether events are to blame for a connection that was gone when their handler had failed, and not a
+    /// database that went away: it must be there. For an event alone that counts from the second time on, since
+    /// the database may have been away for a moment only; several are merely tried apart.
+    pub(super) async fn is_to_blame(&self, alone: Option<EventId>) -> bool {
+        let there = match self.inbox.begin(&self.name, &[]).await {
+            Ok((transaction, _)) => self.inbox.rollback(transaction).await.is_ok(),
+            Err(_) => false,
+        };
+        there && alone.is_none_or(|id| self.suspects.again(id))
     }
 
     /// A database that said no for good ends the consumer; one that is away is waited for.

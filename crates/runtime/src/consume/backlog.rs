@@ -52,9 +52,6 @@ where
     async fn let_go(&self, due: Due) -> bool {
         let mut went = false;
         loop {
-            if self.halt.is_cancelled() {
-                return went;
-            }
             match self.let_one_go(&due).await {
                 Ok(true) => went = true,
                 Ok(false) => return went,
@@ -68,6 +65,10 @@ where
 
     /// Whether the first event of a key was there and went.
     async fn let_one_go(&self, due: &Due) -> Result<bool> {
+        let _turn = self.turn().await;
+        if self.halt.is_cancelled() {
+            return Ok(false);
+        }
         let Some((mut transaction, held)) = self.inbox.head(&self.name, due).await? else { return Ok(false) };
         let attempts = held.attempts.saturating_add(1);
         let received = Received { record: held.record, attempt: attempts };
@@ -85,7 +86,11 @@ where
                 }
             },
             Err(failure) => {
-                self.inbox.rollback(transaction).await?;
+                if let Err(error) = self.inbox.rollback(transaction).await
+                    && !self.is_to_blame(Some(received.id())).await
+                {
+                    return Err(error);
+                }
                 self.put_off(&received, held.sequence, failure).await?;
             }
         }

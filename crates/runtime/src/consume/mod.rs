@@ -4,7 +4,7 @@
 //! - `reader`: from the subscription to the workers, and cursors back to the bus; `seat`: how far a partition
 //!   has come; `room`: how much may be on its way.
 //! - `lane`: one worker, its keys and those of them that wait; `attempt`: one transaction; `pace`: of how many
-//!   events; `watch`: how it is doing.
+//!   events; `suspects`: which of them may break their connections; `watch`: how it is doing.
 //! - `backlog`: what was set aside and may go on; `upkeep`: old inbox rows go.
 //!
 //! Everything that must hold when two members have one partition for a moment, or when one dies, is decided
@@ -20,6 +20,7 @@ mod received;
 mod room;
 mod seat;
 mod settings;
+mod suspects;
 mod upkeep;
 mod watch;
 
@@ -30,12 +31,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use headwater_core::ports::{Backlog, Bus, Start};
 use headwater_core::{Error, Event, Record, Result};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::status::Phase;
 use received::Then;
 pub use received::{Failure, Received};
 pub use settings::{ConsumeSettings, OrderBy};
+use suspects::Suspects;
 pub use watch::Watch;
 
 /// Handles events within a transaction.
@@ -79,9 +83,17 @@ where
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
         self.settings.check()?;
         let halt = stop.child_token();
+        // Whoever drops this future ends the workers, too.
+        let _ends = halt.clone().drop_guard();
+        let inbox = match self.settings.handler_timeout {
+            Some(timeout) => self.inbox.bounded(timeout),
+            None => self.inbox,
+        };
         let shared = Arc::new(Shared {
             name: self.name.into(),
-            inbox: self.inbox,
+            inbox,
+            turns: Semaphore::new(self.settings.concurrency),
+            suspects: Suspects::default(),
             handle: self.handle,
             settings: self.settings,
             halt: halt.clone(),
@@ -89,16 +101,15 @@ where
             watch: Arc::clone(&self.watch),
         });
         self.watch.phase(Phase::Streaming);
-        let beside =
-            [tokio::spawn(backlog::run(Arc::clone(&shared))), tokio::spawn(upkeep::run(Arc::clone(&shared)))];
+        let mut beside = JoinSet::new();
+        beside.spawn(backlog::run(Arc::clone(&shared)));
+        beside.spawn(upkeep::run(Arc::clone(&shared)));
         reader::run(Arc::clone(&shared), self.bus, self.streams, self.start).await;
         halt.cancel();
-        for mut task in beside {
-            if tokio::time::timeout(shared.settings.drain_timeout, &mut task).await.is_err() {
-                // What it has begun is rolled back.
-                task.abort();
-            }
-        }
+        let finish = async { while beside.join_next().await.is_some() {} };
+        // What is cut off is rolled back.
+        let _ = tokio::time::timeout(shared.settings.drain_timeout, finish).await;
+        beside.shutdown().await;
         self.watch.phase(Phase::Stopped);
         let failed = shared.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
         failed.map_or(Ok(()), |error| {
@@ -115,6 +126,9 @@ struct Shared<I, H> {
     inbox: I,
     handle: H,
     settings: ConsumeSettings,
+    /// As many as transactions with events may be open at once, whether those arrive or were set aside.
+    turns: Semaphore,
+    suspects: Suspects,
     /// Ends every task: because it was asked for, or because one has failed.
     halt: CancellationToken,
     failed: Mutex<Option<Error>>,
@@ -127,6 +141,12 @@ impl<I, H> Shared<I, H> {
         tracing::error!(consumer = %self.name, %error, "consumer failed");
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         self.halt.cancel();
+    }
+
+    /// Waits until one more transaction with events may be open.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed.
+        self.turns.acquire().await.ok()
     }
 
     /// Waits, or says that it is over.
