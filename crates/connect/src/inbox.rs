@@ -1,6 +1,7 @@
 //! What the inbox tables of all databases have in common: how an event that is set aside is written.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use headwater_core::ports::{Aside, ShelfState};
@@ -10,6 +11,9 @@ use smallvec::SmallVec;
 
 /// Inbox rows that one statement deletes.
 pub const CLEANED: i64 = 1000;
+
+/// How much later than the consumer a server gives up a handler's statement.
+pub const MARGIN: Duration = Duration::from_secs(1);
 
 /// The columns of an event that is set aside.
 pub struct Columns {

@@ -71,8 +71,9 @@ fn postgres(code: &str) -> (Kind, &'static str) {
     match (code, code.get(..2).unwrap_or_default()) {
         ("42P01" | "3F000", _) => (Kind::Refused, NO_TABLES),
         ("53100", _) => (Kind::Full, "make room on the disk of the database"),
-        // A standby that was the primary a moment ago, a lock or statement timeout.
-        ("25006" | "55P03" | "57014", _) => (Kind::Unavailable, ""),
+        // A standby that was the primary a moment ago, a session that stood still in a transaction, or one that took
+        // too long, a lock or statement timeout.
+        ("25006" | "25P03" | "25P04" | "55P03" | "57014", _) => (Kind::Unavailable, ""),
         (_, "40") => (Kind::Busy, ""),
         (_, "08" | "53" | "57" | "58" | "XX") => (Kind::Unavailable, ""),
         _ => (Kind::Refused, ""),
@@ -88,6 +89,8 @@ fn mysql(number: u16) -> (Kind, &'static str) {
         1021 | 1114 => (Kind::Full, "make room on the disk of the database"),
         // Too many connections, a server that stops, a replica that was the primary a moment ago, killed.
         1040 | 1053 | 1203 | 1290 | 1317 | 1792 | 1836 | 1927 | 3169 => (Kind::Unavailable, ""),
+        // A statement that took too long, a session that stood still.
+        1969 | 3024 | 4031 => (Kind::Unavailable, ""),
         _ => (Kind::Refused, ""),
     }
 }

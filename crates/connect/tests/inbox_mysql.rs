@@ -99,6 +99,47 @@ async fn a_deadlock_that_a_handler_kept_to_itself_does_not_commit() {
     );
 }
 
+/// What bounds a session, that both servers know.
+const BOUNDS: &str = "SELECT CONCAT_WS(' ', @@SESSION.innodb_lock_wait_timeout, @@SESSION.lock_wait_timeout, \
+     @@SESSION.wait_timeout)";
+
+/// The sessions are the service's: they are bounded while a handler has them.
+#[tokio::test]
+async fn a_bound_of_the_services_own_comes_back() {
+    let factory = OnMySql::new().await;
+    let pool = MySqlPoolOptions::new().max_connections(1).connect(factory.database.url()).await.unwrap();
+    let own = "SET SESSION innodb_lock_wait_timeout = 7, lock_wait_timeout = 70, wait_timeout = 700";
+    pool.execute(own).await.unwrap();
+    for (handler, found) in [(5, "6 6 6"), (49, "7 50 50"), (5, "6 6 6"), (1000, "7 70 700")] {
+        let inbox = MySqlInbox::new(pool.clone()).bounded(Duration::from_secs(handler));
+        for commits in [true, false] {
+            let (mut transaction, _) = inbox.begin("c", &[]).await.unwrap();
+            let bounds: String = sqlx::query_scalar(BOUNDS).fetch_one(&mut *transaction).await.unwrap();
+            assert_eq!(bounds, found);
+            match commits {
+                true => inbox.commit(transaction, "c", &Settlement::default()).await.unwrap(),
+                false => inbox.rollback(transaction).await.unwrap(),
+            }
+            let own: String = sqlx::query_scalar(BOUNDS).fetch_one(&pool).await.unwrap();
+            assert_eq!(own, "7 70 700");
+        }
+        // Cut off, it is known all the same what it was.
+        drop(inbox.begin("c", &[]).await.unwrap());
+    }
+}
+
+/// A member that stands still in the middle of a handler does not hold up for ever who has its partitions now.
+#[tokio::test]
+async fn a_transaction_that_nobody_goes_on_with_is_ended() {
+    let factory = OnMySql::new().await;
+    let (inbox, names) = (factory.inbox().bounded(Duration::from_millis(10)), tools::Names::new());
+    let records = [names.record(1, Some("a"))];
+    let (stands, _) = inbox.begin(&names.consumer, &tools::arrivals(&records)).await.unwrap();
+    assert_eq!(tools::states(&factory.inbox(), &names.consumer, &records).await, [Taken::New]);
+    let error = inbox.commit(stands, &names.consumer, &Settlement::default()).await.unwrap_err();
+    assert!(error.is_retryable(), "it is no fault of the event: {error}");
+}
+
 /// Everything that happens all the time goes by an index, whatever the tables hold.
 #[tokio::test]
 async fn nothing_reads_a_whole_table() {

@@ -12,7 +12,7 @@ use headwater_core::ports::{Backlog, Due, Inbox, Settlement, Taken};
 use headwater_testkit::servers::{Database, Postgres};
 use headwater_testkit::suites::inbox::{Factory, tools};
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{PgPool, Transaction};
+use sqlx::{Executor, PgPool, Transaction};
 
 struct OnPostgres {
     pool: PgPool,
@@ -82,6 +82,38 @@ async fn a_failure_that_a_handler_kept_to_itself_does_not_commit() {
         assert!(!error.is_retryable(), "it is the event's: {error}");
         assert_eq!(tools::states(&inbox, &names.consumer, &records).await, [Taken::New]);
     }
+}
+
+/// A member that stands still in the middle of a handler does not hold up for ever who has its partitions now.
+#[tokio::test]
+async fn a_transaction_that_nobody_goes_on_with_is_ended() {
+    let factory = OnPostgres::new().await;
+    let (inbox, names) = (factory.inbox().bounded(Duration::from_millis(10)), tools::Names::new());
+    let records = [names.record(1, Some("a"))];
+    let (stands, _) = inbox.begin(&names.consumer, &tools::arrivals(&records)).await.unwrap();
+    assert_eq!(tools::states(&factory.inbox(), &names.consumer, &records).await, [Taken::New]);
+    let error = inbox.commit(stands, &names.consumer, &Settlement::default()).await.unwrap_err();
+    assert!(error.is_retryable(), "it is no fault of the event: {error}");
+}
+
+#[tokio::test]
+async fn a_bound_of_the_services_own_stays_where_it_is_shorter() {
+    let factory = OnPostgres::new().await;
+    let show = "SELECT current_setting('statement_timeout') || ' ' || \
+         current_setting('idle_in_transaction_session_timeout')";
+    let pool = PgPoolOptions::new().max_connections(1).connect(factory.database.url()).await.unwrap();
+    pool.execute("SET statement_timeout = '1min'; SET idle_in_transaction_session_timeout = '2h'")
+        .await
+        .unwrap();
+    for (handler, found) in [(29, "30s 30s"), (89, "1min 90s"), (7199, "1min 2h")] {
+        let inbox = PostgresInbox::new(pool.clone()).bounded(Duration::from_secs(handler));
+        let (mut transaction, _) = inbox.begin("c", &[]).await.unwrap();
+        let bounds: String = sqlx::query_scalar(show).fetch_one(&mut *transaction).await.unwrap();
+        assert_eq!(bounds, found);
+        inbox.rollback(transaction).await.unwrap();
+    }
+    let own: String = sqlx::query_scalar(show).fetch_one(&pool).await.unwrap();
+    assert_eq!(own, "1min 2h", "they are the transaction's");
 }
 
 /// Sequential scans of a table so far; what this session has counted is written first.

@@ -1,16 +1,16 @@
 //! A service on MySQL or MariaDB: it consumes, and publishes about what it did in the same transaction.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headwater::connect::mysql::inbox::{MySqlInbox, SCRIPT};
 use headwater::connect::mysql::outbox::{MySqlOutbox, install};
 use headwater::connect::mysql::url::ConnectOptions;
-use headwater::{Event, Handled, Outbox, Received, StopToken};
+use headwater::{Event, Handled, Handler, Outbox, Received, StopToken};
 use headwater_testkit::servers::MySql;
-use sqlx::{MySqlPool, Transaction};
+use sqlx::{Executor, MySqlPool, Transaction};
 
-use super::common::{Service, builder};
+use super::common::{PATIENCE, Service, builder};
 
 async fn forward(tx: &mut Transaction<'static, sqlx::MySql>, event: &Received) -> Handled {
     let (key, n) = (event.key().map(str::to_owned), event.json::<i64>()?);
@@ -19,6 +19,57 @@ async fn forward(tx: &mut Transaction<'static, sqlx::MySql>, event: &Received) -
     let forward = Event::new("handled", "Handled").key(key.unwrap_or_default()).payload(&n);
     Outbox::new(MySqlOutbox::new("outbox")).publish(tx, forward).await?;
     Ok(())
+}
+
+/// The statement that is its for the key `bad`.
+struct Says(&'static str);
+
+impl Handler<Transaction<'static, sqlx::MySql>> for Says {
+    async fn handle(&self, tx: &mut Transaction<'static, sqlx::MySql>, event: &Received) -> Handled {
+        let says = if event.key() == Some("bad") { self.0 } else { "INSERT INTO effect VALUES (1)" };
+        tx.execute(says).await?;
+        Ok(())
+    }
+}
+
+async fn is_given_up(statement: &'static str) {
+    let mut service = Service::new().await;
+    let database = MySql::shared().await.unwrap().create_database().await.unwrap();
+    database.execute(SCRIPT).await.unwrap();
+    let tables = "CREATE TABLE effect (n int); CREATE TABLE locked (id int PRIMARY KEY); INSERT INTO locked VALUES (1)";
+    database.execute(tables).await.unwrap();
+    let mut holder = database.connect().await.unwrap();
+    holder.execute("START TRANSACTION; SELECT * FROM locked FOR UPDATE").await.unwrap();
+    let pool = MySqlPool::connect(database.url()).await.unwrap();
+    let stop = StopToken::new();
+    let builder = builder(Arc::clone(&service.bus), &service.stream, service.inbox());
+    let builder = builder.attempts(2).concurrency(1).handler_timeout(Duration::from_millis(300));
+    let consumer = builder.inbox(MySqlInbox::new(pool.clone())).build().unwrap();
+    let running = tokio::spawn(consumer.run(Says(statement), stop.clone()));
+    service.publish(&["a", "bad", "b"], 3).await;
+    let count = "SELECT CONCAT_WS(' ', (SELECT COUNT(*) FROM effect), (SELECT COUNT(*) FROM headwater_parked), \
+         (SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE() AND info LIKE ?))";
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let counted = sqlx::query_scalar::<_, String>(count).bind(statement).fetch_one(&pool).await.unwrap();
+        if counted == "6 3 0" {
+            break;
+        }
+        assert!(Instant::now() < deadline && !running.is_finished(), "{counted}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_that_waits_for_a_lock_is_given_up_on_mysql() {
+    is_given_up("UPDATE locked SET id = 2").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_that_never_ends_is_given_up_on_mysql() {
+    is_given_up("SELECT SLEEP(3600)").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

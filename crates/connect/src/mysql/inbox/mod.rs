@@ -1,5 +1,6 @@
 //! The inbox in a service's own MySQL or MariaDB database.
 
+mod bound;
 mod layout;
 mod rows;
 mod settle;
@@ -12,11 +13,12 @@ use headwater_core::ports::{Arrival, Backlog, Due, Held, Inbox, Settlement, Take
 use headwater_core::{Error, Kind, Result};
 use serde_json::{Value, json};
 use sqlx::types::Uuid;
-use sqlx::{AssertSqlSafe, MySql, MySqlPool, Row, Transaction};
+use sqlx::{AssertSqlSafe, Executor, MySql, MySqlPool, Row, Transaction};
 
+use bound::Bound;
 pub use layout::{SCRIPT, install};
 
-use crate::inbox::hex;
+use crate::inbox::{MARGIN, hex};
 use crate::mysql::sql::{LONGEST, list};
 use crate::sqlx_errors::SqlxExt;
 use crate::store::micros;
@@ -29,6 +31,7 @@ use crate::store::micros;
 #[derive(Debug, Clone)]
 pub struct MySqlInbox {
     pool: MySqlPool,
+    bound: Option<Bound>,
 }
 
 /// The savepoint is gone when the server has rolled all of it back: see [`MySqlInbox::commit`].
@@ -85,7 +88,31 @@ const OLD: &str = "SELECT event_id FROM headwater_inbox FORCE INDEX (headwater_i
 impl MySqlInbox {
     /// The inbox that `headwater init` made in the database of the pool's connections.
     pub fn new(pool: MySqlPool) -> Self {
-        Self { pool }
+        Self { pool, bound: None }
+    }
+
+    async fn open(&self, doing: &str) -> Result<Transaction<'static, MySql>> {
+        let begun = match &self.bound {
+            None => self.pool.begin_with(BEGIN).await,
+            Some(bound) => self.pool.begin_with(AssertSqlSafe(format!("{}; {BEGIN}", bound.set()))).await,
+        };
+        begun.sqlx(doing)
+    }
+
+    /// Says something within a transaction that is about to end; what bounded it is as before then.
+    async fn say(&self, transaction: &mut Transaction<'static, MySql>, last: &str) -> sqlx::Result<()> {
+        let sql = match &self.bound {
+            None => last.to_owned(),
+            Some(bound) => format!("{}; {last}", bound.reset()),
+        };
+        Executor::execute(&mut **transaction, sqlx::raw_sql(AssertSqlSafe(sql))).await.map(drop)
+    }
+
+    async fn undo(&self, mut transaction: Transaction<'static, MySql>, doing: &str) -> Result<()> {
+        if self.bound.is_some() {
+            self.say(&mut transaction, "DO 0").await.sqlx(doing)?;
+        }
+        transaction.rollback().await.sqlx(doing)
     }
 
     async fn take(
@@ -136,6 +163,10 @@ impl MySqlInbox {
 impl Inbox for MySqlInbox {
     type Transaction = Transaction<'static, MySql>;
 
+    fn bounded(self, handler: Duration) -> Self {
+        Self { bound: Some(Bound::of(handler.saturating_add(MARGIN))), ..self }
+    }
+
     async fn cursor(&self, consumer: &str, stream: &str, partition: u32) -> Result<Option<u64>> {
         let asked = sqlx::query_scalar::<_, i64>(CURSOR).bind(consumer).bind(stream).bind(partition);
         let offset = asked.fetch_optional(&self.pool).await.sqlx("reading a consumer's cursor")?;
@@ -146,7 +177,7 @@ impl Inbox for MySqlInbox {
         if consumer.chars().count() > NAME {
             return Err(Error::new(Kind::Config, "the consumer's name has more than 255 characters"));
         }
-        let mut transaction = self.pool.begin_with(BEGIN).await.sqlx("beginning a consumer's transaction")?;
+        let mut transaction = self.open("beginning a consumer's transaction").await?;
         if arrivals.is_empty() {
             return Ok((transaction, Vec::new()));
         }
@@ -168,8 +199,7 @@ impl Inbox for MySqlInbox {
         consumer: &str,
         settlement: &Settlement,
     ) -> Result<()> {
-        let whole = sqlx::Executor::execute(&mut *transaction, sqlx::raw_sql(STILL_THERE)).await;
-        whole.sqlx(
+        self.say(&mut transaction, STILL_THERE).await.sqlx(
             "committing after the server has ended the transaction, which the handler did not pass on",
         )?;
         settle::run(&mut transaction, consumer, settlement).await?;
@@ -177,7 +207,7 @@ impl Inbox for MySqlInbox {
     }
 
     async fn rollback(&self, transaction: Self::Transaction) -> Result<()> {
-        transaction.rollback().await.sqlx("rolling back a consumer's transaction")
+        self.undo(transaction, "rolling back a consumer's transaction").await
     }
 
     async fn clean(&self, consumer: &str, retention: Duration) -> Result<u64> {
@@ -212,7 +242,7 @@ impl Backlog for MySqlInbox {
 
     async fn head(&self, consumer: &str, due: &Due) -> Result<Option<(Self::Transaction, Held)>> {
         let doing = "taking a parked event";
-        let mut transaction = self.pool.begin_with(BEGIN).await.sqlx(doing)?;
+        let mut transaction = self.open(doing).await?;
         let sequence = match due.key.as_deref() {
             None => Some(due.sequence),
             Some(key) => {
@@ -227,7 +257,7 @@ impl Backlog for MySqlInbox {
         );
         let asked = sqlx::query(AssertSqlSafe(sql)).bind(sequence);
         let Some(row) = asked.fetch_optional(&mut *transaction).await.sqlx(doing)? else {
-            transaction.rollback().await.sqlx(doing)?;
+            self.undo(transaction, doing).await?;
             return Ok(None);
         };
         let (sequence, attempts) = rows::head(&row).sqlx(doing)?;

@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, PgPool, Postgres, Row, Transaction};
 
 pub use layout::{install, script};
 
-use crate::inbox::CLEANED;
+use crate::inbox::{CLEANED, MARGIN};
 use crate::sqlx_errors::SqlxExt;
 use layout::Tables;
 
@@ -25,6 +25,7 @@ use layout::Tables;
 pub struct PostgresInbox {
     pool: PgPool,
     sql: Arc<Sql>,
+    begin: Arc<str>,
 }
 
 #[derive(Debug)]
@@ -47,8 +48,23 @@ impl PostgresInbox {
 
     /// The inbox in another schema.
     pub fn in_schema(pool: PgPool, schema: &str) -> Self {
-        Self { pool, sql: Arc::new(Sql::new(&Tables::of(schema))) }
+        Self { pool, sql: Arc::new(Sql::new(&Tables::of(schema))), begin: "BEGIN".into() }
     }
+
+    async fn open(&self, doing: &str) -> Result<Transaction<'static, Postgres>> {
+        self.pool.begin_with(AssertSqlSafe(&*self.begin)).await.sqlx(doing)
+    }
+}
+
+/// Begins a transaction of which no statement, and no pause between two, is longer than this, or than what is set
+/// for the session already.
+fn begin_bounded(bound: Duration) -> String {
+    format!(
+        "BEGIN; SELECT set_config(name, least(nullif(extract(epoch FROM current_setting(name)::interval) * 1000, 0), \
+             {})::bigint::text, true) \
+         FROM (VALUES ('statement_timeout'), ('idle_in_transaction_session_timeout')) AS bounds (name)",
+        bound.as_millis().min(i32::MAX as u128)
+    )
 }
 
 impl Sql {
@@ -111,6 +127,10 @@ impl Sql {
 impl Inbox for PostgresInbox {
     type Transaction = Transaction<'static, Postgres>;
 
+    fn bounded(self, handler: Duration) -> Self {
+        Self { begin: begin_bounded(handler.saturating_add(MARGIN)).into(), ..self }
+    }
+
     async fn cursor(&self, consumer: &str, stream: &str, partition: u32) -> Result<Option<u64>> {
         let asked = sqlx::query_scalar::<_, i64>(AssertSqlSafe(self.sql.cursor.as_str()))
             .bind(consumer)
@@ -121,7 +141,7 @@ impl Inbox for PostgresInbox {
     }
 
     async fn begin(&self, consumer: &str, arrivals: &[Arrival]) -> Result<(Self::Transaction, Vec<Taken>)> {
-        let mut transaction = self.pool.begin().await.sqlx("beginning a consumer's transaction")?;
+        let mut transaction = self.open("beginning a consumer's transaction").await?;
         if arrivals.is_empty() {
             return Ok((transaction, Vec::new()));
         }
@@ -200,7 +220,7 @@ impl Backlog for PostgresInbox {
 
     async fn head(&self, consumer: &str, due: &Due) -> Result<Option<(Self::Transaction, Held)>> {
         let doing = "taking a parked event";
-        let mut transaction = self.pool.begin().await.sqlx(doing)?;
+        let mut transaction = self.open(doing).await?;
         let asked = sqlx::query(AssertSqlSafe(self.sql.head.as_str()))
             .bind(consumer)
             .bind(&*due.stream)
