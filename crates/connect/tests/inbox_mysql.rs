@@ -108,8 +108,11 @@ const BOUNDS: &str = "SELECT CONCAT_WS(' ', @@SESSION.innodb_lock_wait_timeout, 
 async fn a_bound_of_the_services_own_comes_back() {
     let factory = OnMySql::new().await;
     let pool = MySqlPoolOptions::new().max_connections(1).connect(factory.database.url()).await.unwrap();
-    let own = "SET SESSION innodb_lock_wait_timeout = 7, lock_wait_timeout = 70, wait_timeout = 700";
+    let own = "SET SESSION innodb_lock_wait_timeout = 7, lock_wait_timeout = 70, wait_timeout = 700 \
+         /*M!100600 , max_statement_time = 0.25 */";
     pool.execute(own).await.unwrap();
+    let short =
+        "SELECT CAST(COALESCE(NULL /*M!100600 , @@SESSION.max_statement_time */, 0.25) AS CHAR) LIKE '0.25%'";
     for (handler, found) in [(5, "6 6 6"), (49, "7 50 50"), (5, "6 6 6"), (1000, "7 70 700")] {
         let inbox = MySqlInbox::new(pool.clone()).bounded(Duration::from_secs(handler));
         for commits in [true, false] {
@@ -122,6 +125,7 @@ async fn a_bound_of_the_services_own_comes_back() {
             }
             let own: String = sqlx::query_scalar(BOUNDS).fetch_one(&pool).await.unwrap();
             assert_eq!(own, "7 70 700");
+            assert!(sqlx::query_scalar::<_, bool>(short).fetch_one(&pool).await.unwrap());
         }
         // Cut off, it is known all the same what it was.
         drop(inbox.begin("c", &[]).await.unwrap());

@@ -35,7 +35,8 @@ pub trait Shelf: Send + Sync {
     /// Lets the first of each key be tried again; what waits behind it follows in order. Returns how many.
     async fn retry(&self, filter: &ShelfFilter) -> Result<u64>;
 
-    /// Forgets the first of each key for good and lets the next one go. Returns how many.
+    /// Forgets the first of each key for good and lets the next one go: what is parked, and what is tried again
+    /// only where the filter names its key or its id. Returns how many.
     async fn drop(&self, filter: &ShelfFilter) -> Result<u64>;
 }
 
@@ -80,6 +81,13 @@ pub struct ShelfFilter {
     pub id: Option<EventId>,
     /// At most so many lines or events; 0 for all.
     pub limit: usize,
+}
+
+impl ShelfFilter {
+    /// Whether it names a key, or an event by its id.
+    pub fn names_one(&self) -> bool {
+        self.key.is_some() || self.id.is_some()
+    }
 }
 
 /// A key with something set aside.

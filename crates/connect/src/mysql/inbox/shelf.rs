@@ -43,12 +43,12 @@ fn fitting(sql: String, filter: &ShelfFilter) -> QueryBuilder<MySql> {
 }
 
 impl MySqlInbox {
-    /// Does something to the first event of each key that fits and does not only wait.
-    async fn each_head(&self, work: &str, filter: &ShelfFilter) -> sqlx::Result<u64> {
+    /// Does something to the first event of each key that fits and is in one of these states.
+    async fn each_head(&self, work: &str, states: &str, filter: &ShelfFilter) -> sqlx::Result<u64> {
         // Twice removed: the server neither changes a table that it reads, nor limits an IN.
         let sql = format!(
             "{work} WHERE seq IN (SELECT seq FROM (SELECT seq FROM ({HEADS}) AS head \
-             WHERE place = 1 AND state <> 'waiting'"
+             WHERE place = 1 AND state IN ({states})"
         );
         let mut query = fitting(sql, filter);
         let done = query.push(") AS some)").build().execute(&self.pool).await?;
@@ -108,10 +108,11 @@ impl Shelf for MySqlInbox {
     async fn retry(&self, filter: &ShelfFilter) -> Result<u64> {
         let retry =
             "UPDATE headwater_parked SET state = 'retrying', attempts = 0, next_try = UTC_TIMESTAMP(6)";
-        self.each_head(retry, filter).await.sqlx("letting parked events go")
+        self.each_head(retry, "'parked', 'retrying'", filter).await.sqlx("letting parked events go")
     }
 
     async fn drop(&self, filter: &ShelfFilter) -> Result<u64> {
-        self.each_head("DELETE FROM headwater_parked", filter).await.sqlx("dropping parked events")
+        let states = if filter.names_one() { "'parked', 'retrying'" } else { "'parked'" };
+        self.each_head("DELETE FROM headwater_parked", states, filter).await.sqlx("dropping parked events")
     }
 }

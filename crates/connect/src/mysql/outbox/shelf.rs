@@ -26,7 +26,10 @@ const COLUMNS: &str = "head.`id`, head.`seq`, head.`stream`, head.`key`, head.`t
 /// The first rows of keys: in the queues of retrying and parked ones.
 const HEADS: (Queue, Queue) = (Queue::Retrying(0), Queue::Done);
 
-/// These, and those that wait behind them.
+/// Those of them that wait for a person.
+const PARKED: (Queue, Queue) = (Queue::Parked(0), Queue::Done);
+
+/// All of them, and those that wait behind them.
 const ALL: (Queue, Queue) = (Queue::Waiting(0), Queue::Done);
 
 impl MySqlOutboxShelf {
@@ -92,7 +95,7 @@ impl MySqlOutboxShelf {
     async fn let_go(&self, filter: &ShelfFilter) -> sqlx::Result<u64> {
         let set = "`state` = 'retrying', `attempts` = 0, `next_try` = UTC_TIMESTAMP(6)";
         let mut transaction = self.pool.begin().await?;
-        let heads = self.heads(&mut transaction, filter).await?;
+        let heads = self.heads(&mut transaction, HEADS, filter).await?;
         for head in &heads {
             self.update(&mut transaction, set, head.sequence).await?;
         }
@@ -104,7 +107,8 @@ impl MySqlOutboxShelf {
     async fn dropped(&self, filter: &ShelfFilter) -> sqlx::Result<u64> {
         let set = "`state` = 'dropped', `settled_at` = UTC_TIMESTAMP(6), `next_try` = NULL";
         let mut transaction = self.pool.begin().await?;
-        let heads = self.heads(&mut transaction, filter).await?;
+        let queues = if filter.names_one() { HEADS } else { PARKED };
+        let heads = self.heads(&mut transaction, queues, filter).await?;
         for head in &heads {
             self.update(&mut transaction, set, head.sequence).await?;
             let Some(key) = &head.key else { continue };
@@ -118,8 +122,13 @@ impl MySqlOutboxShelf {
     }
 
     /// The first rows of the keys that fit, locked.
-    async fn heads(&self, on: &mut Transaction<'_, MySql>, filter: &ShelfFilter) -> sqlx::Result<Vec<Head>> {
-        let mut query = self.rows("SELECT `seq`, `lane`, `stream`, `key`".into(), "", HEADS, filter);
+    async fn heads(
+        &self,
+        on: &mut Transaction<'_, MySql>,
+        queues: (Queue, Queue),
+        filter: &ShelfFilter,
+    ) -> sqlx::Result<Vec<Head>> {
+        let mut query = self.rows("SELECT `seq`, `lane`, `stream`, `key`".into(), "", queues, filter);
         let rows = query.push(" FOR UPDATE").build().fetch_all(&mut **on).await?;
         let head = |row: &MySqlRow| {
             Ok(Head {

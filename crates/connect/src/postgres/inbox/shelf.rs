@@ -32,9 +32,15 @@ impl Sql {
         let heads = format!(
             "SELECT *, row_number() OVER ({one} ORDER BY seq) AS place, count(*) OVER ({one}) - 1 AS behind FROM {parked}"
         );
-        let settled = format!(
-            "seq IN (SELECT seq FROM ({heads}) AS head WHERE place = 1 AND state <> 'waiting' AND {fits} \
-                 ORDER BY seq LIMIT $5)"
+        let firsts = |state: &str| {
+            format!(
+                "seq IN (SELECT seq FROM ({heads}) AS head WHERE place = 1 AND {state} AND {fits} \
+                     ORDER BY seq LIMIT $5)"
+            )
+        };
+        let retried = firsts("state <> 'waiting'");
+        let dropped = firsts(
+            "(state = 'parked' OR state = 'retrying' AND ($3::bytea IS NOT NULL OR $4::uuid IS NOT NULL))",
         );
         Self {
             list: format!(
@@ -42,9 +48,9 @@ impl Sql {
             ),
             show: format!("SELECT {columns}, {own} FROM {parked} WHERE {fits} ORDER BY seq LIMIT $5"),
             retry: format!(
-                "UPDATE {parked} SET state = 'retrying', attempts = 0, next_try = clock_timestamp() WHERE {settled}"
+                "UPDATE {parked} SET state = 'retrying', attempts = 0, next_try = clock_timestamp() WHERE {retried}"
             ),
-            drop: format!("DELETE FROM {parked} WHERE {settled}"),
+            drop: format!("DELETE FROM {parked} WHERE {dropped}"),
         }
     }
 }

@@ -38,6 +38,9 @@ impl PostgresOutboxShelf {
              AND later.stream = head.stream AND later.key = head.key)"
         );
         let some = format!("SELECT id FROM {outbox} WHERE {heads} ORDER BY seq LIMIT $4 FOR UPDATE");
+        let droppable = "(state = 'parked' OR $2::text IS NOT NULL OR $3::uuid IS NOT NULL)";
+        let these =
+            format!("SELECT id FROM {outbox} WHERE {heads} AND {droppable} ORDER BY seq LIMIT $4 FOR UPDATE");
         Self {
             list: format!(
                 "SELECT {columns}, {behind} AS behind FROM {outbox} AS head WHERE {heads} ORDER BY seq LIMIT $4"
@@ -53,7 +56,7 @@ impl PostgresOutboxShelf {
             // The next of each key comes first then; both in one statement, so that no relay sees neither.
             drop: format!(
                 "WITH dropped AS (UPDATE {outbox} SET state = 'dropped', settled_at = clock_timestamp(), next_try = NULL \
-                     WHERE id IN ({some}) RETURNING lane, stream, key), \
+                     WHERE id IN ({these}) RETURNING lane, stream, key), \
                  next AS (SELECT DISTINCT ON (row.stream, row.key) row.id FROM {outbox} AS row \
                      JOIN dropped USING (lane, stream, key) WHERE row.state = 'waiting' ORDER BY row.stream, row.key, row.seq), \
                  first AS (UPDATE {outbox} SET state = 'retrying', next_try = clock_timestamp() \

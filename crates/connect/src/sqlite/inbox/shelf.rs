@@ -28,12 +28,15 @@ macro_rules! heads {
     };
 }
 
-macro_rules! settled {
-    () => {
+/// The first of each key in such a state.
+macro_rules! firsts {
+    ($state:literal) => {
         concat!(
             "seq IN (SELECT seq FROM (",
             heads!(),
-            ") WHERE place = 1 AND state <> 'waiting' AND ",
+            ") WHERE place = 1 AND ",
+            $state,
+            " AND ",
             fits!(),
             " ORDER BY seq LIMIT ?5)"
         )
@@ -47,10 +50,15 @@ const COUNT: &str = "SELECT state, count(*) FROM headwater_parked WHERE consumer
 
 const SHOW: &str = concat!("SELECT * FROM headwater_parked WHERE ", fits!(), " ORDER BY seq LIMIT ?5");
 
-const RETRY: &str =
-    concat!("UPDATE headwater_parked SET state = 'retrying', attempts = 0, next_try = ?6 WHERE ", settled!());
+const RETRY: &str = concat!(
+    "UPDATE headwater_parked SET state = 'retrying', attempts = 0, next_try = ?6 WHERE ",
+    firsts!("state <> 'waiting'")
+);
 
-const DROP: &str = concat!("DELETE FROM headwater_parked WHERE ", settled!());
+const DROP: &str = concat!(
+    "DELETE FROM headwater_parked WHERE ",
+    firsts!("(state = 'parked' OR state = 'retrying' AND (?3 IS NOT NULL OR ?4 IS NOT NULL))")
+);
 
 fn ask<'q>(sql: &'static str, filter: &'q ShelfFilter) -> Query<'q, Sqlite, SqliteArguments> {
     sqlx::query(sql)

@@ -38,6 +38,8 @@ impl SqliteOutboxShelf {
         let behind =
             format!("(SELECT count(*) FROM {later} AND later.stream = head.stream AND later.key = head.key)");
         let some = format!("SELECT seq FROM {first} ORDER BY seq LIMIT ?4");
+        let droppable = "(state = 'parked' OR ?2 IS NOT NULL OR ?3 IS NOT NULL)";
+        let these = format!("SELECT seq FROM {first} AND {droppable} ORDER BY seq LIMIT ?4");
         Self {
             list: format!("SELECT {columns}, {behind} AS behind FROM {first} ORDER BY seq LIMIT ?4"),
             show: format!(
@@ -48,7 +50,7 @@ impl SqliteOutboxShelf {
                 "UPDATE {outbox} SET state = 'retrying', attempts = 0, next_try = ?5 WHERE seq IN ({some})"
             ),
             drop: format!(
-                "UPDATE {outbox} SET state = 'dropped', settled_at = ?5, next_try = NULL WHERE seq IN ({some}) \
+                "UPDATE {outbox} SET state = 'dropped', settled_at = ?5, next_try = NULL WHERE seq IN ({these}) \
                  RETURNING stream, key"
             ),
             next: format!(

@@ -69,6 +69,7 @@ macro_rules! inbox_suite {
             the_shelf_lists_keys_and_shows_events,
             only_what_fits_is_let_go,
             dropping_the_first_lets_the_next_go,
+            what_is_tried_again_is_dropped_only_by_its_name,
         );
     };
     (@each $factory:expr; $($test:ident),* $(,)?) => {

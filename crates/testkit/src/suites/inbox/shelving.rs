@@ -78,3 +78,22 @@ pub async fn dropping_the_first_lets_the_next_go<F: Factory>(factory: &F) {
     assert_eq!(within(inbox.list(&of(&names))).await.unwrap().len(), 1);
     assert_eq!(states(&inbox, &names.consumer, &records).await, [Seen, Seen, Seen]);
 }
+
+/// Whoever says no more than whose it is means what waits for a person.
+pub async fn what_is_tried_again_is_dropped_only_by_its_name<F: Factory>(factory: &F) {
+    let (inbox, names) = (factory.inbox(), Names::new());
+    let records = [names.record(1, Some("a")), names.record(2, Some("b")), names.record(3, None)];
+    let events = [(&records[0], true), (&records[1], true), (&records[2], true)];
+    set_aside(&inbox, &names, &events).await;
+    let key = |key: &'static str| ShelfFilter { key: Some(Bytes::from_static(key.as_bytes())), ..of(&names) };
+    let id = ShelfFilter { id: Some(records[2].event.id), ..of(&names) };
+    assert_eq!(within(inbox.retry(&key("b"))).await.unwrap(), 1);
+    assert_eq!(within(inbox.retry(&id)).await.unwrap(), 1);
+    let all = ShelfFilter { stream: Some(names.stream.to_string()), ..of(&names) };
+    assert_eq!(within(inbox.drop(&all)).await.unwrap(), 1);
+    let left: Vec<_> = within(inbox.list(&of(&names))).await.unwrap().iter().map(|line| line.state).collect();
+    assert_eq!(left, [ShelfState::Retrying; 2]);
+    assert_eq!(within(inbox.drop(&key("b"))).await.unwrap(), 1);
+    assert_eq!(within(inbox.drop(&id)).await.unwrap(), 1);
+    assert_eq!(within(inbox.list(&of(&names))).await.unwrap(), []);
+}

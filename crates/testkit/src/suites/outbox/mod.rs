@@ -122,6 +122,7 @@ macro_rules! outbox_suite {
             the_outbox_shelf_lists_keys_and_shows_events,
             a_retry_by_hand_goes_first_and_begins_anew,
             dropping_a_row_lets_the_next_of_its_key_go,
+            what_is_tried_again_is_dropped_only_by_its_name,
             // what a prototype did not do
             two_relays_that_recover_at_once_never_share_a_lane,
             a_dead_relays_work_is_recovered_while_the_others_run,

@@ -97,3 +97,18 @@ pub async fn dropping_a_row_lets_the_next_of_its_key_go<F: Factory>(factory: &F)
     let lines = within(shelf.list(&ShelfFilter::default())).await.unwrap();
     assert_eq!((lines.len(), lines[0].id), (1, rows[1].id));
 }
+
+/// Whoever says no more than whose outbox it is means what waits for a person.
+pub async fn what_is_tried_again_is_dropped_only_by_its_name<F: Factory>(factory: &F) {
+    let rows = set_up(factory).await;
+    let shelf = factory.shelf("shop");
+    let all =
+        ShelfFilter { owner: Some("shop".into()), stream: Some("orders".into()), ..ShelfFilter::default() };
+    assert_eq!(within((*shelf).drop(&all)).await.unwrap(), 1);
+    assert_eq!(factory.states().await, ["dropped", "retrying", "retrying", "published"]);
+    assert_eq!(within((*shelf).drop(&all)).await.unwrap(), 0);
+    let one = ShelfFilter { id: Some(rows[2].id), ..ShelfFilter::default() };
+    assert_eq!(within((*shelf).drop(&one)).await.unwrap(), 1);
+    assert_eq!(within((*shelf).drop(&key("a"))).await.unwrap(), 1);
+    assert_eq!(factory.states().await, ["dropped", "dropped", "dropped", "published"]);
+}
