@@ -126,7 +126,7 @@ pub async fn pushes(config: &Config, bus: &Arc<dyn Bus>) -> Result<Vec<Push<Defe
         return Ok(Vec::new());
     }
     let inbox = DeferredInbox::open(&config.data_dir.join(PUSHES)).await?;
-    let shelf: Arc<dyn Shelf> = Arc::new(inbox.shelf());
+    let shelf: Arc<dyn Shelf> = Arc::new(inbox.clone());
     let made = |(name, push): (&String, &PushConfig)| {
         Push::new(name, push.clone(), Arc::clone(bus), inbox.clone(), Arc::clone(&shelf))
     };

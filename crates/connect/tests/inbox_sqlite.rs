@@ -66,3 +66,76 @@ async fn cleaning_goes_by_an_index() {
     assert!(!steps.iter().any(|step| step.starts_with("SCAN")), "{steps:?}");
     assert!(steps.iter().any(|step| step.contains("headwater_inbox_handled_at")), "{steps:?}");
 }
+
+/// An inbox whose transactions hold nothing until they commit, for handlers with effects elsewhere.
+mod deferred {
+    use headwater_connect::sqlite::inbox::{Deferred, DeferredInbox};
+    use headwater_core::ports::{Inbox, Settlement, Taken};
+    use headwater_testkit::suites::inbox::{Factory, tools};
+    use sqlx::SqlitePool;
+    use sqlx::sqlite::SqliteConnectOptions;
+
+    struct OnDeferred {
+        _dir: tempfile::TempDir,
+        inbox: DeferredInbox,
+        elsewhere: SqlitePool,
+    }
+
+    impl OnDeferred {
+        async fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let options = SqliteConnectOptions::new().filename(dir.path().join("else.db"));
+            let elsewhere = SqlitePool::connect_with(options.create_if_missing(true)).await.unwrap();
+            sqlx::query("CREATE TABLE effect (text TEXT NOT NULL)").execute(&elsewhere).await.unwrap();
+            let inbox = DeferredInbox::open(&dir.path().join("inbox.db")).await.unwrap();
+            Self { _dir: dir, inbox, elsewhere }
+        }
+    }
+
+    impl Factory for OnDeferred {
+        type Inbox = DeferredInbox;
+
+        fn inbox(&self) -> DeferredInbox {
+            self.inbox.clone()
+        }
+
+        async fn effect(&self, _: &mut Deferred, text: &str) {
+            let insert = sqlx::query("INSERT INTO effect VALUES (?)").bind(text.to_owned());
+            insert.execute(&self.elsewhere).await.unwrap();
+        }
+
+        async fn effects(&self, text: &str) -> i64 {
+            let count =
+                sqlx::query_scalar("SELECT count(*) FROM effect WHERE text = ?").bind(text.to_owned());
+            count.fetch_one(&self.elsewhere).await.unwrap()
+        }
+
+        fn concurrent(&self) -> bool {
+            true
+        }
+    }
+
+    headwater_testkit::inbox_suite!(deferred OnDeferred::new().await);
+
+    /// After an error it is not known whether a commit has happened.
+    #[tokio::test]
+    async fn what_was_taken_meanwhile_is_not_set_aside_again() {
+        let factory = OnDeferred::new().await;
+        let (inbox, names) = (factory.inbox(), tools::Names::new());
+        let records = [1, 2].map(|n| names.record(n, Some("a")));
+        let taken = tools::arrivals(&records);
+        let (first, states) = inbox.begin(&names.consumer, &taken).await.unwrap();
+        let (second, again) = inbox.begin(&names.consumer, &taken).await.unwrap();
+        assert_eq!((states, again), (vec![Taken::New; 2], vec![Taken::New; 2]), "nothing is held");
+        let aside = vec![tools::aside(&records[0], true), tools::aside(&records[1], false)];
+        let settlement = Settlement { aside, ..Settlement::default() };
+        inbox.commit(first, &names.consumer, &settlement).await.unwrap();
+        inbox.commit(second, &names.consumer, &settlement).await.unwrap();
+        let count = headwater_core::ports::Shelf::count(&inbox, &names.consumer).await.unwrap();
+        assert_eq!((count.parked, count.waiting), (1, 1));
+        let (dropped, _) =
+            inbox.begin(&names.consumer, &[names.record(3, None)].map(|r| tools::arrival(&r))).await.unwrap();
+        drop(dropped);
+        assert_eq!(tools::states(&inbox, &names.consumer, &[names.record(3, None)]).await, [Taken::New]);
+    }
+}

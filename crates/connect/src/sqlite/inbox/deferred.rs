@@ -3,8 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use headwater_core::Result;
-use headwater_core::ports::{Arrival, Backlog, Due, Held, Inbox, Settlement, Shelf, Taken};
+use headwater_core::ports::{
+    Arrival, Backlog, Due, Held, Inbox, Settlement, Shelf, ShelfCount, ShelfFilter, Shelved, ShelvedEvent,
+    Taken,
+};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use super::SqliteInbox;
@@ -38,11 +42,6 @@ impl DeferredInbox {
         let pool = pool.sqlx("opening an inbox")?;
         sqlx::raw_sql(super::SCRIPT).execute(&pool).await.sqlx("making the tables of an inbox")?;
         Ok(Self { inner: SqliteInbox::new(pool) })
-    }
-
-    /// What is set aside in it.
-    pub fn shelf(&self) -> impl Shelf + use<> {
-        self.inner.clone()
     }
 }
 
@@ -88,5 +87,28 @@ impl Backlog for DeferredInbox {
         let Some((transaction, held)) = self.inner.head(consumer, due).await? else { return Ok(None) };
         self.inner.rollback(transaction).await?;
         Ok(Some((Deferred { arrivals: Vec::new() }, held)))
+    }
+}
+
+#[async_trait]
+impl Shelf for DeferredInbox {
+    async fn list(&self, filter: &ShelfFilter) -> Result<Vec<Shelved>> {
+        self.inner.list(filter).await
+    }
+
+    async fn count(&self, owner: &str) -> Result<ShelfCount> {
+        self.inner.count(owner).await
+    }
+
+    async fn show(&self, filter: &ShelfFilter) -> Result<Vec<ShelvedEvent>> {
+        self.inner.show(filter).await
+    }
+
+    async fn retry(&self, filter: &ShelfFilter) -> Result<u64> {
+        self.inner.retry(filter).await
+    }
+
+    async fn drop(&self, filter: &ShelfFilter) -> Result<u64> {
+        Shelf::drop(&self.inner, filter).await
     }
 }
