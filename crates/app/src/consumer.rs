@@ -46,7 +46,7 @@ impl Consumer<()> {
 impl<I: Backlog> Consumer<I> {
     /// Runs until `stop`: then what is begun is finished, cursors are written, and the group is left. A database
     /// or a bus that is away is waited for; any other error of theirs (a missing table, a stream that does not
-    /// exist) ends it.
+    /// exist) ends it. Dropping the future ends it at once; what is begun is rolled back.
     pub async fn run(self, handler: impl Handler<I::Transaction>, stop: StopToken) -> Result<()> {
         let Self { name, streams, start, bus, inbox, settings } = self;
         Consume { name, streams, start, bus, inbox, handle: Each(handler), settings, watch: Arc::default() }
@@ -91,8 +91,8 @@ impl<I> Builder<I> {
         Self { start, ..self }
     }
 
-    /// How many transactions are open at once, each with events of other keys; 8. The pool of the database needs
-    /// as many connections and one more.
+    /// How many transactions are open at once, each with events of other keys, whether those arrive or were set aside
+    /// and go on; 8. The pool of the database needs as many connections and one more.
     #[must_use]
     pub fn concurrency(self, transactions: usize) -> Self {
         self.set(|settings| settings.concurrency = transactions)
@@ -117,7 +117,9 @@ impl<I> Builder<I> {
     }
 
     /// How long the handler may take, for all events that share a transaction: after that it is given up, rolled back,
-    /// and has failed. Without a bound one that hangs holds up its keys until the consumer is restarted.
+    /// and has failed. Without a bound one that hangs holds up its keys until the consumer is restarted. A second later
+    /// the server, too, gives up a statement of its, and ends a transaction that nobody goes on with (on SQLite no
+    /// server does).
     #[must_use]
     pub fn handler_timeout(self, timeout: Duration) -> Self {
         self.set(|settings| settings.handler_timeout = Some(timeout))

@@ -246,7 +246,8 @@ pub enum ParkedCommand {
     Show(WhichArgs),
     /// Try the first of each key again; what waits behind it follows in order
     Retry(DecideArgs),
-    /// Forget the first of each key for good; what waits behind it goes on
+    /// Forget the first of each key for good; what waits behind it goes on. What is only tried again (retrying) is left,
+    /// unless --key or --id names it
     Drop(DecideArgs),
 }
 

@@ -18,7 +18,7 @@ use sqlx::{PgPool, Transaction};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-pub const PATIENCE: Duration = Duration::from_secs(25);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 pub const PARTITIONS: u32 = 4;
 pub const CONSUMER: &str = "service";
 

@@ -79,7 +79,7 @@ where
     H: Handle<I::Transaction>,
 {
     /// Runs until `stop`: then what is begun is finished, cursors are written, and the group is left. A database
-    /// or a bus that is away is waited for; any other error of theirs ends it.
+    /// or a bus that is away is waited for; any other error of theirs ends it. Dropping the future ends it at once.
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
         self.settings.check()?;
         let halt = stop.child_token();

@@ -13,7 +13,8 @@ pub type OrderBy = Arc<dyn Fn(&Event) -> Option<Bytes> + Send + Sync>;
 /// How a consumer works.
 #[derive(Clone)]
 pub struct ConsumeSettings {
-    /// How many transactions it has open at once, each with events of other keys; 8.
+    /// How many transactions it has open at once, each with events of other keys, whether those arrive or were set
+    /// aside and go on; 8.
     pub concurrency: usize,
     /// How many events may share a transaction; 100. With 1, each has its own.
     pub batch: usize,
