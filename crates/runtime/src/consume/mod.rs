@@ -92,7 +92,7 @@ where
         let shared = Arc::new(Shared {
             name: self.name.into(),
             inbox,
-            turns: Semaphore::new(self.settings.concurrency),
+            turns: Semaphore::new(self.settings.concurrency.min(Semaphore::MAX_PERMITS)),
             suspects: Suspects::default(),
             handle: self.handle,
             settings: self.settings,
