@@ -114,6 +114,15 @@ async fn a_bound_of_the_services_own_stays_where_it_is_shorter() {
     }
     let own: String = sqlx::query_scalar(show).fetch_one(&pool).await.unwrap();
     assert_eq!(own, "1min 2h", "they are the transaction's");
+    // In every unit that the server shows.
+    for (timeout, found) in [("1500ms", "1500ms 2h"), ("3d", "3d 2h"), ("0", "10d 2h")] {
+        pool.execute(sqlx::AssertSqlSafe(format!("SET statement_timeout = '{timeout}'"))).await.unwrap();
+        let inbox = PostgresInbox::new(pool.clone()).bounded(Duration::from_secs(863_999));
+        let (mut transaction, _) = inbox.begin("c", &[]).await.unwrap();
+        let bounds: String = sqlx::query_scalar(show).fetch_one(&mut *transaction).await.unwrap();
+        assert_eq!(bounds, found);
+        inbox.rollback(transaction).await.unwrap();
+    }
 }
 
 /// Sequential scans of a table so far; what this session has counted is written first.
