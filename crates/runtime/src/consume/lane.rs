@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::attempt::Ended;
+use super::hold::Hold;
 use super::pace::Pace;
 use super::{Failure, Handle, Item, Order, Shared, Then};
 use crate::metrics;
@@ -23,6 +24,8 @@ pub(super) struct Lane<I, H> {
     ready: VecDeque<Item>,
     /// Keys whose first event failed.
     waiting: HashMap<Order, Waiting>,
+    /// What failed together, in front of `ready`.
+    hold: Hold,
     pace: Pace,
     backoff: Backoff,
 }
@@ -50,13 +53,19 @@ where
 {
     pub(super) fn new(shared: Arc<Shared<I, H>>, arriving: mpsc::UnboundedReceiver<Item>) -> Self {
         let backoff = Backoff::new(shared.settings.retry_max.min(Duration::from_secs(5)));
-        let pace = Pace::new(shared.settings.batch);
-        Self { shared, arriving, ready: VecDeque::new(), waiting: HashMap::new(), pace, backoff }
+        let (batch, one_call) = (shared.settings.batch, shared.settings.one_call);
+        let pace = if one_call { Pace::even(batch) } else { Pace::new(batch) };
+        let (ready, waiting, hold) = (VecDeque::new(), HashMap::new(), Hold::default());
+        Self { shared, arriving, ready, waiting, hold, pace, backoff }
     }
 
     /// Works until it is over, or nothing can arrive any more. What is begun is finished.
     pub(super) async fn run(mut self) {
         while !self.shared.halt.is_cancelled() {
+            if let Some(until) = self.hold.until() {
+                self.shared.wait(until.saturating_duration_since(Instant::now())).await;
+                continue;
+            }
             let due = self.due();
             if let Some((until, order)) = &due
                 && *until <= Instant::now()
@@ -107,17 +116,34 @@ where
         }
     }
 
-    /// Tries what is ready, in one transaction.
-    async fn work(&mut self) {
-        let count = self.ready.len().min(self.pace.next());
-        let ready: Vec<Item> = self.ready.drain(..count).collect();
-        let mut items = Vec::with_capacity(ready.len());
-        for item in ready.into_iter().filter(|item| !item.seat.is_revoked()) {
+    /// Takes from the front what is tried together next; what is behind a key that waits goes there.
+    fn take(&mut self) -> Vec<Item> {
+        let mut count = self.ready.len().min(self.hold.next().unwrap_or_else(|| self.pace.next()));
+        if self.shared.settings.one_call
+            && let Some(first) = self.ready.front()
+        {
+            let seat = Arc::as_ptr(&first.seat);
+            count = self.ready.iter().take(count).take_while(|item| Arc::as_ptr(&item.seat) == seat).count();
+        }
+        let mut items = Vec::with_capacity(count);
+        for mut item in self.ready.drain(..count).filter(|item| !item.seat.is_revoked()) {
             match self.waiting.get_mut(&item.order()) {
                 Some(waiting) => waiting.items.push_back(item),
-                None => items.push(item),
+                None => {
+                    item.received.attempt = self.hold.attempts() + 1;
+                    items.push(item);
+                }
             }
         }
+        if items.len() < count {
+            self.hold.gone(count - items.len());
+        }
+        items
+    }
+
+    /// Tries what is ready, in one transaction.
+    async fn work(&mut self) {
+        let items = self.take();
         if items.is_empty() {
             return;
         }
@@ -125,10 +151,15 @@ where
         let ended = self.shared.attempt(&items, None).await;
         self.pace.took(items.len(), began.elapsed());
         match ended {
-            Ended::Done => self.backoff.reset(),
+            Ended::Done => {
+                self.backoff.reset();
+                self.hold.gone(items.len());
+            }
             Ended::Failed(failure, _) if items.len() == 1 => {
+                self.hold.gone(1);
                 self.failed(Waiting::new(items), failure).await;
             }
+            Ended::Failed(failure, _) if self.shared.settings.one_call => self.together(items, failure),
             Ended::Failed(_, Some(place)) => self.apart(items, place).await,
             Ended::Failed(_, None) => {
                 if let Err((left, error)) = self.one_by_one(items).await {
@@ -140,6 +171,30 @@ where
                 self.put_back(items);
                 self.away(&error).await;
             }
+        }
+    }
+
+    /// They went out as one call, which failed: for a while, or because of one of them.
+    fn together(&mut self, items: Vec<Item>, failure: Failure) {
+        let (count, error) = (items.len(), &failure.error);
+        let consumer = Arc::clone(&self.shared.name);
+        self.shared.watch.failed(error);
+        self.put_back(items);
+        let wait = match failure.then {
+            Then::Retry(after) => {
+                metrics::retried(&consumer);
+                self.hold.failed(count, self.shared.watch.count(), after, &self.shared.settings)
+            }
+            Then::Park => {
+                self.hold.refused(count);
+                None
+            }
+        };
+        match wait {
+            Some(wait) => {
+                tracing::warn!(%consumer, events = count, error, ?wait, "trying them again together")
+            }
+            None => tracing::warn!(%consumer, events = count, error, "looking for the one at fault"),
         }
     }
 

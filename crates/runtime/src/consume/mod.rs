@@ -3,8 +3,9 @@
 //!
 //! - `reader`: from the subscription to the workers, and cursors back to the bus; `seat`: how far a partition
 //!   has come; `room`: how much may be on its way.
-//! - `lane`: one worker, its keys and those of them that wait; `attempt`: one transaction; `pace`: of how many
-//!   events; `suspects`: which of them may break their connections; `watch`: how it is doing.
+//! - `lane`: one worker, its keys and those of them that wait; `hold`: what failed together; `attempt`: one
+//!   transaction; `pace`: of how many events; `suspects`: which of them may break their connections; `watch`: how
+//!   it is doing.
 //! - `backlog`: what was set aside and may go on; `upkeep`: old inbox rows go.
 //!
 //! Everything that must hold when two members have one partition for a moment, or when one dies, is decided
@@ -13,6 +14,7 @@
 
 mod attempt;
 mod backlog;
+mod hold;
 mod lane;
 mod pace;
 mod reader;

@@ -12,11 +12,17 @@ const FIRST: usize = 8;
 pub(super) struct Pace {
     next: usize,
     most: usize,
+    even: bool,
 }
 
 impl Pace {
     pub(super) fn new(most: usize) -> Self {
-        Self { next: FIRST.min(most), most }
+        Self { next: FIRST.min(most), most, even: false }
+    }
+
+    /// Always as many as may be.
+    pub(super) fn even(most: usize) -> Self {
+        Self { next: most, most, even: true }
     }
 
     pub(super) fn next(&self) -> usize {
@@ -25,6 +31,9 @@ impl Pace {
 
     /// So many took so long.
     pub(super) fn took(&mut self, events: usize, elapsed: Duration) {
+        if self.even {
+            return;
+        }
         let each = elapsed.div_f64(events.max(1) as f64).max(Duration::from_nanos(1));
         let fits = (MOMENT.as_secs_f64() / each.as_secs_f64()) as usize;
         // One slow disk says little: it grows and shrinks by a factor.
@@ -50,5 +59,8 @@ mod tests {
         pace.took(1, Duration::ZERO);
         assert_eq!(pace.next(), 2);
         assert_eq!(Pace::new(1).next(), 1);
+        let mut even = Pace::even(50);
+        even.took(1, Duration::from_secs(1));
+        assert_eq!(even.next(), 50);
     }
 }

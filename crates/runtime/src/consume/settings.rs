@@ -18,6 +18,9 @@ pub struct ConsumeSettings {
     pub concurrency: usize,
     /// How many events may share a transaction; 100. With 1, each has its own.
     pub batch: usize,
+    /// Whether what is handled at once goes out as one call: events of one partition only, as many as there are up to
+    /// `batch` however long it takes, and tried again together when it fails for a while; no.
+    pub one_call: bool,
     /// How many events may be read and not handled; 10,000, and one batch of the bus.
     pub max_events: usize,
     /// How many bytes they may have; 8 MiB.
@@ -51,6 +54,7 @@ impl Default for ConsumeSettings {
         Self {
             concurrency: 8,
             batch: 100,
+            one_call: false,
             max_events: 10_000,
             max_bytes: 8 << 20,
             attempts: 10,

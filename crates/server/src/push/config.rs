@@ -43,9 +43,9 @@ pub struct PushConfig {
     /// How long delivered events are remembered, to be recognised when they come again.
     #[serde(default = "a_week", deserialize_with = "duration")]
     pub retention: Duration,
-    /// Headers of every request.
+    /// Headers of every request; their values may be secrets.
     #[serde(default)]
-    pub headers: BTreeMap<String, String>,
+    pub headers: BTreeMap<String, Hidden>,
     /// `Authorization: Bearer`.
     pub bearer: Option<Hidden>,
     /// `Authorization: Basic`.
@@ -229,7 +229,7 @@ impl PushConfig {
         }
         for (name, value) in &self.headers {
             let fine = reqwest::header::HeaderName::from_bytes(name.as_bytes()).is_ok()
-                && reqwest::header::HeaderValue::from_str(value).is_ok();
+                && reqwest::header::HeaderValue::from_str(&value.0).is_ok();
             nothing(!fine, "headers", "a name or a value is none that HTTP allows")?;
         }
         self.signing().map_err(|error| ("signing_secrets", error))?;
@@ -251,5 +251,19 @@ fn check_url(text: &str) -> std::result::Result<(), String> {
     match url.scheme() {
         "http" | "https" if url.has_host() => Ok(()),
         _ => Err("has to begin with http:// or https://".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_secret_is_not_printed() {
+        let text = "streams = ['s']\nurl = 'http://h/'\nbearer = 'hush1'\nheaders = { X-Api-Key = 'hush2' }\n\
+                    basic = { user = 'u', password = 'hush3' }\nsigning_secrets = ['hush4']";
+        let config: PushConfig = toml::from_str(text).unwrap();
+        let printed = format!("{config:?}");
+        assert!(printed.contains("X-Api-Key") && !printed.contains("hush"), "{printed}");
     }
 }

@@ -89,6 +89,7 @@ where
         let settings = ConsumeSettings {
             concurrency: config.concurrency.saturating_mul(LANES).min(256).max(config.concurrency),
             batch: config.batch,
+            one_call: true,
             attempts: config.attempts.unwrap_or(u32::MAX),
             retry_max: config.retry_max,
             retention: config.retention,
@@ -117,9 +118,11 @@ impl<T: Send> Handle<T> for Deliver {
             let event = &received.record.event;
             (Arc::clone(&event.stream), event.partition)
         };
-        // One request is of one partition.
+        // One request is of one partition, and of no more events than the config says, whoever hands them out.
         for events in events.chunk_by(|a, b| place(a) == place(b)) {
-            self.0.deliver(events).await?;
+            for events in events.chunks(self.0.batch()) {
+                self.0.deliver(events).await?;
+            }
         }
         Ok(())
     }

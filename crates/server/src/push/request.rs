@@ -32,7 +32,7 @@ pub(super) struct Requests {
     url: Choices,
     method: Choices,
     body: Body,
-    array: bool,
+    batch: usize,
     bearer: Option<String>,
     basic: Option<(String, String)>,
     secrets: Vec<Secret>,
@@ -49,7 +49,7 @@ impl Requests {
             url: config.url.read().map_err(wrong)?,
             method: config.method.read().map_err(wrong)?,
             body: config.body,
-            array: config.batch > 1,
+            batch: config.batch.max(1),
             bearer: config.bearer.as_ref().map(|token| token.0.clone()),
             basic: config.basic.as_ref().map(|basic| (basic.user.clone(), basic.password.0.clone())),
             secrets: config.signing().map_err(wrong)?,
@@ -57,10 +57,20 @@ impl Requests {
         })
     }
 
+    /// How many events a request may carry.
+    pub(super) fn batch(&self) -> usize {
+        self.batch
+    }
+
+    fn is_array(&self) -> bool {
+        self.batch > 1
+    }
+
     /// Delivers events of one partition in one request.
     pub(super) async fn deliver(&self, events: &[&Received]) -> Result<(), Failure> {
-        let request = self.request(events)?;
         let _room = self.room.acquire().await?;
+        // Made when its turn has come: its signature says when it is sent.
+        let request = self.request(events)?;
         let began = Instant::now();
         let sent = request.send().await;
         let (class, ended) = match sent {
@@ -81,10 +91,10 @@ impl Requests {
             self.method.fill(event, &json).map_err(|error| Failure::park(format!("method: {error}")))?;
         let method =
             Method::from_bytes(method.as_bytes()).map_err(|_| Failure::park("its method is none"))?;
-        let body = if self.array { self.bodies(events)? } else { self.one(event, &json) };
+        let body = if self.is_array() { self.bodies(events)? } else { self.one(event, &json) };
         let mut request = self.client.request(method, url).header(CONTENT_TYPE, "application/json");
-        let id = if self.array { of_all(events) } else { event.id.to_string() };
-        if !self.array {
+        let id = if self.is_array() { of_all(events) } else { event.id.to_string() };
+        if !self.is_array() {
             request = request.header("idempotency-key", &id);
             request = described(request, event);
         }
@@ -229,7 +239,8 @@ fn client(config: &PushConfig) -> Result<Client> {
     let mut headers = HeaderMap::new();
     for (name, value) in &config.headers {
         let name = HeaderName::from_bytes(name.as_bytes());
-        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(value)) {
+        if let (Ok(name), Ok(mut value)) = (name, HeaderValue::from_str(&value.0)) {
+            value.set_sensitive(true);
             headers.insert(name, value);
         }
     }
