@@ -4,6 +4,7 @@
 
 mod broken;
 mod common;
+mod crowd;
 mod flow;
 mod kills;
 mod mysql;

@@ -4,6 +4,7 @@
 mod batches;
 #[path = "../common/mod.rs"]
 mod common;
+mod crowd;
 mod signed;
 mod world;
 

@@ -1,11 +1,13 @@
 //! Events that went out as one call, and failed together: tried again together, or parted until the one at fault
 //! is found.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::ConsumeSettings;
+use super::waiting::Troubled;
 
 /// After how many tries of a part of a call that fails, while others succeed, it is parted further.
 const PART: u32 = 2;
@@ -30,6 +32,7 @@ struct Tried {
     until: Instant,
     /// How many events the consumer had handled when it failed for the first time.
     handled: u64,
+    _troubled: Troubled,
 }
 
 impl Hold {
@@ -69,8 +72,10 @@ impl Hold {
         handled: u64,
         after: Option<Duration>,
         settings: &ConsumeSettings,
+        troubled: &Troubled,
     ) -> Option<Duration> {
-        let new = Tried { count, attempts: 0, until: Instant::now(), handled };
+        let troubled = Arc::clone(troubled);
+        let new = Tried { count, attempts: 0, until: Instant::now(), handled, _troubled: troubled };
         let mut tried = self.tried.take().filter(|tried| tried.count == count).unwrap_or(new);
         tried.attempts = tried.attempts.saturating_add(1);
         let attempts = tried.attempts;
@@ -127,23 +132,26 @@ mod tests {
     #[test]
     fn what_fails_for_a_while_is_tried_again_as_it_was() {
         let (mut hold, settings, hour) = (Hold::default(), settings(), Duration::from_hours(1));
-        assert_eq!(hold.failed(50, 7, Some(hour), &settings), Some(hour));
+        assert_eq!(hold.failed(50, 7, Some(hour), &settings, &Troubled::default()), Some(hour));
         assert_eq!((hold.next(), hold.attempts(), hold.until().is_some()), (Some(50), 1, true));
         for attempts in 2..=10 {
-            assert!(hold.failed(50, 7, None, &settings).is_some(), "nothing else gets on either");
+            assert!(
+                hold.failed(50, 7, None, &settings, &Troubled::default()).is_some(),
+                "nothing else gets on either"
+            );
             assert_eq!((hold.next(), hold.attempts()), (Some(50), attempts));
         }
-        assert_eq!(hold.failed(50, 8, None, &settings), None, "others get on");
+        assert_eq!(hold.failed(50, 8, None, &settings, &Troubled::default()), None, "others get on");
         assert_eq!((hold.next(), hold.until()), (Some(25), None));
-        assert!(hold.failed(25, 8, None, &settings).is_some());
-        assert_eq!(hold.failed(25, 9, None, &settings), None);
+        assert!(hold.failed(25, 8, None, &settings, &Troubled::default()).is_some());
+        assert_eq!(hold.failed(25, 9, None, &settings, &Troubled::default()), None);
         assert_eq!(hold.next(), Some(12));
     }
 
     #[test]
     fn what_nothing_is_known_of_beside_it_is_parted_in_the_end() {
         let (mut hold, settings) = (Hold::default(), settings());
-        let tries = std::iter::from_fn(|| hold.failed(2, 0, None, &settings)).count();
+        let tries = std::iter::from_fn(|| hold.failed(2, 0, None, &settings, &Troubled::default())).count();
         assert_eq!(tries, 19);
     }
 }

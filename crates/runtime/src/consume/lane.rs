@@ -1,6 +1,6 @@
 //! One worker: the events of its keys, each key in order, and the keys that wait to be tried again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +12,13 @@ use tokio::time::Instant;
 use super::attempt::Ended;
 use super::hold::Hold;
 use super::pace::Pace;
+use super::waiting::Waiting;
 use super::{Failure, Handle, Item, Order, Shared, Then};
 use crate::metrics;
 use crate::pipeline::Backoff;
+
+/// How many events that wait behind one that is set aside are set aside at once.
+const ASIDE: usize = 100;
 
 /// One worker.
 pub(super) struct Lane<I, H> {
@@ -28,22 +32,6 @@ pub(super) struct Lane<I, H> {
     hold: Hold,
     pace: Pace,
     backoff: Backoff,
-}
-
-/// A key that waits.
-struct Waiting {
-    /// The event that failed, and later ones.
-    items: VecDeque<Item>,
-    attempts: u32,
-    until: Instant,
-    /// How many events the consumer had handled when it failed for the first time.
-    handled: Option<u64>,
-}
-
-impl Waiting {
-    fn new(items: impl Into<VecDeque<Item>>) -> Self {
-        Self { items: items.into(), attempts: 0, until: Instant::now(), handled: None }
-    }
 }
 
 impl<I, H> Lane<I, H>
@@ -116,8 +104,9 @@ where
         }
     }
 
-    /// Takes from the front what is tried together next; what is behind a key that waits goes there.
-    fn take(&mut self) -> Vec<Item> {
+    /// Takes from the front what is tried together next. What is behind a key that waits goes there; says which of those
+    /// keys take too much room now.
+    fn take(&mut self) -> (Vec<Item>, HashSet<Order>) {
         let mut count = self.ready.len().min(self.hold.next().unwrap_or_else(|| self.pace.next()));
         if self.shared.settings.one_call
             && let Some(first) = self.ready.front()
@@ -125,10 +114,17 @@ where
             let seat = Arc::as_ptr(&first.seat);
             count = self.ready.iter().take(count).take_while(|item| Arc::as_ptr(&item.seat) == seat).count();
         }
-        let mut items = Vec::with_capacity(count);
+        let (mut items, mut full) = (Vec::with_capacity(count), HashSet::new());
+        let (handled, settings) = (self.shared.watch.count(), &self.shared.settings);
         for mut item in self.ready.drain(..count).filter(|item| !item.seat.is_revoked()) {
-            match self.waiting.get_mut(&item.order()) {
-                Some(waiting) => waiting.items.push_back(item),
+            let order = item.order();
+            match self.waiting.get_mut(&order) {
+                Some(waiting) => {
+                    waiting.extend([item]);
+                    if waiting.is_to_go(handled, settings) {
+                        full.insert(order);
+                    }
+                }
                 None => {
                     item.received.attempt = self.hold.attempts() + 1;
                     items.push(item);
@@ -138,15 +134,24 @@ where
         if items.len() < count {
             self.hold.gone(count - items.len());
         }
-        items
+        (items, full)
     }
 
     /// Tries what is ready, in one transaction.
     async fn work(&mut self) {
-        let items = self.take();
-        if items.is_empty() {
-            return;
+        let (items, full) = self.take();
+        if !items.is_empty() {
+            self.try_together(items).await;
         }
+        for order in full {
+            if let Some(waiting) = self.waiting.remove(&order) {
+                self.go(waiting).await;
+            }
+        }
+    }
+
+    /// Tries events in one transaction.
+    async fn try_together(&mut self, items: Vec<Item>) {
         let began = Instant::now();
         let ended = self.shared.attempt(&items, None).await;
         self.pace.took(items.len(), began.elapsed());
@@ -157,7 +162,7 @@ where
             }
             Ended::Failed(failure, _) if items.len() == 1 => {
                 self.hold.gone(1);
-                self.failed(Waiting::new(items), failure).await;
+                self.failed(self.wait_with(items), failure).await;
             }
             Ended::Failed(failure, _) if self.shared.settings.one_call => self.together(items, failure),
             Ended::Failed(_, Some(place)) => self.apart(items, place).await,
@@ -183,7 +188,8 @@ where
         let wait = match failure.then {
             Then::Retry(after) => {
                 metrics::retried(&consumer);
-                self.hold.failed(count, self.shared.watch.count(), after, &self.shared.settings)
+                let (handled, shared) = (self.shared.watch.count(), &self.shared);
+                self.hold.failed(count, handled, after, &shared.settings, &shared.troubled)
             }
             Then::Park => {
                 self.hold.refused(count);
@@ -233,11 +239,12 @@ where
                 }
             }
         }
-        for (order, mut items) in apart {
+        for (order, items) in apart {
             match self.waiting.get_mut(&order) {
-                Some(waiting) => waiting.items.append(&mut items),
+                Some(waiting) => waiting.extend(items),
                 None => {
-                    drop(self.waiting.insert(order, Waiting::new(items)));
+                    let waiting = self.wait_with(items);
+                    drop(self.waiting.insert(order, waiting));
                 }
             }
         }
@@ -249,7 +256,7 @@ where
         let mut left = VecDeque::from(items);
         while let Some(item) = left.pop_front() {
             if let Some(waiting) = self.waiting.get_mut(&item.order()) {
-                waiting.items.push_back(item);
+                waiting.extend([item]);
                 continue;
             }
             let one = std::slice::from_ref(&item);
@@ -260,7 +267,7 @@ where
             };
             match ended {
                 Ended::Done => self.backoff.reset(),
-                Ended::Failed(failure, _) => self.failed(Waiting::new([item]), failure).await,
+                Ended::Failed(failure, _) => self.failed(self.wait_with([item]), failure).await,
                 Ended::Away(error) => {
                     left.push_front(item);
                     return Err((left, error));
@@ -273,14 +280,14 @@ where
     /// Tries the first event of a key that waited.
     async fn again(&mut self, order: &Order) {
         let Some(mut waiting) = self.waiting.remove(order) else { return };
-        waiting.items.retain(|item| !item.seat.is_revoked());
-        let Some(item) = waiting.items.front_mut() else { return };
-        item.received.attempt = waiting.attempts + 1;
+        waiting.clear();
+        let attempt = waiting.trouble.attempts.saturating_add(1);
+        let Some(item) = waiting.first() else { return };
+        item.received.attempt = attempt;
         match self.shared.attempt(std::slice::from_ref(item), None).await {
             Ended::Done => {
                 self.backoff.reset();
-                waiting.items.pop_front();
-                self.put_back(waiting.items);
+                self.put_back(waiting.into_items().into_iter().skip(1));
             }
             Ended::Failed(failure, _) => self.failed(waiting, failure).await,
             Ended::Away(error) => {
@@ -290,12 +297,16 @@ where
         }
     }
 
+    fn wait_with(&self, items: impl IntoIterator<Item = Item>) -> Waiting {
+        Waiting::new(items, &self.shared.troubled)
+    }
+
     /// The first event of a key has failed once more: the key waits, here or in the inbox, or is parked.
     async fn failed(&mut self, mut waiting: Waiting, failure: Failure) {
-        let Some(first) = waiting.items.front() else { return };
-        waiting.attempts += 1;
+        let attempts = waiting.trouble.attempts.saturating_add(1);
+        let Some(first) = waiting.first() else { return };
         self.shared.watch.failed(&failure.error);
-        let (attempts, settings) = (waiting.attempts, &self.shared.settings);
+        let settings = &self.shared.settings;
         let (order, event) = (first.order(), &first.received.record.event);
         let (stream, id, error) = (&event.stream, event.id, &failure.error);
         let after = match failure.then {
@@ -303,48 +314,58 @@ where
             _ => {
                 tracing::error!(consumer = %self.shared.name, %stream, %id, attempts, error, "parked");
                 let trouble = Trouble { attempts, error: failure.error };
-                return self.set_aside(waiting.items, &trouble, None).await;
+                return self.set_aside(waiting.into_items(), &trouble, None).await;
             }
         };
         tracing::warn!(consumer = %self.shared.name, %stream, %id, attempts, error, "trying again");
         metrics::retried(&self.shared.name);
         let wait = settings.wait(attempts).max(after.unwrap_or_default());
         let handled = self.shared.watch.count();
-        // Where nothing succeeds it is not this key's fault: then the stream is the place to wait in.
-        if attempts >= settings.attempts_in_memory && waiting.handled.is_some_and(|first| handled > first) {
-            let trouble = Trouble { attempts, error: failure.error };
-            return self.set_aside(waiting.items, &trouble, Some(wait)).await;
-        }
-        waiting.until = Instant::now() + wait;
-        waiting.handled.get_or_insert(handled);
+        waiting.failed(failure.error, handled, wait);
         match self.waiting.get_mut(&order) {
-            Some(other) => other.items.append(&mut waiting.items),
+            _ if waiting.is_to_go(handled, settings) => self.go(waiting).await,
+            Some(other) => other.extend(waiting.into_items()),
             None => drop(self.waiting.insert(order, waiting)),
         }
     }
 
-    /// Sets aside the first of these; the others follow it when they are taken.
+    /// A key goes on waiting in the inbox.
+    async fn go(&mut self, waiting: Waiting) {
+        let (trouble, wait) = (waiting.trouble.clone(), waiting.wait());
+        self.set_aside(waiting.into_items(), &trouble, Some(wait)).await;
+    }
+
+    /// Sets aside the first of these, and then the others behind it.
     async fn set_aside(&mut self, mut items: VecDeque<Item>, trouble: &Trouble, again: Option<Duration>) {
-        while let Some(item) = items.front() {
-            match self.shared.attempt(std::slice::from_ref(item), Some((trouble, again))).await {
-                Ended::Done => {
-                    items.pop_front();
-                    break;
-                }
-                Ended::Failed(failure, _) => {
-                    let wait = self.shared.settings.retry_max;
-                    tracing::error!(consumer = %self.shared.name, error = failure.error, "an event cannot be parked");
-                    if !self.shared.wait(wait).await {
-                        return;
-                    }
-                }
-                Ended::Away(error) => self.away(&error).await,
-            }
-            if self.shared.halt.is_cancelled() {
+        let Some(first) = items.pop_front() else { return };
+        if !self.write_aside(&[first], trouble, again).await {
+            return;
+        }
+        // Should the first have gone meanwhile, they may be tried at once.
+        let behind = Trouble { attempts: 0, error: "it waited behind one that failed".to_owned() };
+        while !items.is_empty() {
+            let some = items.drain(..items.len().min(ASIDE)).filter(|item| !item.seat.is_revoked());
+            let some: Vec<Item> = some.collect();
+            if !self.write_aside(&some, &behind, Some(Duration::ZERO)).await {
                 return;
             }
         }
-        self.put_back(items);
+    }
+
+    /// Sets aside events of one key, in one transaction, however long that takes; `false` when it is over.
+    async fn write_aside(&mut self, items: &[Item], trouble: &Trouble, again: Option<Duration>) -> bool {
+        while !self.shared.halt.is_cancelled() {
+            match self.shared.attempt(items, Some((trouble, again))).await {
+                Ended::Done => return true,
+                Ended::Failed(failure, _) => {
+                    let wait = self.shared.settings.retry_max;
+                    tracing::error!(consumer = %self.shared.name, error = failure.error, "an event cannot be parked");
+                    self.shared.wait(wait).await;
+                }
+                Ended::Away(error) => self.away(&error).await,
+            }
+        }
+        false
     }
 
     /// To be tried before all else.

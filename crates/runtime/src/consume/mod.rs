@@ -3,9 +3,9 @@
 //!
 //! - `reader`: from the subscription to the workers, and cursors back to the bus; `seat`: how far a partition
 //!   has come; `room`: how much may be on its way.
-//! - `lane`: one worker, its keys and those of them that wait; `hold`: what failed together; `attempt`: one
-//!   transaction; `pace`: of how many events; `suspects`: which of them may break their connections; `watch`: how
-//!   it is doing.
+//! - `lane`: one worker and its keys; `waiting`: one of them that waits; `hold`: what failed together;
+//!   `attempt`: one transaction; `pace`: of how many events; `suspects`: which of them may break their
+//!   connections; `watch`: how it is doing.
 //! - `backlog`: what was set aside and may go on; `upkeep`: old inbox rows go.
 //!
 //! Everything that must hold when two members have one partition for a moment, or when one dies, is decided
@@ -24,6 +24,7 @@ mod seat;
 mod settings;
 mod suspects;
 mod upkeep;
+mod waiting;
 mod watch;
 
 use std::future::Future;
@@ -101,6 +102,7 @@ where
             halt: halt.clone(),
             failed: Mutex::new(None),
             watch: Arc::clone(&self.watch),
+            troubled: Arc::default(),
         });
         self.watch.phase(Phase::Streaming);
         let mut beside = JoinSet::new();
@@ -135,6 +137,8 @@ struct Shared<I, H> {
     halt: CancellationToken,
     failed: Mutex<Option<Error>>,
     watch: Arc<Watch>,
+    /// The keys that wait to be tried again.
+    troubled: waiting::Troubled,
 }
 
 impl<I, H> Shared<I, H> {
