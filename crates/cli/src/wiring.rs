@@ -128,7 +128,8 @@ pub async fn pushes(config: &Config, bus: &Arc<dyn Bus>) -> Result<Vec<Push<Defe
     let inbox = DeferredInbox::open(&config.data_dir.join(PUSHES)).await?;
     let shelf: Arc<dyn Shelf> = Arc::new(inbox.clone());
     let made = |(name, push): (&String, &PushConfig)| {
-        Push::new(name, push.clone(), Arc::clone(bus), inbox.clone(), Arc::clone(&shelf))
+        let inbox = inbox.clone().budget(push.max_set_aside);
+        Push::new(name, push.clone(), Arc::clone(bus), inbox, Arc::clone(&shelf))
     };
     config.pushes.iter().map(made).collect()
 }

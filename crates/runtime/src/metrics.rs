@@ -30,6 +30,7 @@ pub fn describe() {
     describe_gauge!("headwater_parked", "changes that are parked now, by source");
     describe_gauge!("headwater_relay_lanes", "lanes of an outbox that this process works, by source");
     describe_gauge!("headwater_push_up", "0 while nothing but failures comes from its endpoint, otherwise 1");
+    describe_gauge!("headwater_push_full", "1 while a push waits for room to set events aside, otherwise 0");
     describe_gauge!("headwater_set_aside", "what does not go of an outbox or a push, by its state");
     describe_gauge!("headwater_stream_stopped", "1 while the stream is stopped and its changes are held");
     describe_gauge!("headwater_memory_bytes", Unit::Bytes, "resident memory of the process");
@@ -85,6 +86,7 @@ pub fn set_gauges(status: &RuntimeStatus) {
     }
     for push in &status.pushes {
         gauge!("headwater_push_up", "push" => push.name.clone()).set(up(push.phase));
+        gauge!("headwater_push_full", "push" => push.name.clone()).set(f64::from(u8::from(push.full)));
         set_aside("push", &push.name, push.aside);
     }
     for stream in &status.streams {

@@ -96,6 +96,9 @@ pub struct PushReport {
     pub events: u64,
     /// Events a second, over the last ten seconds.
     pub events_per_second: f64,
+    /// Whether what has to be set aside waits, because there is no room for it.
+    #[serde(default)]
+    pub full: bool,
     /// What is set aside; `None` when the store of it did not answer.
     pub aside: Option<ShelfCount>,
 }

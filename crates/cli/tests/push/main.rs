@@ -265,6 +265,36 @@ async fn what_is_refused_holds_up_its_key_alone() {
     assert_eq!(headwater.stop(PATIENCE).await.unwrap().code(), Some(0));
 }
 
+/// Where no more may be set aside the push waits, and says so; nothing is lost, and it goes on by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_cannot_be_set_aside_waits_in_the_stream() {
+    let service = Service::new(false);
+    service.seen.lock().unwrap().refused = Some(("3".into(), StatusCode::UNPROCESSABLE_ENTITY));
+    service.start().await;
+    let orders = Orders::new(&[("features", &service)], "max_set_aside = \"4KiB\"");
+    let headwater = orders.place.run().await;
+    for version in 1..=40 {
+        orders.write(3, version);
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let mut push = orders.place.status().await["pushes"][0].clone();
+    while push["full"] != true {
+        assert!(Instant::now() < deadline, "{push}");
+        push = orders.place.status().await["pushes"][0].clone();
+    }
+    assert_eq!(push["phase"], "retrying", "{push}");
+    assert!(push["error"].as_str().unwrap().contains("max_set_aside"), "{push}");
+    let waiting = orders.parked(&["list", "--json"])[0]["waiting"].as_u64().unwrap();
+    assert!((2..20).contains(&waiting), "{waiting}");
+    let (_, metrics) = headwater_testkit::binary::get(&orders.place.listen, "/metrics").await.unwrap();
+    assert!(metrics.contains("headwater_push_full{push=\"features\"} 1"), "{metrics}");
+    service.seen.lock().unwrap().refused = None;
+    assert_eq!(orders.parked(&["retry", "--of", "features", "--json"]), json!({ "retried": 1 }));
+    service.until("all has come", |seen| complete(seen, 3, 40)).await;
+    assert_eq!(service.orders()["3"], (1..=40).collect::<Vec<_>>());
+    assert_eq!(headwater.stop(PATIENCE).await.unwrap().code(), Some(0));
+}
+
 /// Without `attempts` it is tried for ever: not in memory, where what comes behind it would fill the buffer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_key_that_alone_is_in_trouble_is_tried_again_from_disk() {

@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_core::Error;
 use headwater_core::ports::{Inbox, Trouble};
+use headwater_core::{Error, Kind};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -379,7 +379,12 @@ where
     async fn away(&mut self, error: &Error) {
         let wait = self.backoff.next();
         self.shared.watch.failed(&error.to_string());
-        tracing::warn!(consumer = %self.shared.name, %error, ?wait, "the inbox's database is waited for");
+        if error.kind() == Kind::Full {
+            self.shared.watch.full(&error.to_string());
+            tracing::error!(consumer = %self.shared.name, %error, ?wait, "room is waited for");
+        } else {
+            tracing::warn!(consumer = %self.shared.name, %error, ?wait, "the inbox's database is waited for");
+        }
         self.shared.wait(wait).await;
     }
 }

@@ -22,7 +22,12 @@ struct State {
     error: Option<String>,
     /// Since when nothing but failures came, and how many.
     failing: Option<(Micros, u32)>,
+    /// That there was no room to set anything aside, and when it was said the last time.
+    full: Option<(Micros, String)>,
 }
+
+/// How long it counts that there was no room: it is said again while there is none, more often than that.
+const FULL: Micros = 15_000_000;
 
 impl Watch {
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -48,6 +53,11 @@ impl Watch {
         *times = times.saturating_add(1);
     }
 
+    /// There is no room to set anything aside, and what has to be waits.
+    pub(super) fn full(&self, error: &str) {
+        self.lock().full = Some((now(), error.to_owned()));
+    }
+
     /// Events handled since the start.
     pub(super) fn count(&self) -> u64 {
         self.lock().handled
@@ -61,10 +71,13 @@ impl Watch {
     pub(crate) fn report(&self, name: &str) -> PushReport {
         let state = self.lock();
         let failing = state.failing.filter(|_| state.phase != Phase::Stopped);
+        let full = state.full.as_ref().filter(|(at, _)| now().saturating_sub(*at) < FULL);
+        let full = full.filter(|_| state.phase != Phase::Stopped).map(|(_, error)| error.clone());
         PushReport {
             name: name.to_owned(),
-            phase: if failing.is_some() { Phase::Retrying } else { state.phase },
-            error: state.error.clone(),
+            phase: if failing.is_some() || full.is_some() { Phase::Retrying } else { state.phase },
+            full: full.is_some(),
+            error: full.or_else(|| state.error.clone()),
             retrying_since: failing.map(|(since, _)| since),
             attempts: failing.map_or(0, |(_, times)| times),
             events: state.handled,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use headwater_core::ports::Start;
 use headwater_core::{Error, Event, Kind, Result};
+use headwater_runtime::config::parse_bytes;
 use serde::{Deserialize, Deserializer};
 
 use super::sign::Secret;
@@ -43,6 +44,9 @@ pub struct PushConfig {
     /// How long delivered events are remembered, to be recognised when they come again.
     #[serde(default = "a_week", deserialize_with = "duration")]
     pub retention: Duration,
+    /// How many bytes of events may be set aside, parked or to be tried again, with what waits behind them.
+    #[serde(default = "a_quarter_gib", deserialize_with = "size")]
+    pub max_set_aside: u64,
     /// Headers of every request; their values may be secrets.
     #[serde(default)]
     pub headers: BTreeMap<String, Hidden>,
@@ -77,6 +81,24 @@ fn half_a_minute() -> Duration {
 }
 fn a_week() -> Duration {
     Duration::from_hours(7 * 24)
+}
+
+fn a_quarter_gib() -> u64 {
+    256 << 20
+}
+
+fn size<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<u64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a number of bytes, or text as 10GiB")]
+    enum NumberOrText {
+        Number(u64),
+        Text(String),
+    }
+    let wrong = || serde::de::Error::custom("expected a size: write 10GiB, 500MB or a number of bytes");
+    match NumberOrText::deserialize(from)? {
+        NumberOrText::Number(number) => Ok(number),
+        NumberOrText::Text(text) => parse_bytes(&text).ok_or_else(wrong),
+    }
 }
 
 fn duration<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Duration, D::Error> {
@@ -198,6 +220,7 @@ impl PushConfig {
         nothing(self.batch == 0, "batch", "expected a whole number from 1")?;
         nothing(self.concurrency == 0, "concurrency", "expected a whole number from 1")?;
         nothing(self.attempts == Some(0), "attempts", "expected a whole number from 1")?;
+        nothing(self.max_set_aside == 0, "max_set_aside", "expected a size above 0")?;
         nothing(self.timeout.is_zero(), "timeout", "has to be longer than nothing")?;
         nothing(self.bearer.is_some() && self.basic.is_some(), "basic", "there is a bearer token too")?;
         let url = self.url.read().map_err(|error| ("url", error))?;

@@ -12,15 +12,20 @@ use headwater_core::ports::{
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use super::SqliteInbox;
+use super::budget::{self, Budget};
 use crate::sqlx_errors::SqlxExt;
 
 /// A SQLite inbox for handlers that have no effect in its database and may take long, as HTTP requests do. SQLite
 /// has one writer, so a transaction only remembers what is taken; [`Inbox::commit`] writes everything at once.
 ///
+/// What it sets aside has a budget for each consumer. When that is used up, what would have to be set aside is
+/// refused with an error of kind `Full` until there is room: before it is handled, if it is to be handled at all.
+///
 /// Nothing keeps another process from taking the same events meanwhile: one process at a time may have the file.
 #[derive(Debug, Clone)]
 pub struct DeferredInbox {
     inner: SqliteInbox,
+    budget: Budget,
 }
 
 /// What is taken and not yet written.
@@ -41,7 +46,14 @@ impl DeferredInbox {
         let pool = SqlitePoolOptions::new().max_connections(8).connect_with(options).await;
         let pool = pool.sqlx("opening an inbox")?;
         sqlx::raw_sql(super::SCRIPT).execute(&pool).await.sqlx("making the tables of an inbox")?;
-        Ok(Self { inner: SqliteInbox::new(pool) })
+        budget::install(&pool).await?;
+        Ok(Self { inner: SqliteInbox::new(pool), budget: Budget(u64::MAX) })
+    }
+
+    /// How many bytes may be set aside of each consumer; without bound, if it is not said.
+    #[must_use]
+    pub fn budget(self, bytes: u64) -> Self {
+        Self { budget: Budget(bytes), ..self }
     }
 }
 
@@ -54,17 +66,28 @@ impl Inbox for DeferredInbox {
 
     async fn begin(&self, consumer: &str, arrivals: &[Arrival]) -> Result<(Deferred, Vec<Taken>)> {
         let taken = self.inner.look(consumer, arrivals).await?;
+        if taken.contains(&Taken::Blocked) {
+            let mut connection = self.inner.pool.acquire().await.sqlx("opening an inbox")?;
+            self.budget.check(&mut connection, consumer).await?;
+        }
         let new = arrivals.iter().zip(&taken).filter(|(_, taken)| **taken != Taken::Seen);
         Ok((Deferred { arrivals: new.map(|(arrival, _)| arrival.clone()).collect() }, taken))
     }
 
     async fn commit(&self, deferred: Deferred, consumer: &str, settlement: &Settlement) -> Result<()> {
-        let (transaction, taken) = self.inner.begin(consumer, &deferred.arrivals).await?;
+        let (mut transaction, taken) = self.inner.begin(consumer, &deferred.arrivals).await?;
         let mut settlement = settlement.clone();
         // After an error a commit may have happened: what is set aside then is not set aside twice.
         let seen = deferred.arrivals.iter().zip(&taken).filter(|(_, taken)| **taken == Taken::Seen);
         for (arrival, _) in seen {
             settlement.aside.retain(|aside| aside.record.event.id != arrival.id);
+        }
+        // What waits behind another was asked about before; what shares its transaction has been handled by now.
+        if settlement.aside.iter().any(|aside| aside.parked.is_some())
+            && let Err(full) = self.budget.check(&mut transaction, consumer).await
+        {
+            self.inner.rollback(transaction).await?;
+            return Err(full);
         }
         self.inner.commit(transaction, consumer, &settlement).await
     }

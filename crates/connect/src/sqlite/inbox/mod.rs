@@ -1,5 +1,6 @@
 //! The inbox in a service's own SQLite database.
 
+mod budget;
 mod deferred;
 mod layout;
 mod rows;

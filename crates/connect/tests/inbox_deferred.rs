@@ -1,0 +1,69 @@
+//! The inbox of pushes has a budget for what it sets aside.
+
+#![allow(clippy::unwrap_used)]
+
+use headwater_connect::sqlite::inbox::DeferredInbox;
+use headwater_core::ports::{Aside, Backlog, Fate, Inbox, Settlement, Shelf, ShelfFilter, Taken, Trouble};
+use headwater_core::{Kind, Record};
+use headwater_testkit::suites::inbox::tools::{Names, arrival};
+
+const BUDGET: u64 = 1000;
+
+fn aside(record: &Record, parked: bool) -> Settlement {
+    let parked = parked.then(|| Trouble { attempts: 1, error: "no".into() });
+    let aside = Aside { record: record.clone(), key: record.event.key.clone(), parked, again: None };
+    Settlement { aside: vec![aside], ..Settlement::default() }
+}
+
+/// Sets one aside, as the first of its key or behind it.
+async fn set_aside(inbox: &DeferredInbox, consumer: &str, record: &Record, first: bool) -> Result<(), Kind> {
+    let begun = inbox.begin(consumer, &[arrival(record)]).await;
+    let (transaction, taken) = begun.map_err(|error| error.kind())?;
+    assert_eq!(taken, [if first { Taken::New } else { Taken::Blocked }]);
+    inbox.commit(transaction, consumer, &aside(record, first)).await.map_err(|error| error.kind())
+}
+
+#[tokio::test]
+async fn what_is_over_the_budget_is_refused_before_it_is_handled() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("push.db");
+    let inbox = DeferredInbox::open(&file).await.unwrap().budget(BUDGET);
+    let names = Names::new();
+    let mut n = 0;
+    let mut next = |key| {
+        n += 1;
+        names.record(n, Some(key))
+    };
+    set_aside(&inbox, &names.consumer, &next("bad"), true).await.unwrap();
+    let mut set = 1;
+    while set_aside(&inbox, &names.consumer, &next("bad"), false).await.is_ok() {
+        set += 1;
+        assert!(set < 10, "no budget");
+    }
+    assert!(set > 2, "{set}");
+    // Neither behind it, nor as the first of another key; not with what could go in the same transaction.
+    let (behind, other, fine) = (next("bad"), next("other"), next("fine"));
+    let both = [arrival(&fine), arrival(&behind)];
+    let refused = inbox.begin(&names.consumer, &both).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Full);
+    assert!(refused.is_retryable() && refused.to_string().contains("max_set_aside"), "{refused}");
+    assert_eq!(set_aside(&inbox, &names.consumer, &other, true).await, Err(Kind::Full));
+    // What goes well goes on, and so does another push.
+    let (transaction, taken) = inbox.begin(&names.consumer, &[arrival(&fine)]).await.unwrap();
+    assert_eq!(taken, [Taken::New]);
+    inbox.commit(transaction, &names.consumer, &Settlement::default()).await.unwrap();
+    set_aside(&inbox, "another", &other, true).await.unwrap();
+    // It is counted anew when the file is opened, and in other processes.
+    drop(inbox);
+    let inbox = DeferredInbox::open(&file).await.unwrap().budget(BUDGET);
+    assert_eq!(set_aside(&inbox, &names.consumer, &other, true).await, Err(Kind::Full));
+    // What is set aside can go whatever the budget is, and makes room.
+    let of = ShelfFilter { owner: Some(names.consumer.clone()), ..ShelfFilter::default() };
+    assert_eq!(inbox.shelf().retry(&of).await.unwrap(), 1);
+    let due = inbox.due(&names.consumer, 10).await.unwrap();
+    let (transaction, held) = inbox.head(&names.consumer, &due[0]).await.unwrap().unwrap();
+    let done = Settlement { held: vec![(held.sequence, Fate::Done)], ..Settlement::default() };
+    inbox.commit(transaction, &names.consumer, &done).await.unwrap();
+    set_aside(&inbox, &names.consumer, &behind, false).await.unwrap();
+    assert_eq!(inbox.shelf().count(&names.consumer).await.unwrap().waiting, set);
+}
