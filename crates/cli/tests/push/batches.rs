@@ -1,11 +1,12 @@
 //! Events that share a request, when it fails.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 
+use crate::common::PATIENCE;
 use crate::world::{Asked, World};
 
 /// Far more keys than lanes, several events each, in turns.
@@ -73,8 +74,9 @@ async fn the_event_that_is_refused_is_found_and_only_its_key_waits() {
             taken(asked, fine).values().map(Vec::len).sum::<usize>() >= 395
         })
         .await;
-    let mut parked = world.parked(&running).await;
+    let (mut parked, deadline) = (world.parked(&running).await, Instant::now() + PATIENCE);
     while parked.first().is_none_or(|parked| parked.waiting < 4) {
+        assert!(Instant::now() < deadline, "{parked:?}");
         parked = world.parked(&running).await;
     }
     running.stop().await;
@@ -107,15 +109,16 @@ async fn the_event_that_an_endpoint_stumbles_over_holds_up_its_key_alone() {
     publish(&world, &many()).await;
     let running = world.run("batch = 50\nconcurrency = 8\nretry_max = \"50ms\"").await;
     let fine = |asked: &Asked| !has(asked, 205);
-    let mut later = 400;
-    while world.until("", |_| true).await.iter().filter(|asked| fine(asked)).flat_map(Asked::events).count()
-        < later - 6
-    {
+    let came = |asked: &[Asked]| asked.iter().filter(|asked| fine(asked)).flat_map(Asked::events).count();
+    let (deadline, mut published) = (Instant::now() + PATIENCE, 400);
+    // Of key5 four wait behind it, and it does not come itself.
+    while came(&world.until("", |_| true).await) < published - 5 {
+        assert!(Instant::now() < deadline, "others wait with it");
         // Others get on meanwhile.
         world.publish(&[("other", "")]).await;
-        later += 1;
+        published += 1;
         let others = |asked: &[Asked]| taken(asked, fine).get("other").map_or(0, Vec::len);
-        world.until("others get on", |asked| others(asked) >= later - 400).await;
+        world.until("others get on", |asked| others(asked) >= published - 400).await;
     }
     running.stop().await;
     let keys = taken(&world.until("", |_| true).await, fine);
