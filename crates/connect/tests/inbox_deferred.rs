@@ -59,11 +59,11 @@ async fn what_is_over_the_budget_is_refused_before_it_is_handled() {
     assert_eq!(set_aside(&inbox, &names.consumer, &other, true).await, Err(Kind::Full));
     // What is set aside can go whatever the budget is, and makes room.
     let of = ShelfFilter { owner: Some(names.consumer.clone()), ..ShelfFilter::default() };
-    assert_eq!(inbox.shelf().retry(&of).await.unwrap(), 1);
+    assert_eq!(inbox.clone().retry(&of).await.unwrap(), 1);
     let due = inbox.due(&names.consumer, 10).await.unwrap();
     let (transaction, held) = inbox.head(&names.consumer, &due[0]).await.unwrap().unwrap();
     let done = Settlement { held: vec![(held.sequence, Fate::Done)], ..Settlement::default() };
     inbox.commit(transaction, &names.consumer, &done).await.unwrap();
     set_aside(&inbox, &names.consumer, &behind, false).await.unwrap();
-    assert_eq!(inbox.shelf().count(&names.consumer).await.unwrap().waiting, set);
+    assert_eq!(inbox.clone().count(&names.consumer).await.unwrap().waiting, set);
 }

@@ -121,7 +121,7 @@ impl World {
         let config = format!("streams = [\"orders\"]\nurl = \"{}\"\n{settings}", self.url);
         let config = toml::from_str(&config).unwrap();
         let inbox = DeferredInbox::open(&self.dir.path().join("push.db")).await.unwrap();
-        let shelf: Arc<dyn Shelf> = Arc::new(inbox.shelf());
+        let shelf: Arc<dyn Shelf> = Arc::new(inbox.clone());
         let push = Push::new(PUSH, config, Arc::clone(&self.bus), inbox, Arc::clone(&shelf)).unwrap();
         let stop = CancellationToken::new();
         Running { shelf, task: tokio::spawn(push.run(stop.clone())), stop }
