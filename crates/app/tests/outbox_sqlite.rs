@@ -34,7 +34,7 @@ async fn events_are_published_with_the_change_and_not_without() {
             tx.rollback().await.unwrap();
         }
     }
-    let claim = Claim { lane: 0, above: 0, retries: false, resume: false };
+    let claim = Claim { lane: 0, above: 0, known: Vec::new(), retries: false, resume: false };
     let limit = ClaimLimit { rows: 100, bytes: 1 << 20 };
     let rows = SqliteOutboxStore::new(&path, "outbox").claim(&[claim], limit).await.unwrap().rows;
     let said: Vec<_> = rows.iter().map(|row| (&*row.stream, row.key.as_deref())).collect();

@@ -163,7 +163,7 @@ fn event(key: &str, n: u64) -> NewEvent {
 }
 
 fn claims(resume: bool) -> Vec<Claim> {
-    (0..8).map(|lane| Claim { lane, above: 0, retries: true, resume }).collect()
+    (0..8).map(|lane| Claim { lane, above: 0, known: Vec::new(), retries: true, resume }).collect()
 }
 
 async fn claim_all(store: &MySqlOutboxStore) -> Vec<ClaimedRow> {

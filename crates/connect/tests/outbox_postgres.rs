@@ -133,7 +133,7 @@ async fn a_long_transaction_elsewhere_holds_nothing_up() {
     factory.insert_plainly(&mut transaction, &event()).await;
     factory.commit(transaction).await;
     let store = factory.store();
-    let all = |lane: Lane| Claim { lane, above: 0, retries: false, resume: false };
+    let all = |lane: Lane| Claim { lane, above: 0, known: Vec::new(), retries: false, resume: false };
     let claims: Vec<Claim> = (0..LANES).map(all).collect();
     let limit = ClaimLimit { rows: 100, bytes: 1 << 20 };
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -155,7 +155,7 @@ async fn plans_name_the_partial_indexes() {
     let factory = OnPostgres::new().await;
     factory.add_done(std::env::var("HEADWATER_MANY").map_or(50_000, |_| 1_000_000)).await;
     let store = factory.store();
-    let arguments = ["'{0,1}', '{0,7}', 100", "'{0,1}', 100", "0", "0", "0"];
+    let arguments = ["'{0,1}', '{0,7}', 100, '{5,8}'", "'{0,1}', 100", "0", "0", "0"];
     let indexes = ["outbox_new", "outbox_heads", "outbox_waiting", "outbox_heads", "outbox_done"];
     let mut connection = factory.database.connect().await.unwrap();
     for ((sql, arguments), index) in store.statements().into_iter().zip(arguments).zip(indexes) {

@@ -141,7 +141,7 @@ impl Factory for OnSqlite {
 headwater_testkit::outbox_suite!(OnSqlite::new().await);
 
 fn claims(resume: bool) -> [Claim; 1] {
-    [Claim { lane: 0, above: 0, retries: true, resume }]
+    [Claim { lane: 0, above: 0, known: Vec::new(), retries: true, resume }]
 }
 
 const ALL: ClaimLimit = ClaimLimit { rows: 1_000, bytes: 1 << 20 };

@@ -48,6 +48,10 @@ pub struct KafkaConfig {
     /// follows. Two deployments with the same would take each other for their own predecessor.
     #[serde(default)]
     pub transactional_id: Option<String>,
+    /// How long after one transaction began the next begins: what arrives meanwhile shares it, unless that is
+    /// much. 50 milliseconds if not given.
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub commit_interval: Option<Duration>,
     /// How long a transaction may stay open before the brokers end it; one minute if not given.
     #[serde(default, deserialize_with = "optional_duration")]
     pub transaction_timeout: Option<Duration>,
@@ -123,6 +127,9 @@ fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     duration(deserializer).map(Some)
 }
 
+/// A transaction costs the brokers the same whether it has one event or a thousand.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(50);
+
 /// Long enough for a broker that is started anew; until then readers may have to wait for a transaction of
 /// a process that is gone for good.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
@@ -176,6 +183,7 @@ impl KafkaConfig {
             timeout: timeout(),
             transactions: false,
             transactional_id: None,
+            commit_interval: None,
             transaction_timeout: None,
             refresh_interval: refresh_interval(),
             options: BTreeMap::new(),
@@ -206,6 +214,7 @@ impl KafkaConfig {
         let wrong = |what: &str| Err(Error::new(Kind::Config, what));
         let given = [
             ("transactional_id", self.transactional_id.is_some()),
+            ("commit_interval", self.commit_interval.is_some()),
             ("transaction_timeout", self.transaction_timeout.is_some()),
         ];
         if let Some((name, _)) = given.iter().find(|(_, given)| *given && !self.transactions) {
@@ -221,7 +230,15 @@ impl KafkaConfig {
         if timeout < Duration::from_secs(1).max(self.linger * 2) || timeout > Duration::from_hours(24) {
             return wrong("`transaction_timeout` is to be 1s to 24h, and longer than twice `linger`");
         }
+        if self.commit_interval() > Duration::from_secs(10) {
+            return wrong("`commit_interval` is to be 10s at most: events wait for as long");
+        }
         Ok(())
+    }
+
+    /// How long after one transaction began the next begins.
+    pub(super) fn commit_interval(&self) -> Duration {
+        self.commit_interval.unwrap_or(COMMIT_INTERVAL)
     }
 
     /// How long a transaction may stay open.
@@ -371,13 +388,15 @@ mod tests {
         let wrong = [
             "transactional_id = \"shop\"",
             "transaction_timeout = \"10s\"",
+            "commit_interval = \"10ms\"",
+            "transactions = true\ncommit_interval = \"11s\"",
             "transactions = true\ntransactional_id = \"\"",
             "transactions = true\ntransaction_timeout = \"10ms\"",
             "transactions = true\nlinger = \"50s\"",
         ];
         for text in wrong {
             let error = config(text).unwrap().check().unwrap_err().to_string();
-            assert!(error.contains("`transaction"), "{error}");
+            assert!(error.contains("transaction") || error.contains("`commit_interval`"), "{error}");
         }
         assert!(config("transactions = \"yes\"").is_err());
         let right = config("transactions = true\ntransactional_id = \"shop\"").unwrap();

@@ -1,13 +1,14 @@
 //! Publishing in transactions: each source has a producer of its own, under a transactional id.
 //!
 //! A thread takes what was handed over, all that is there at once, publishes it with the newest checkpoint
-//! in one transaction, and commits. While a commit is under way the next transaction gathers. What fails
+//! in one transaction, and commits. While a commit is under way, and for `commit_interval` after it began, the
+//! next transaction gathers: each costs the brokers several records of their own, however small it is. What fails
 //! ends the writer: nothing that was handed over later can pass it, and the source begins again from its
 //! checkpoint, with a new writer. That one's `init_transactions` fences every earlier writer of the source,
 //! in whatever process it is, and ends what it left open.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -18,7 +19,7 @@ use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{BaseRecord, NoCustomPartitioner, Producer, ProducerContext, ThreadedProducer};
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 
 use super::learned::Learned;
 use super::topics::blocking;
@@ -30,6 +31,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// How long one wait for records on their way takes.
 const STEP: Duration = Duration::from_millis(1);
+
+/// So many events do not wait for more: they are worth a transaction.
+const MANY: usize = 500;
 
 /// The sources that publish from this process, each with its newest writer.
 #[derive(Debug, Default)]
@@ -79,14 +83,14 @@ pub struct TransactionalWriter {
     place: Place,
     batch_bytes: u32,
     state: Arc<State>,
-    orders: mpsc::UnboundedSender<Order>,
+    orders: mpsc::Sender<Order>,
 }
 
 /// Opens a source's writer: fences those before it, and ends their transactions.
 pub async fn open(shared: &Arc<Shared>, source: &str) -> Result<TransactionalWriter> {
     let place = shared.writers.open(source);
     let batch_bytes = shared.topics.batch_bytes();
-    let (orders, todo) = mpsc::unbounded_channel();
+    let (orders, todo) = mpsc::channel();
     let state = Arc::new(State::default());
     if let Some(last) = shared.transacting.replace(source, &state) {
         // What was handed over in this process becomes durable or fails first.
@@ -140,7 +144,7 @@ impl State {
     }
 
     /// Hands a batch to the thread; in the order in which it counts them.
-    fn hand_over(&self, orders: &mpsc::UnboundedSender<Order>, order: Order) -> Result<()> {
+    fn hand_over(&self, orders: &mpsc::Sender<Order>, order: Order) -> Result<()> {
         let mut since = lock(&self.since);
         orders.send(order).map_err(|_| self.error())?;
         since.push_back(Instant::now());
@@ -192,13 +196,11 @@ impl Thread {
     }
 
     /// Publishes what is handed over until nobody can hand over more, or something fails.
-    fn run(self, mut orders: mpsc::UnboundedReceiver<Order>) {
-        while let Some(first) = orders.blocking_recv() {
-            let mut batch = vec![first];
-            // The budget bounds how much there can be.
-            while let Ok(more) = orders.try_recv() {
-                batch.push(more);
-            }
+    fn run(self, orders: mpsc::Receiver<Order>) {
+        let mut next = Instant::now();
+        while let Ok(first) = orders.recv() {
+            let batch = gathered(first, &orders, next);
+            next = Instant::now() + self.shared.config.commit_interval();
             match self.transact(&batch) {
                 Ok(()) => {
                     self.state.settle(batch.len());
@@ -210,18 +212,22 @@ impl Thread {
     }
 
     /// Breaks every promise: what was handed over after what failed must not pass it.
-    fn end(self, error: Error, batch: Vec<Order>, mut orders: mpsc::UnboundedReceiver<Order>) {
+    fn end(self, error: Error, batch: Vec<Order>, orders: mpsc::Receiver<Order>) {
         tracing::warn!(source = self.source, %error, "a transaction failed; the source begins again");
         *lock(&self.state.broken) = Some((error.kind(), format!("a transaction failed: {error}")));
-        orders.close();
         let mut first = Some(error);
         for order in batch {
             drop(order.promise.send(Err(first.take().unwrap_or_else(|| self.state.error()))));
         }
-        while let Ok(order) = orders.try_recv() {
+        // Who hands over has the lock: before this, and is told here, or after it, and finds nobody.
+        let mut since = lock(&self.state.since);
+        for order in orders.try_iter() {
             drop(order.promise.send(Err(self.state.error())));
         }
-        self.state.settle(usize::MAX);
+        drop(orders);
+        since.clear();
+        drop(since);
+        self.state.settled.notify_waiters();
     }
 
     /// One transaction.
@@ -297,6 +303,25 @@ impl Thread {
         match error.rdkafka_error_code() {
             Some(code) if errors::is_fence(code) => errors::fenced(&self.source).because(error),
             _ => errors::not_committed(error, &self.source),
+        }
+    }
+}
+
+/// What goes in one transaction with `first`: all that is there, and unless that is much, all that comes until
+/// `next`. The budget bounds how much there can be.
+fn gathered(first: Order, orders: &mpsc::Receiver<Order>, next: Instant) -> Vec<Order> {
+    let mut events = first.events.len();
+    let mut batch = vec![first];
+    loop {
+        let wait =
+            if events < MANY { next.saturating_duration_since(Instant::now()) } else { Duration::ZERO };
+        let more = if wait.is_zero() { orders.try_recv().ok() } else { orders.recv_timeout(wait).ok() };
+        match more {
+            Some(order) => {
+                events += order.events.len();
+                batch.push(order);
+            }
+            None => return batch,
         }
     }
 }

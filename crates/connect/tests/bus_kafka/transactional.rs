@@ -89,7 +89,9 @@ async fn a_killed_broker_is_waited_for_and_nothing_comes_twice() {
 /// A transaction takes the time that the brokers need: of many, the fastest tells.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_is_not_waited_for_longer_than_it_takes() {
-    let bus = open(&config(&Kafka::shared().await.unwrap().brokers())).await;
+    let at_once = Some(Duration::ZERO);
+    let config = config(&Kafka::shared().await.unwrap().brokers());
+    let bus = open(&KafkaConfig { commit_interval: at_once, ..config }).await;
     let (stream, source) = (unique("stream"), unique("source"));
     within(bus.ensure(&spec(&stream, 1))).await.unwrap();
     within(bus.checkpoint(&source)).await.unwrap();
@@ -100,6 +102,33 @@ async fn a_commit_is_not_waited_for_longer_than_it_takes() {
         fastest = fastest.min(start.elapsed());
     }
     assert!(fastest < Duration::from_millis(90), "{fastest:?}");
+}
+
+/// What arrives while the next transaction gathers shares it. What comes alone does not wait, nor does much.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_arrives_soon_after_a_transaction_shares_the_next() {
+    let interval = Duration::from_secs(6);
+    let config = config(&Kafka::shared().await.unwrap().brokers());
+    let bus = open(&KafkaConfig { commit_interval: Some(interval), ..config }).await;
+    let (stream, source) = (unique("stream"), unique("source"));
+    within(bus.ensure(&spec(&stream, 1))).await.unwrap();
+    within(bus.checkpoint(&source)).await.unwrap();
+    let events = |from: u64, to: u64| (from..=to).map(|n| event(&stream, Some(0), n, 10)).collect::<Vec<_>>();
+    let start = Instant::now();
+    publish(&bus, events(1, 1), Some(checkpoint(&source, 1))).await.unwrap();
+    assert!(start.elapsed() < interval, "the first has nothing to wait for");
+    let two = accept(&bus, events(2, 2), Some(checkpoint(&source, 2))).await.unwrap();
+    let three = accept(&bus, events(3, 3), Some(checkpoint(&source, 3))).await.unwrap();
+    within(two.durable()).await.unwrap();
+    within(three.durable()).await.unwrap();
+    assert!(start.elapsed() >= interval);
+    let start = Instant::now();
+    publish(&bus, events(4, 600), Some(checkpoint(&source, 4))).await.unwrap();
+    assert!(start.elapsed() < interval, "many do not wait");
+    // The end of a transaction takes a place of its own.
+    let places: Vec<u64> =
+        within(read(&bus, &stream, 600)).await.iter().map(|record| record.offset).collect();
+    assert_eq!(places[..4], [0, 2, 3, 5]);
 }
 
 /// A user may produce and not use transactional ids; and the brokers allow less time than is asked for.

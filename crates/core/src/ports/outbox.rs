@@ -52,7 +52,7 @@ pub trait OutboxStore: Send + Sync {
     async fn lease(&self, ask: &LeaseAsk) -> Result<Vec<Lease>>;
 
     /// Reads rows that are due, of each lane in the order of their sequence. Takes nothing away: what is
-    /// claimed twice is the relay's to know.
+    /// claimed already is the relay's to know, and to say ([`Claim::known`]).
     async fn claim(&self, claims: &[Claim], limit: ClaimLimit) -> Result<Claimed>;
 
     /// Writes down what became of rows, all at once. Of a lane whose lease has passed to another nothing is
@@ -95,12 +95,14 @@ pub struct Lease {
 }
 
 /// What to read of one lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// The lane.
     pub lane: Lane,
     /// Only new rows with a higher sequence than this; 0 for all.
     pub above: i64,
+    /// New rows with these sequences are not read, nor counted: they are on their way.
+    pub known: Vec<i64>,
     /// Also the rows whose time has come to be tried again.
     pub retries: bool,
     /// Lets go what waits behind nothing any more, and asks which keys are blocked. Only while nothing of

@@ -232,9 +232,7 @@ impl Driver {
         self.turn += 1;
         let turn = self.turn % claims.len();
         claims.rotate_left(turn);
-        // Rows that are on their way are read again where a late one may come between them.
-        let known = self.lanes.values().map(|held| held.known.len()).max().unwrap_or(0);
-        let limit = ClaimLimit { rows: self.task.relay.batch + known, bytes };
+        let limit = ClaimLimit { rows: self.task.relay.batch, bytes };
         let store = Arc::clone(&self.task.store);
         self.looked = now;
         self.claiming = Some(Box::pin(async move {
@@ -408,12 +406,13 @@ impl Driver {
             self.look_at = now + self.backoff.next();
             return Ok(());
         };
+        let took = now.saturating_duration_since(self.looked);
         if claims.iter().all(|claim| claim.above == 0) {
-            self.pace.looked_from_beginning(now, now.saturating_duration_since(self.looked));
+            self.pace.looked_from_beginning(now, took);
         }
         self.hungry = found.unwrap_or(self.hungry);
         match found {
-            Some(more) => self.pace.found(more),
+            Some(more) => self.pace.found(more, took),
             None => self.pace.found_nothing(),
         }
         self.look_at = now + self.pace.pause();

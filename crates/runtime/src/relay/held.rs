@@ -67,9 +67,11 @@ impl Held {
     pub fn claim(&self, all: bool, retries: bool, most: usize) -> Option<Claim> {
         let lane = self.lease.lane;
         match self.stage {
-            Stage::Resuming => Some(Claim { lane, above: 0, retries, resume: true }),
+            Stage::Resuming => Some(Claim { lane, above: 0, known: Vec::new(), retries, resume: true }),
             Stage::Working if self.known.len() < most && !self.lease.wanted => {
-                Some(Claim { lane, above: if all { 0 } else { self.above }, retries, resume: false })
+                let above = if all { 0 } else { self.above };
+                let known = self.known.keys().copied().filter(|sequence| *sequence > above).collect();
+                Some(Claim { lane, above, known, retries, resume: false })
             }
             _ => None,
         }

@@ -17,9 +17,6 @@ use super::rows::{self, Blocked, Patience, Trouble};
 use crate::pipeline::{Counted, count};
 use crate::shape::{Routes, Shaped, Shaper};
 
-/// Batches of a lane that may be on their way to the bus at once.
-const AHEAD: usize = 8;
-
 /// What a lane is given.
 pub enum Work {
     /// Which keys are blocked now.
@@ -120,7 +117,8 @@ impl LaneTask {
             tokio::select! {
                 biased;
                 Some(done) = keeping.next(), if !keeping.is_empty() => self.report(What::Done(done?)),
-                work = self.inbox.recv(), if keeping.len() < AHEAD => match work {
+                // How much may be on its way is the driver's to bound.
+                work = self.inbox.recv() => match work {
                     Some(Work::Blocked(keys)) => publishing.blocked = keys,
                     Some(Work::Rows(table, rows)) => {
                         keeping.push_back(publishing.publish(&table, rows).await?);

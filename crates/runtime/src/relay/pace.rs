@@ -54,9 +54,10 @@ impl Pace {
         self.beginning = now + (took * SHARE).max(FROM_BEGINNING);
     }
 
-    /// A look found something, and maybe there is more.
-    pub fn found(&mut self, more: bool) {
-        self.pause = if more { Duration::ZERO } else { SHORTEST };
+    /// A look found something in the time it took, and maybe there is more. Where there is not, looks take no
+    /// more than half of the time: one that takes long is better off with more to find.
+    pub fn found(&mut self, more: bool, took: Duration) {
+        self.pause = if more { Duration::ZERO } else { SHORTEST.max(took) };
     }
 
     /// A look found nothing.
@@ -76,9 +77,20 @@ mod tests {
             pace.found_nothing();
         }
         assert_eq!(pace.pause(), Duration::from_millis(50));
-        pace.found(false);
+        pace.found(false, Duration::from_millis(1));
         assert_eq!(pace.pause(), SHORTEST);
-        pace.found(true);
+        pace.found(true, Duration::from_millis(1));
+        assert_eq!(pace.pause(), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_look_that_takes_long_is_followed_by_a_pause_as_long() {
+        let mut pace = Pace::new(Duration::from_millis(50));
+        pace.found(false, Duration::from_millis(20));
+        assert_eq!(pace.pause(), Duration::from_millis(20));
+        pace.found(false, Duration::from_millis(200));
+        assert_eq!(pace.pause(), Duration::from_millis(50), "never longer than it may be");
+        pace.found(true, Duration::from_millis(20));
         assert_eq!(pace.pause(), Duration::ZERO);
     }
 

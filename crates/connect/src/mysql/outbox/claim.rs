@@ -1,7 +1,7 @@
 //! Reading rows that are due: first where they are, of all lanes in one statement and from the index alone,
 //! then the rows themselves, as many as there is room for.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use futures::TryStreamExt;
 use headwater_core::ports::{BlockedKey, Claim, ClaimLimit, Claimed, ClaimedRow, Lane};
@@ -33,6 +33,22 @@ struct Places {
     new: BTreeMap<i64, Lane>,
 }
 
+impl Places {
+    /// Keeps of each lane the first new ones that are not known, and no more than `rows`; returns the lanes
+    /// that may have more.
+    fn keep(&mut self, claims: &[Claim], rows: usize) -> HashSet<Lane> {
+        let known: HashSet<i64> = claims.iter().flat_map(|claim| &claim.known).copied().collect();
+        let mut many: HashMap<Lane, usize> = HashMap::new();
+        self.new.retain(|sequence, lane| {
+            let many = many.entry(*lane).or_default();
+            let keep = *many < rows && !known.contains(sequence);
+            *many += usize::from(keep);
+            keep
+        });
+        many.into_iter().filter(|(_, many)| *many >= rows).map(|(lane, _)| lane).collect()
+    }
+}
+
 impl Claims {
     pub fn new(names: &Names) -> Self {
         let outbox = names.outbox();
@@ -59,13 +75,8 @@ impl Claims {
         for claim in claims.iter().filter(|claim| claim.resume) {
             self.resume(&mut connection, claim.lane, &mut claimed.blocked).await?;
         }
-        let places = self.places(&mut connection, claims, limit.rows).await?;
-        let mut many: BTreeMap<Lane, usize> = BTreeMap::new();
-        for lane in places.new.values() {
-            *many.entry(*lane).or_default() += 1;
-        }
-        let full = |lane: &Lane| many.get(lane).is_some_and(|many| *many >= limit.rows);
-        let mut more: HashSet<Lane> = claims.iter().map(|claim| claim.lane).filter(full).collect();
+        let mut places = self.places(&mut connection, claims, limit.rows).await?;
+        let mut more = places.keep(claims, limit.rows);
         let sequences: Vec<i64> = places.new.keys().copied().collect();
         let read =
             self.read(connection, &[&places.again, &sequences], limit.bytes, &mut claimed.rows).await?;
@@ -75,7 +86,7 @@ impl Claims {
         Ok(claimed)
     }
 
-    /// Where the rows of these lanes are, at most so many of each.
+    /// Where the rows of these lanes are, at most so many of each besides those that are known.
     async fn places(
         &self,
         on: &mut PoolConnection<MySql>,
@@ -98,10 +109,10 @@ impl Claims {
         if sql.is_empty() {
             return Ok(Places::default());
         }
-        let rows = i64::try_from(rows).unwrap_or(i64::MAX);
+        let limit = |rows: usize| i64::try_from(rows).unwrap_or(i64::MAX);
         let ask = claims.iter().fold(sqlx::query(AssertSqlSafe(sql)), |ask, claim| {
-            let ask = ask.bind(claim.above).bind(rows);
-            if claim.retries { ask.bind(rows) } else { ask }
+            let ask = ask.bind(claim.above).bind(limit(rows.saturating_add(claim.known.len())));
+            if claim.retries { ask.bind(limit(rows)) } else { ask }
         });
         let mut places = Places::default();
         for row in ask.fetch_all(&mut **on).await? {

@@ -64,7 +64,8 @@ impl PostgresOutboxStore {
             new: format!(
                 "SELECT {columns} FROM unnest($1::smallint[], $2::bigint[]) WITH ORDINALITY AS claim (lane, above, at) \
                  CROSS JOIN LATERAL (SELECT * FROM {outbox} AS of WHERE of.lane = claim.lane AND of.state = 'new' \
-                 AND of.seq > claim.above ORDER BY of.seq LIMIT $3) AS row ORDER BY claim.at, row.seq"
+                 AND of.seq > claim.above AND of.seq NOT IN (SELECT unnest($4::bigint[])) \
+                 ORDER BY of.seq LIMIT $3) AS row ORDER BY claim.at, row.seq"
             ),
             due: format!(
                 "SELECT {columns} FROM {outbox} AS row WHERE row.lane = ANY($1) AND row.state IN ('retrying', 'parked') \
@@ -108,6 +109,7 @@ impl PostgresOutboxStore {
         }
         let lanes: Vec<i16> = claims.iter().map(|claim| claim.lane as i16).collect();
         let above: Vec<i64> = claims.iter().map(|claim| claim.above).collect();
+        let known: Vec<i64> = claims.iter().flat_map(|claim| &claim.known).copied().collect();
         let rows = i64::try_from(limit.rows).unwrap_or(i64::MAX);
         let mut room = Room { limit, bytes: 0, rows: HashMap::new() };
         let due: Vec<i16> =
@@ -118,7 +120,7 @@ impl PostgresOutboxStore {
             full = self.take(due.fetch(&self.pool), &mut room, &mut claimed).await?;
             room.rows.clear();
         }
-        let new = sqlx::query(AssertSqlSafe(&*self.new)).bind(&lanes).bind(above).bind(rows);
+        let new = sqlx::query(AssertSqlSafe(&*self.new)).bind(&lanes).bind(above).bind(rows).bind(known);
         let full = full || self.take(new.fetch(&self.pool), &mut room, &mut claimed).await?;
         let more =
             |claim: &&Claim| full || room.rows.get(&claim.lane).is_some_and(|rows| *rows >= limit.rows);

@@ -61,7 +61,8 @@ impl SqliteOutboxStore {
             settle: Settle::new(&names),
             highest: AtomicI64::new(0),
             new: format!(
-                "SELECT {columns} FROM {outbox} {} WHERE state = 'new' AND seq > ?1 ORDER BY seq LIMIT ?2",
+                "SELECT {columns} FROM {outbox} {} WHERE state = 'new' AND seq > ?1 \
+                 AND seq NOT IN (SELECT value FROM json_each(?3)) ORDER BY seq LIMIT ?2",
                 index("new")
             ),
             due: format!(
@@ -117,7 +118,8 @@ impl SqliteOutboxStore {
         }
         let again = claimed.rows.len();
         if room > 0 {
-            let new = sqlx::query(AssertSqlSafe(&*self.new)).bind(claim.above).bind(rows);
+            let known = serde_json::json!(claim.known).to_string();
+            let new = sqlx::query(AssertSqlSafe(&*self.new)).bind(claim.above).bind(rows).bind(known);
             self.take(new.fetch(&self.pools.reads), &mut room, claim.lane, &mut claimed).await?;
         }
         if room == 0 || claimed.rows.len() - again >= limit.rows {

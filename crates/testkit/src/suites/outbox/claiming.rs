@@ -1,6 +1,6 @@
 //! How much is read at once.
 
-use headwater_core::ports::{ClaimLimit, NewEvent, OutboxStore, Outcome};
+use headwater_core::ports::{Claim, ClaimLimit, NewEvent, OutboxStore, Outcome};
 
 use super::Factory;
 use super::tools::*;
@@ -42,6 +42,29 @@ pub async fn a_claim_ends_at_its_bytes<F: Factory>(factory: &F) {
     assert_eq!(claimed.rows.len(), 1, "one is always read, or nothing would ever go");
     let all = within(store.claim(&claims(factory, 0, false), ALL)).await.unwrap();
     assert_eq!((all.rows.len(), all.more.len()), (20, 0));
+}
+
+/// What is on its way is not read again, takes no room, and hides no other row of its lane.
+pub async fn what_is_known_hides_no_other_row<F: Factory>(factory: &F) {
+    let events: Vec<NewEvent> = (0..10).map(|n| event("k", n)).collect();
+    publish(factory, &events).await;
+    let rows = claim(factory).await;
+    let known: Vec<i64> = [0, 1, 2, 4, 5].map(|at: usize| rows[at].sequence).into();
+    let left = [3, 6, 7, 8, 9].map(|at: usize| events[at].clone());
+    let knowing = |above: i64| -> Vec<Claim> {
+        let knows = |claim| Claim { known: known.clone(), ..claim };
+        claims(factory, above, false).into_iter().map(knows).collect()
+    };
+    let store = factory.store();
+    let few = ClaimLimit { rows: 3, ..ALL };
+    let claimed = within(store.claim(&knowing(0), few)).await.unwrap();
+    assert_eq!(ids(&claimed.rows), ids_of(&left[..3]));
+    assert!(claimed.more.contains(&rows[0].lane), "it ends at its limit");
+    let above = claimed.rows[2].sequence;
+    let claimed = within(store.claim(&knowing(above), few)).await.unwrap();
+    assert_eq!((ids(&claimed.rows), claimed.more.len()), (ids_of(&left[3..]), 0));
+    let all = within(store.claim(&knowing(0), ALL)).await.unwrap();
+    assert_eq!((ids(&all.rows), all.more.len()), (ids_of(&left), 0));
 }
 
 /// What is claimed twice is the relay's to know; what is settled is claimed no more.

@@ -103,6 +103,7 @@ macro_rules! outbox_suite {
             // claiming
             a_claim_ends_at_its_rows,
             a_claim_ends_at_its_bytes,
+            what_is_known_hides_no_other_row,
             a_claim_takes_nothing_away,
             // troubled
             a_retrying_row_holds_back_its_key_and_nothing_else,

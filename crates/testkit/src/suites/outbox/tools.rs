@@ -42,7 +42,8 @@ pub async fn publish<F: Factory>(factory: &F, events: &[NewEvent]) {
 
 /// Asks for every lane.
 pub fn claims<F: Factory>(factory: &F, above: i64, resume: bool) -> Vec<Claim> {
-    (0..factory.lanes()).map(|lane| Claim { lane, above, retries: true, resume }).collect()
+    let all = |lane| Claim { lane, above, known: Vec::new(), retries: true, resume };
+    (0..factory.lanes()).map(all).collect()
 }
 
 /// All that is due.

@@ -62,9 +62,9 @@ const KEYS: u64 = 5000;
 /// Seconds that are not measured.
 const WARM: u64 = 5;
 
-/// Connections of service A; those of service B.
-const CLIENTS: u32 = 64;
-const HANDLERS: u32 = 16;
+/// Connections of service A; those of service B, two of which are for what its consumer does besides.
+const CLIENTS: u32 = 16;
+const HANDLERS: u32 = 6;
 
 /// Service A.
 trait Orders: Clone + Send + Sync + 'static {
@@ -79,7 +79,8 @@ trait Orders: Clone + Send + Sync + 'static {
 
 /// Live at each rate, on each database.
 pub async fn messaging(how: &Messaging) -> Vec<Case> {
-    let kafka = Kafka::start().await.expect("Kafka starts");
+    // In so short a run the compiler that makes the fastest code takes more of two cores than it saves.
+    let kafka = Kafka::settings().java("-XX:TieredStopAtLevel=1").start().await.expect("Kafka starts");
     let all = [Engine::Postgres, Engine::Mariadb, Engine::Sqlite];
     let engines = if how.database.is_empty() { all.to_vec() } else { how.database.clone() };
     let mut cases = Vec::new();
@@ -139,7 +140,8 @@ impl Live<'_> {
         measured.sort_by(f64::total_cmp);
         let with = if how.transactions { ", transactions" } else { "" };
         let with = if how.no_fsync { format!("{with}, no fsync") } else { with.to_owned() };
-        let goal = format!("{rate}/s, p99 < 100 ms");
+        let goal = if how.transactions { 1000 } else { 100 };
+        let goal = format!("{rate}/s, p99 < {goal} ms");
         let mut case = Case::new(format!("messaging {name} {rate}/s{with}"), "events/s", goal);
         case.rate = attained;
         (case.p50_ms, case.p99_ms) = (percentile(&measured, 0.50), percentile(&measured, 0.99));
