@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use headwater_connect::postgres::outbox::{PostgresOutbox, PostgresOutboxStore, install};
 use headwater_connect::postgres::url::ConnectOptions;
-use headwater_core::ports::{Claim, ClaimLimit, LANES, Lane, NewEvent, OutboxStore as _, Shelf};
+use headwater_core::ports::{Claim, ClaimLimit, LANES, Lane, LeaseAsk, NewEvent, OutboxStore as _, Shelf};
 use headwater_testkit::servers::{Database, Postgres, Proxy};
 use headwater_testkit::suites::outbox::{Factory, Tx, who_goes_silent_while_settling_keeps_no_lane};
 use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
@@ -147,6 +147,33 @@ async fn a_long_transaction_elsewhere_holds_nothing_up() {
         tokio::task::yield_now().await;
     }
     drop((far, near));
+}
+
+/// Settling locks the leases of its lanes in their order. Renewing does so too, in whatever order they lie: else each
+/// could have what the other waits for.
+#[tokio::test(flavor = "multi_thread")]
+async fn renewing_and_settling_never_wait_for_each_other() {
+    let factory = OnPostgres::new().await;
+    let ask =
+        || LeaseAsk { relay: "a".into(), ttl: Duration::from_secs(600), release: Vec::new(), leaving: false };
+    factory.store().lease(&ask()).await.unwrap();
+    let reversed = "CREATE TABLE kept AS SELECT * FROM outbox_lease; TRUNCATE outbox_lease; \
+         INSERT INTO outbox_lease SELECT * FROM kept ORDER BY lane DESC";
+    factory.run(reversed.into()).await;
+    let mut settling = factory.begin().await;
+    settling.execute("SELECT FROM outbox_lease WHERE lane = 0 FOR SHARE").await.unwrap();
+    let store = factory.store();
+    let renewing = tokio::spawn(async move { store.lease(&ask()).await });
+    let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid IN \
+         (SELECT pid FROM pg_stat_activity WHERE datname = current_database())";
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while sqlx::query_scalar::<_, i64>(waits).fetch_one(&factory.pool).await.unwrap() == 0 {
+        assert!(Instant::now() < deadline, "renewing does not wait");
+        tokio::task::yield_now().await;
+    }
+    settling.execute("SELECT FROM outbox_lease WHERE lane = 7 FOR SHARE").await.unwrap();
+    factory.rollback(settling).await;
+    assert_eq!(renewing.await.unwrap().unwrap().len(), usize::from(LANES));
 }
 
 /// Whatever is done (a million rows with HEADWATER_MANY set): each statement goes by its own small index.

@@ -14,10 +14,26 @@ use super::client::Asker;
 use super::context::Listener;
 use super::{KafkaConfig, errors, stable};
 
-/// The newest checkpoint of a source. Reads the topic to its end; blocks.
+/// How many of the last offsets are looked at first for a source's newest checkpoint. What is open writes all the
+/// time, so that it mostly is among them; and the topic may have gigabytes.
+const LAST: i64 = 256;
+
+/// By how much more is looked at when it is not.
+const FURTHER: i64 = 16;
+
+/// The newest checkpoint of a source. Reads the topic back from its end; blocks.
 pub fn read(config: &KafkaConfig, asker: &Asker, source: &str) -> Result<Option<Checkpoint>> {
     wait_until_stable(config, asker)?;
-    let value = newest(config, asker)?.remove(source);
+    let (first, end) = ends(config, asker)?;
+    let mut many = LAST;
+    let value = loop {
+        let from = end.saturating_sub(many).max(first);
+        let found = newest(config, from, end)?.remove(source);
+        if found.is_some() || from == first {
+            break found.flatten();
+        }
+        many = many.saturating_mul(FURTHER);
+    };
     let what = || {
         format!("the checkpoint of {source} in topic {} is not one of Headwater's", config.positions_topic)
     };
@@ -28,14 +44,14 @@ pub fn read(config: &KafkaConfig, asker: &Asker, source: &str) -> Result<Option<
 
 /// The newest checkpoints of all sources; blocks. What else somebody wrote into the topic is no source's.
 pub fn read_all(config: &KafkaConfig, asker: &Asker) -> Result<Vec<Checkpoint>> {
-    let values = newest(config, asker)?.into_values();
+    let (first, end) = ends(config, asker)?;
+    let values = newest(config, first, end)?.into_values().flatten();
     Ok(values.filter_map(|value| serde_json::from_slice(&value).ok()).collect())
 }
 
 /// Waits until all that is in the topic now can be read, of every source.
 fn wait_until_stable(config: &KafkaConfig, asker: &Asker) -> Result<()> {
-    let topic = &config.positions_topic;
-    let doing = || format!("reading checkpoints from topic {topic}");
+    let (topic, doing) = (&config.positions_topic, || doing(config));
     // The brokers end a transaction of a process that is gone after its timeout.
     let patience = config.transaction_timeout() + config.timeout;
     let stable = || asker.fetch_watermarks(topic, 0, config.timeout);
@@ -49,14 +65,21 @@ fn wait_until_stable(config: &KafkaConfig, asker: &Asker) -> Result<()> {
     Err(Error::new(Kind::Unavailable, doing()).hint(hint))
 }
 
-/// The newest value of each key.
-fn newest(config: &KafkaConfig, asker: &Asker) -> Result<BTreeMap<String, Vec<u8>>> {
-    let topic = &config.positions_topic;
-    let doing = || format!("reading checkpoints from topic {topic}");
+fn doing(config: &KafkaConfig) -> String {
+    format!("reading checkpoints from topic {}", config.positions_topic)
+}
+
+/// The first offset of the topic, and its end.
+fn ends(config: &KafkaConfig, asker: &Asker) -> Result<(i64, i64)> {
+    let ends = asker.fetch_watermarks(&config.positions_topic, 0, config.timeout);
+    ends.map_err(|error| errors::error(error, doing(config)))
+}
+
+/// The newest value of each key from an offset on; `None` for one that was deleted.
+fn newest(config: &KafkaConfig, from: i64, end: i64) -> Result<BTreeMap<String, Option<Vec<u8>>>> {
+    let (topic, doing) = (&config.positions_topic, || doing(config));
     // A consumer that is told to begin at the beginning looks for it only after half a second.
-    let ends = asker.fetch_watermarks(topic, 0, config.timeout);
-    let (first, end) = ends.map_err(|error| errors::error(error, doing()))?;
-    if first == end {
+    if from == end {
         return Ok(BTreeMap::new());
     }
     let mut settings = config.consumer("headwater-positions");
@@ -66,9 +89,9 @@ fn newest(config: &KafkaConfig, asker: &Asker) -> Result<BTreeMap<String, Vec<u8
     let consumer: BaseConsumer<Listener> =
         BaseConsumer::from_config_and_context(&settings, Listener::default())
             .map_err(|error| errors::error(error, doing()))?;
-    let mut from = TopicPartitionList::new();
-    let begin = from.add_partition_offset(topic, 0, Offset::Offset(first));
-    begin.and_then(|()| consumer.assign(&from)).map_err(|error| errors::error(error, doing()))?;
+    let mut place = TopicPartitionList::new();
+    let begin = place.add_partition_offset(topic, 0, Offset::Offset(from));
+    begin.and_then(|()| consumer.assign(&place)).map_err(|error| errors::error(error, doing()))?;
     let mut newest = BTreeMap::new();
     let mut deadline = Instant::now() + config.timeout;
     loop {
@@ -76,10 +99,7 @@ fn newest(config: &KafkaConfig, asker: &Asker) -> Result<BTreeMap<String, Vec<u8
             Some(Ok(message)) => {
                 deadline = Instant::now() + config.timeout;
                 let source = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();
-                match message.payload() {
-                    Some(value) => drop(newest.insert(source, value.to_vec())),
-                    None => drop(newest.remove(&source)),
-                }
+                newest.insert(source, message.payload().map(<[u8]>::to_vec));
             }
             Some(Err(KafkaError::PartitionEOF(_))) => return Ok(newest),
             // librdkafka goes on by itself; what lasts ends at the deadline.

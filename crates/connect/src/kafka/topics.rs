@@ -16,6 +16,10 @@ use super::{KafkaConfig, errors};
 /// A record batch of librdkafka's default size passes the default limit of a topic.
 const BATCH_BYTES: u32 = 1_000_000;
 
+/// A segment of the topic of positions: what is newer than the last that is full is not compacted. No smaller than
+/// what hosted clusters allow.
+const POSITIONS_SEGMENT: u32 = 64 << 20;
+
 /// What is known of topics.
 pub struct Topics {
     config: KafkaConfig,
@@ -159,7 +163,8 @@ impl Topics {
     /// Makes sure of the topic of positions: one partition that is compacted and never emptied.
     pub async fn ensure_positions(&self) -> Result<()> {
         let name = &self.config.positions_topic;
-        let settings = [("cleanup.policy", "compact".to_owned())];
+        let segment = ("segment.bytes", POSITIONS_SEGMENT.to_string());
+        let settings = [("cleanup.policy", "compact".to_owned()), segment];
         let partitions = self.make(name, 1, &settings).await?;
         if partitions != 1 {
             let what =

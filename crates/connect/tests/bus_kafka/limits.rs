@@ -266,6 +266,45 @@ async fn positions_must_be_kept() {
     assert!(error.hint_text().unwrap().contains("cleanup.policy=compact"), "{error}");
 }
 
+/// Whoever opens a source does not wait for all that others have written there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_is_found_however_much_the_topic_of_positions_holds() {
+    let kafka = Kafka::settings().proxied().start().await.unwrap();
+    let (name, source) = (unique("positions"), unique("source"));
+    let config = KafkaConfig {
+        positions_topic: name.to_string(),
+        ..KafkaConfig::new([kafka.proxied_brokers().unwrap()])
+    };
+    let old = unique("old");
+    for source in [&old, &source] {
+        let bus = open(&config).await;
+        assert_eq!(within(bus.checkpoint(source)).await.unwrap(), None);
+        publish(&bus, Vec::new(), Some(checkpoint(source, 1))).await.unwrap();
+        let other: FutureProducer =
+            rdkafka::ClientConfig::new().set("bootstrap.servers", kafka.brokers()).create().unwrap();
+        // As what relays write: much of it, none of it short.
+        let much = "x".repeat(20_000);
+        let record = || other.send_result(FutureRecord::to(&name).partition(0).key("other").payload(&much));
+        let many = if *source == old { 3_000 } else { 100 };
+        for sent in (0..many).map(|_| record().unwrap()).collect::<Vec<_>>() {
+            within(sent).await.unwrap().unwrap();
+        }
+    }
+    let bus = open(&config).await;
+    let before = kafka.proxy().unwrap().sent();
+    assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), Some(checkpoint(&source, 1)));
+    let sent = kafka.proxy().unwrap().sent() - before;
+    assert!(sent < 20_000_000, "{sent} bytes were read of 60 MB");
+    assert_eq!(within(open(&config).await.checkpoint(&old)).await.unwrap(), Some(checkpoint(&old, 1)));
+    let (admin, options) = admin(&kafka.brokers());
+    let described = admin.describe_configs([&ResourceSpecifier::Topic(&name)], &options).await.unwrap();
+    let entries = described.into_iter().next().unwrap().unwrap().entries;
+    let has =
+        |key: &str| entries.iter().find(|entry| entry.name == key).and_then(|entry| entry.value.clone());
+    assert_eq!(has("cleanup.policy").as_deref(), Some("compact"));
+    assert_eq!(has("segment.bytes").as_deref(), Some("67108864"), "what is old is compacted soon");
+}
+
 /// Events in the topic of positions would be taken for checkpoints; what others write there is no source's.
 #[tokio::test]
 async fn a_stream_cannot_be_the_topic_of_positions() {

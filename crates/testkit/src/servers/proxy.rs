@@ -1,6 +1,8 @@
 //! A TCP proxy that breaks connections on demand.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use headwater_core::{Kind, Result, ResultExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub struct Proxy {
     port: u16,
     mode: watch::Sender<Mode>,
+    sent: Arc<AtomicU64>,
     _listening: AbortOnDropHandle<()>,
 }
 
@@ -41,13 +44,20 @@ impl Proxy {
         listener.set_nonblocking(true).doing(Kind::Unavailable, doing)?;
         let listener = TcpListener::from_std(listener).doing(Kind::Unavailable, doing)?;
         let (mode, told) = watch::channel(Mode::default());
-        let listening = AbortOnDropHandle::new(tokio::spawn(listen(listener, target, told)));
-        Ok(Self { port, mode, _listening: listening })
+        let sent = Arc::new(AtomicU64::new(0));
+        let listening = listen(listener, target, told, Arc::clone(&sent));
+        let listening = AbortOnDropHandle::new(tokio::spawn(listening));
+        Ok(Self { port, mode, sent, _listening: listening })
     }
 
     /// The port of 127.0.0.1 to connect to.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// How many bytes the server has sent through it.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Stops forwarding, both ways; connections stay, and nobody can tell why it is so quiet.
@@ -71,20 +81,30 @@ impl Proxy {
     }
 }
 
-async fn listen(listener: TcpListener, target: SocketAddr, mode: watch::Receiver<Mode>) {
+async fn listen(
+    listener: TcpListener,
+    target: SocketAddr,
+    mode: watch::Receiver<Mode>,
+    sent: Arc<AtomicU64>,
+) {
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         while connections.try_join_next().is_some() {}
         if mode.borrow().refused {
             reset(&client);
         } else {
-            connections.spawn(serve(client, target, mode.clone()));
+            connections.spawn(serve(client, target, mode.clone(), Arc::clone(&sent)));
         }
     }
 }
 
 /// Serves one connection until it ends or is cut.
-async fn serve(mut client: TcpStream, target: SocketAddr, mut mode: watch::Receiver<Mode>) {
+async fn serve(
+    mut client: TcpStream,
+    target: SocketAddr,
+    mut mode: watch::Receiver<Mode>,
+    sent: Arc<AtomicU64>,
+) {
     let cuts = mode.borrow_and_update().cuts;
     let watched = mode.clone();
     let Ok(mut server) = TcpStream::connect(target).await else { return reset(&client) };
@@ -93,8 +113,10 @@ async fn serve(mut client: TcpStream, target: SocketAddr, mut mode: watch::Recei
     let cut = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
-        let up = forward(from_client, to_server, watched.clone());
-        let down = forward(from_server, to_client, watched);
+        let up = forward(from_client, to_server, watched.clone(), |_| ());
+        let down = forward(from_server, to_client, watched, |length| {
+            sent.fetch_add(length, Ordering::Relaxed);
+        });
         tokio::select! {
             _ = async { tokio::join!(up, down) } => false,
             _ = mode.wait_for(|mode| mode.cuts != cuts) => true,
@@ -107,12 +129,18 @@ async fn serve(mut client: TcpStream, target: SocketAddr, mut mode: watch::Recei
 }
 
 /// Copies one way until either end closes.
-async fn forward(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut mode: watch::Receiver<Mode>) {
+async fn forward(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    mut mode: watch::Receiver<Mode>,
+    count: impl Fn(u64),
+) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
         if mode.wait_for(|mode| !mode.held).await.is_err() || to.write_all(&buffer[..length]).await.is_err() {
             break;
         }
+        count(length as u64);
     }
     to.shutdown().await.ok();
 }

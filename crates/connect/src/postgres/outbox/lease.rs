@@ -37,9 +37,14 @@ impl Leases {
             ),
             leave: format!("DELETE FROM {relay} WHERE relay = $1"),
             release: format!(
-                "UPDATE {lease} SET relay = NULL, until = '-infinity' WHERE relay = $1 AND lane = ANY($2)"
+                "UPDATE {lease} SET relay = NULL, until = '-infinity' WHERE lane IN \
+                 (SELECT lane FROM {lease} WHERE relay = $1 AND lane = ANY($2) ORDER BY lane FOR UPDATE)"
             ),
-            renew: format!("UPDATE {lease} SET until = {until} WHERE relay = $1"),
+            // In the order in which settling locks them, or the two could wait for each other.
+            renew: format!(
+                "UPDATE {lease} SET until = {until} WHERE lane IN \
+                 (SELECT lane FROM {lease} WHERE relay = $1 ORDER BY lane FOR UPDATE)"
+            ),
             live_now: format!(
                 "SELECT alive.relay, count(lease.lane) FROM {relay} AS alive LEFT JOIN {lease} AS lease USING (relay) \
                  WHERE alive.until > clock_timestamp() GROUP BY alive.relay"
