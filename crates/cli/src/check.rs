@@ -85,7 +85,7 @@ async fn findings(config: &Config, path: &Path) -> Vec<Found> {
     }));
     found.extend(data_dir(&config.data_dir).into_iter().map(|finding| Found::new("data_dir", finding)));
     found.extend(http(config).await);
-    found.push(bus(config).await);
+    found.extend(bus(config).await);
     match wiring::connectors(config) {
         Ok(connectors) => {
             let checks = connectors.iter().map(async |(name, connector)| {
@@ -180,18 +180,26 @@ async fn http(config: &Config) -> Option<Found> {
     })
 }
 
-async fn bus(config: &Config) -> Found {
+async fn bus(config: &Config) -> Vec<Found> {
     if wiring::never_ran(config) {
-        return Found::new("bus", Finding::ok("the embedded bus is made by the first `headwater run`"));
+        return vec![Found::new("bus", Finding::ok("the embedded bus is made by the first `headwater run`"))];
     }
-    match tokio::time::timeout(PATIENCE, wiring::bus_status(config)).await.unwrap_or_else(|_| Err(late())) {
+    let both = async { futures::future::join(wiring::bus_status(config), wiring::bus_check(config)).await };
+    let (status, checked) =
+        tokio::time::timeout(PATIENCE, both).await.unwrap_or_else(|_| (Err(late()), Ok(Vec::new())));
+    let mut found = match status {
         Ok(status) => {
             let streams = human::plural(status.streams.len() as u64, "stream");
             let text = format!("the {} bus answers, it holds {streams}", status.kind);
-            Found::new("bus", Finding::ok(text))
+            vec![Found::new("bus", Finding::ok(text))]
         }
-        Err(error) => Found::failed("bus", &error),
+        Err(error) => return vec![Found::failed("bus", &error)],
+    };
+    match checked {
+        Ok(findings) => found.extend(findings.into_iter().map(|finding| Found::new("bus", finding))),
+        Err(error) => found.push(Found::failed("bus", &error)),
     }
+    found
 }
 
 /// Whether every stream's declaration makes sense: its names, its condition, and its columns where the

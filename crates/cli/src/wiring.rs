@@ -14,7 +14,7 @@ use headwater_connect::settings::Outbox;
 use headwater_connect::sqlite::SqliteConnector;
 use headwater_connect::sqlite::inbox::DeferredInbox;
 use headwater_connect::sqlite::outbox::SqliteOutboxStore;
-use headwater_core::ports::{Bus, BusStatus, Connector, OutboxStore, ParkedStore, Shelf};
+use headwater_core::ports::{Bus, BusStatus, Connector, Finding, OutboxStore, ParkedStore, Shelf};
 use headwater_core::{Error, Kind, Origin, Result};
 use headwater_runtime::{Builder, OutboxRoute, Runtime, TableRef};
 use headwater_server::push::{Push, PushConfig};
@@ -97,6 +97,14 @@ pub async fn bus_status(config: &Config) -> Result<BusStatus> {
         }
     }
     bus.status().await
+}
+
+/// What is missing on the bus for it to keep how far sources have come.
+pub async fn bus_check(config: &Config) -> Result<Vec<Finding>> {
+    match &config.bus {
+        BusConfig::Kafka(kafka) => KafkaBus::open(kafka.clone()).await?.check().await,
+        BusConfig::Embedded(_) => Ok(Vec::new()),
+    }
 }
 
 /// Opens the parked store.

@@ -3,6 +3,10 @@
 
 mod support;
 
+use headwater_testkit::servers::Kafka;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
 use serde_json::Value;
 use support::{PATIENCE, Shop, headwater, until};
 
@@ -158,4 +162,32 @@ fn init_installs_prints_and_removes() {
     shop.sql("INSERT INTO orders VALUES (1, 'still works')");
     let wrong = shop.headwater(&["init", "mysql://h/d"]);
     assert_eq!(wrong.code, Some(2), "{wrong:?}");
+}
+
+/// What would lose how far sources have come is said before anything is published.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_of_positions_that_forgets_is_3_and_says_how_to_mend_it() {
+    let brokers = Kafka::shared().await.unwrap().brokers();
+    let topic = format!("positions-{:x}", rand::random::<u64>());
+    let shop = Shop::new();
+    shop.write_config(&format!(
+        "[bus]\nkind = \"kafka\"\nbrokers = [\"{brokers}\"]\npositions_topic = \"{topic}\"\n"
+    ));
+    let bus = async || {
+        let ended = shop.headwater(&["check", "CONFIG", "--json"]);
+        let report: Value = serde_json::from_str(&ended.out).unwrap();
+        let findings = report["findings"].as_array().unwrap().clone();
+        (ended.code, findings.into_iter().filter(|found| found["where"] == "bus").collect::<Vec<_>>())
+    };
+    let (code, found) = bus().await;
+    assert_eq!(code, Some(0), "{found:?}");
+    assert!(found[1]["message"].as_str().unwrap().contains("is made by the first run"), "{found:?}");
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
+    let made = NewTopic::new(&topic, 1, TopicReplication::Fixed(1)).set("cleanup.policy", "delete");
+    admin.create_topics([&made], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+    let (code, found) = bus().await;
+    assert_eq!((code, &found[1]["severity"]), (Some(3), &"error".into()), "{found:?}");
+    let said = format!("{} {}", found[1]["message"], found[1]["hint"]);
+    assert!(said.contains("cleanup.policy is delete") && said.contains("kafka-configs.sh"), "{said}");
 }

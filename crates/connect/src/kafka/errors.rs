@@ -62,6 +62,13 @@ pub fn undelivered(error: KafkaError, topic: &str) -> Error {
     error.hint(format!("grant this user the right Write on topic {topic}, and start Headwater again"))
 }
 
+/// Why a topic cannot be read.
+pub fn unread(error: KafkaError, topic: &str, doing: String) -> Error {
+    let may_not = error.rdkafka_error_code() == Some(Code::TopicAuthorizationFailed);
+    let error = self::error(error, doing);
+    if may_not { error.hint(format!("grant this user the right Read on topic {topic}")) } else { error }
+}
+
 /// Why a source's transactions cannot begin.
 pub fn not_begun(error: KafkaError, config: &KafkaConfig, source: &str) -> Error {
     let (id, code) = (config.transactional_id(source), error.rdkafka_error_code());

@@ -14,6 +14,7 @@ mod client;
 mod config;
 mod context;
 mod errors;
+mod keep;
 mod lag;
 mod learned;
 mod ledger;
@@ -34,7 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use headwater_core::ports::{Bus, BusStatus, Opened, Subscribe, Subscription, Writer};
+use headwater_core::ports::{Bus, BusStatus, Finding, Opened, Subscribe, Subscription, Writer};
 use headwater_core::{Error, Event, Kind, Result, StreamSpec};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
@@ -98,6 +99,11 @@ impl KafkaBus {
     /// kind `Refused` when there is no such topic.
     pub async fn know(&self, stream: &Arc<str>) -> Result<()> {
         self.shared.topics.find(stream).await
+    }
+
+    /// Says whether what sources need of the cluster is there, and how to mend it, changing nothing.
+    pub async fn check(&self) -> Result<Vec<Finding>> {
+        self.shared.topics.check_positions().await
     }
 }
 

@@ -93,22 +93,24 @@ fn newest(config: &KafkaConfig, from: i64, end: i64) -> Result<BTreeMap<String, 
     let begin = place.add_partition_offset(topic, 0, Offset::Offset(from));
     begin.and_then(|()| consumer.assign(&place)).map_err(|error| errors::error(error, doing()))?;
     let mut newest = BTreeMap::new();
-    let mut deadline = Instant::now() + config.timeout;
+    let (mut deadline, mut trouble) = (Instant::now() + config.timeout, None);
     loop {
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
-                deadline = Instant::now() + config.timeout;
+                (deadline, trouble) = (Instant::now() + config.timeout, None);
                 let source = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();
                 newest.insert(source, message.payload().map(<[u8]>::to_vec));
             }
             Some(Err(KafkaError::PartitionEOF(_))) => return Ok(newest),
-            // librdkafka goes on by itself; what lasts ends at the deadline.
-            Some(Err(error)) if Instant::now() > deadline => return Err(errors::error(error, doing())),
-            Some(Err(_)) => {}
-            None if Instant::now() > deadline => {
-                return Err(Error::new(Kind::Unavailable, doing()).hint("the brokers do not answer"));
-            }
+            Some(Err(error)) => trouble = Some(error),
             None => {}
+        }
+        // librdkafka goes on by itself, and says most errors once; what lasts ends at the deadline.
+        if Instant::now() > deadline {
+            return Err(match trouble {
+                Some(error) => errors::unread(error, topic, doing()),
+                None => Error::new(Kind::Unavailable, doing()).hint("the brokers do not answer"),
+            });
         }
     }
 }

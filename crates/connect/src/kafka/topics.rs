@@ -16,13 +16,9 @@ use super::{KafkaConfig, errors};
 /// A record batch of librdkafka's default size passes the default limit of a topic.
 const BATCH_BYTES: u32 = 1_000_000;
 
-/// A segment of the topic of positions: what is newer than the last that is full is not compacted. No smaller than
-/// what hosted clusters allow.
-const POSITIONS_SEGMENT: u32 = 64 << 20;
-
 /// What is known of topics.
 pub struct Topics {
-    config: KafkaConfig,
+    pub(super) config: KafkaConfig,
     client: Client,
     known: RwLock<HashMap<Arc<str>, Topic>>,
     /// What the brokers refused.
@@ -142,7 +138,7 @@ impl Topics {
     }
 
     /// The command that changes a topic's settings.
-    fn alter_command(&self, name: &str, settings: &[&(&str, String)]) -> String {
+    pub(super) fn alter_command(&self, name: &str, settings: &[&(&str, String)]) -> String {
         let pair = |(key, value): &&(&str, String)| format!("{key}={value}");
         let pairs: Vec<String> = settings.iter().map(pair).collect();
         let (brokers, pairs) = (self.config.brokers.join(","), pairs.join(","));
@@ -160,31 +156,8 @@ impl Topics {
         Ok(())
     }
 
-    /// Makes sure of the topic of positions: one partition that is compacted and never emptied.
-    pub async fn ensure_positions(&self) -> Result<()> {
-        let name = &self.config.positions_topic;
-        let segment = ("segment.bytes", POSITIONS_SEGMENT.to_string());
-        let settings = [("cleanup.policy", "compact".to_owned()), segment];
-        let partitions = self.make(name, 1, &settings).await?;
-        if partitions != 1 {
-            let what =
-                format!("topic {name}, which keeps how far sources have come, has {partitions} partitions");
-            return Err(Error::new(Kind::Refused, what)
-                .hint("it needs exactly one: name another topic with `positions_topic`"));
-        }
-        match self.describe(name).await?.get("cleanup.policy") {
-            Some(policy) if policy != "compact" => {
-                let what =
-                    format!("topic {name} would lose how far sources have come: cleanup.policy is {policy}");
-                let alter = self.alter_command(name, &[&settings[0]]);
-                Err(Error::new(Kind::Refused, what).hint(format!("run: {alter}")))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Makes a topic if there is none, and returns its partitions.
-    async fn make(&self, name: &str, partitions: u32, settings: &[(&str, String)]) -> Result<u32> {
+    pub(super) async fn make(&self, name: &str, partitions: u32, settings: &[(&str, String)]) -> Result<u32> {
         let command = || self.create_command(name, partitions, settings);
         let seen = self.partitions(name).await.map_err(|error| match error.kind() {
             Kind::Refused if error.hint_text().is_none() => error.hint(format!(
@@ -197,6 +170,20 @@ impl Topics {
         if let Some(partitions) = seen? {
             return Ok(partitions);
         }
+        if self.create(name, partitions, settings, &self.options()).await? {
+            tracing::info!(topic = name, partitions, "made the topic");
+        }
+        self.appears(name).await
+    }
+
+    /// Makes a topic; says whether it did not exist.
+    pub(super) async fn create(
+        &self,
+        name: &str,
+        partitions: u32,
+        settings: &[(&str, String)],
+        options: &AdminOptions,
+    ) -> Result<bool> {
         let count = i32::try_from(partitions).unwrap_or(i32::MAX);
         let replication = TopicReplication::Fixed(self.config.replication.map_or(-1, i32::from));
         let mut topic = NewTopic::new(name, count, replication);
@@ -204,20 +191,17 @@ impl Topics {
             topic = topic.set(key, value);
         }
         let doing = || format!("making topic {name}");
-        let made = self.client.admin.create_topics([&topic], &self.options()).await;
-        let made = made.map_err(|error| errors::error(error, doing()))?;
-        for result in made {
-            match result {
-                Ok(_) => tracing::info!(topic = name, partitions, "made the topic"),
-                Err((_, Code::TopicAlreadyExists)) => {}
-                Err((_, code)) => {
-                    return Err(Error::new(errors::kind_of_code(code), doing())
-                        .because(rdkafka::error::KafkaError::AdminOp(code))
-                        .hint(format!("let someone who may make it: {}", command())));
-                }
-            }
+        let made = self.client.admin.create_topics([&topic], options).await;
+        match made.map_err(|error| errors::error(error, doing()))?.into_iter().next() {
+            Some(Err((_, Code::TopicAlreadyExists))) => Ok(false),
+            Some(Err((_, code))) => Err(Error::new(errors::kind_of_code(code), doing())
+                .because(rdkafka::error::KafkaError::AdminOp(code))
+                .hint(format!(
+                    "let someone who may make it: {}",
+                    self.create_command(name, partitions, settings)
+                ))),
+            Some(Ok(_)) | None => Ok(true),
         }
-        self.appears(name).await
     }
 
     /// The command that makes a topic, for someone who may.
@@ -295,7 +279,7 @@ impl Topics {
     }
 
     /// The settings of a topic; none when we may not read them.
-    async fn describe(&self, name: &str) -> Result<HashMap<String, String>> {
+    pub(super) async fn describe(&self, name: &str) -> Result<HashMap<String, String>> {
         let described =
             self.client.admin.describe_configs([&ResourceSpecifier::Topic(name)], &self.options()).await;
         let described =
@@ -313,7 +297,7 @@ impl Topics {
         }
     }
 
-    fn options(&self) -> AdminOptions {
+    pub(super) fn options(&self) -> AdminOptions {
         AdminOptions::new()
             .request_timeout(Some(self.config.timeout))
             .operation_timeout(Some(self.config.timeout))

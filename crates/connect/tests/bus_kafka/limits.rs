@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_connect::kafka::{Compression, KafkaBus, KafkaConfig};
-use headwater_core::ports::{Bus, Delivery, Published, Start, Subscribe};
+use headwater_core::ports::{Bus, Delivery, Published, Severity, Start, Subscribe};
 use headwater_core::{Event, Header, Kind, Retention, StreamSpec, partition_of};
 use headwater_testkit::servers::Kafka;
 use rdkafka::admin::{NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
@@ -264,6 +264,32 @@ async fn positions_must_be_kept() {
     })
     .await;
     assert!(error.hint_text().unwrap().contains("cleanup.policy=compact"), "{error}");
+    let found = within(open(&config).await.check()).await.unwrap_err().to_string();
+    assert!(
+        found.contains("cleanup.policy is delete") && found.contains("cleanup.policy=compact"),
+        "{found}"
+    );
+}
+
+/// What is to be known of the topic of positions before anything is published.
+#[tokio::test]
+async fn whether_positions_will_be_kept_is_checked_and_nothing_is_made() {
+    let name = unique("positions");
+    let config = KafkaConfig { positions_topic: name.to_string(), ..shared().await };
+    let bus = open(&config).await;
+    let found = within(bus.check()).await.unwrap();
+    assert!(found[0].message.contains("made by the first run"), "{found:?}");
+    assert!(bus.know(&name).await.is_err(), "it was made");
+    let (admin, options) = admin(&config.brokers[0]);
+    let topic = NewTopic::new(&name, 1, TopicReplication::Fixed(1)).set("cleanup.policy", "compact");
+    admin.create_topics([&topic], &options).await.unwrap().remove(0).unwrap();
+    let found = until(async || bus.check().await.ok().filter(|found| found.len() == 2)).await;
+    assert!(found[0].message.contains("keeps the positions of 0 sources"), "{found:?}");
+    let hint = found[1].hint.as_deref().unwrap();
+    assert!(found[1].severity == Severity::Warning && hint.contains("segment.bytes=67108864"), "{found:?}");
+    admin.create_partitions([&NewPartitions::new(&name, 3)], &options).await.unwrap();
+    let error = until(async || bus.check().await.err().filter(|error| error.kind() == Kind::Refused)).await;
+    assert!(error.to_string().contains("has 3 partitions"), "{error}");
 }
 
 /// Whoever opens a source does not wait for all that others have written there.
@@ -284,9 +310,9 @@ async fn a_checkpoint_is_found_however_much_the_topic_of_positions_holds() {
             rdkafka::ClientConfig::new().set("bootstrap.servers", kafka.brokers()).create().unwrap();
         // As what relays write: much of it, none of it short.
         let much = "x".repeat(20_000);
-        let record = || other.send_result(FutureRecord::to(&name).partition(0).key("other").payload(&much));
+        let record = || FutureRecord::to(&name).partition(0).key("other").payload(&much);
         let many = if *source == old { 3_000 } else { 100 };
-        for sent in (0..many).map(|_| record().unwrap()).collect::<Vec<_>>() {
+        for sent in (0..many).map(|_| other.send_result(record()).unwrap()).collect::<Vec<_>>() {
             within(sent).await.unwrap().unwrap();
         }
     }

@@ -196,6 +196,28 @@ async fn publish_one(bus: &Client, stream: &Arc<str>, source: &Arc<str>, n: u64)
     publish(bus, vec![event(stream, Some(0), n, 10)], Some(checkpoint(source, n))).await
 }
 
+/// Nobody has to publish to know that a right is missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_may_not_be_known_of_positions_or_done_with_them_is_checked() {
+    let (kafka, config) = limited().await;
+    let config = KafkaConfig {
+        positions_topic: unique("positions").to_string(),
+        timeout: std::time::Duration::from_secs(3),
+        ..config
+    };
+    let (bus, positions, source) = (open(&config).await, config.positions_topic.clone(), unique("source"));
+    assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), None);
+    publish(&bus, Vec::new(), Some(checkpoint(&source, 1))).await.unwrap();
+    let found = within(bus.check()).await.unwrap();
+    assert!(found[1].message.contains("cannot be known"), "{found:?}");
+    assert!(found[1].hint.as_deref().unwrap().contains("DescribeConfigs"), "{found:?}");
+    kafka.deny("app", Right::Read, &positions).await.unwrap();
+    let error = until(async || bus.check().await.err()).await;
+    assert_eq!(error.kind(), Kind::Refused, "{error}");
+    assert!(error.to_string().contains(&format!("the right Read on topic {positions}")), "{error}");
+    kafka.undeny("app", Right::Read, &positions).await.unwrap();
+}
+
 /// Rights may be taken away at any time: of a stream's topic, or of that of the positions. Whoever
 /// published hears what is missing, and goes on from the checkpoint once it is given back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
