@@ -28,10 +28,13 @@ where
         let pause = shared.settings.interval.max(began.elapsed().saturating_mul(EASE));
         match due {
             Ok(due) => {
+                // A key with much behind it, or with more than can go, must not keep the others from being looked at.
+                let until = Instant::now() + pause;
                 let more = due.len() == KEYS;
-                let all = futures::stream::iter(due).map(|due| shared.let_go(due));
+                let all = futures::stream::iter(due).map(|due| shared.let_go(due, until));
                 let went = all.buffer_unordered(shared.settings.concurrency).fold(false, async |a, b| a | b);
-                if went.await && more && !shared.halt.is_cancelled() {
+                let again = went.await && (more || Instant::now() >= until);
+                if again && !shared.halt.is_cancelled() {
                     continue;
                 }
             }
@@ -48,11 +51,13 @@ where
     I: Backlog,
     H: Handle<I::Transaction>,
 {
-    /// Handles the events of a key one after the other, until one fails or none is left; whether any went.
-    async fn let_go(&self, due: Due) -> bool {
+    /// Handles the events of a key one after the other, until one fails, none is left, or it is time to look again;
+    /// whether any went.
+    async fn let_go(&self, due: Due, until: Instant) -> bool {
         let mut went = false;
         loop {
             match self.let_one_go(&due).await {
+                Ok(true) if Instant::now() >= until => return true,
                 Ok(true) => went = true,
                 Ok(false) => return went,
                 Err(error) => {
