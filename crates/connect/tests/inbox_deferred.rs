@@ -1,11 +1,12 @@
-//! The inbox of pushes has a budget for what it sets aside.
+//! The inbox of pushes: its budget for what it sets aside, and what it does when its disk is full.
 
 #![allow(clippy::unwrap_used)]
 
 use headwater_connect::sqlite::inbox::DeferredInbox;
 use headwater_core::ports::{Aside, Backlog, Fate, Inbox, Settlement, Shelf, ShelfFilter, Taken, Trouble};
 use headwater_core::{Kind, Record};
-use headwater_testkit::suites::inbox::tools::{Names, arrival};
+use headwater_testkit::disk::SmallDisk;
+use headwater_testkit::suites::inbox::tools::{Names, arrival, states};
 
 const BUDGET: u64 = 1000;
 
@@ -66,4 +67,44 @@ async fn what_is_over_the_budget_is_refused_before_it_is_handled() {
     inbox.commit(transaction, &names.consumer, &done).await.unwrap();
     set_aside(&inbox, &names.consumer, &behind, false).await.unwrap();
     assert_eq!(inbox.clone().count(&names.consumer).await.unwrap().waiting, set);
+}
+
+/// A request cannot be taken back: it is not made again because nobody could write down that it was made.
+#[tokio::test]
+async fn what_was_handled_is_not_handed_out_again_while_the_disk_is_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(dir.path(), 8) else { return };
+    let file = dir.path().join("push.db");
+    let inbox = DeferredInbox::open(&file).await.unwrap();
+    let names = Names::new();
+    let (arrived, aside, behind) =
+        (names.record(1, Some("a")), names.record(2, Some("b")), names.record(3, Some("b")));
+    set_aside(&inbox, &names.consumer, &aside, true).await.unwrap();
+    set_aside(&inbox, &names.consumer, &behind, false).await.unwrap();
+    inbox.clone().retry(&ShelfFilter::default()).await.unwrap();
+    let due = inbox.due(&names.consumer, 10).await.unwrap();
+    let (holding, held) = inbox.head(&names.consumer, &due[0]).await.unwrap().unwrap();
+    let (taking, taken) = inbox.begin(&names.consumer, &[arrival(&arrived)]).await.unwrap();
+    assert_eq!(taken, [Taken::New]);
+    let filler = disk.fill();
+    // Both are handled now, and neither can be written down; nor can the next try.
+    let done = Settlement { held: vec![(held.sequence, Fate::Done)], ..Settlement::default() };
+    let handled = Settlement::default();
+    assert!(inbox.commit(holding, &names.consumer, &done).await.unwrap_err().is_retryable());
+    assert!(inbox.commit(taking, &names.consumer, &handled).await.unwrap_err().is_retryable());
+    let (taking, taken) = inbox.begin(&names.consumer, &[arrival(&arrived)]).await.unwrap();
+    assert_eq!(taken, [Taken::Seen], "it would be handled again");
+    assert!(inbox.commit(taking, &names.consumer, &handled).await.is_err());
+    assert!(inbox.head(&names.consumer, &due[0]).await.is_err(), "it would be handled again");
+    drop(filler);
+    let (taking, taken) = inbox.begin(&names.consumer, &[arrival(&arrived)]).await.unwrap();
+    assert_eq!(taken, [Taken::Seen]);
+    inbox.commit(taking, &names.consumer, &handled).await.unwrap();
+    let (_, next) = inbox.head(&names.consumer, &due[0]).await.unwrap().unwrap();
+    assert_eq!(next.record.event.id, behind.event.id, "what waited behind it follows");
+    // Now it is written down, for whoever opens the file next.
+    drop(inbox);
+    let inbox = DeferredInbox::open(&file).await.unwrap();
+    assert_eq!(states(&inbox, &names.consumer, &[arrived, aside]).await, [Taken::Seen, Taken::Seen]);
+    assert_eq!(inbox.clone().list(&ShelfFilter::default()).await.unwrap()[0].id, behind.event.id);
 }

@@ -29,6 +29,7 @@ mod shape;
 mod snapshot;
 mod source;
 mod state;
+mod transaction;
 mod triggers;
 #[cfg(test)]
 mod triggers_test;

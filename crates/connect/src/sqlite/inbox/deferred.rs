@@ -1,18 +1,20 @@
 //! An inbox whose transactions hold no lock while an event is handled.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use headwater_core::Result;
 use headwater_core::ports::{
-    Arrival, Backlog, Due, Held, Inbox, Settlement, Shelf, ShelfCount, ShelfFilter, Shelved, ShelvedEvent,
-    Taken,
+    Arrival, Backlog, Due, Fate, Held, Inbox, Settlement, Shelf, ShelfCount, ShelfFilter, Shelved,
+    ShelvedEvent, Taken,
 };
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use super::SqliteInbox;
 use super::budget::{self, Budget};
+use super::unwritten::Unwritten;
 use crate::sqlx_errors::SqlxExt;
 
 /// A SQLite inbox for handlers that have no effect in its database and may take long, as HTTP requests do. SQLite
@@ -21,11 +23,15 @@ use crate::sqlx_errors::SqlxExt;
 /// What it sets aside has a budget for each consumer. When that is used up, what would have to be set aside is
 /// refused with an error of kind `Full` until there is room: before it is handled, if it is to be handled at all.
 ///
+/// What is handled is not undone when it cannot be written down (a full disk, a file that another program has locked):
+/// it is not handed out again then, and is written down when its time comes.
+///
 /// Nothing keeps another process from taking the same events meanwhile: one process at a time may have the file.
 #[derive(Debug, Clone)]
 pub struct DeferredInbox {
     inner: SqliteInbox,
     budget: Budget,
+    unwritten: Arc<Unwritten>,
 }
 
 /// What is taken and not yet written.
@@ -47,7 +53,7 @@ impl DeferredInbox {
         let pool = pool.sqlx("opening an inbox")?;
         sqlx::raw_sql(super::SCRIPT).execute(&pool).await.sqlx("making the tables of an inbox")?;
         budget::install(&pool).await?;
-        Ok(Self { inner: SqliteInbox::new(pool), budget: Budget(u64::MAX) })
+        Ok(Self { inner: SqliteInbox::new(pool), budget: Budget(u64::MAX), unwritten: Arc::default() })
     }
 
     /// How many bytes may be set aside of each consumer; without bound, if it is not said.
@@ -57,24 +63,9 @@ impl DeferredInbox {
     }
 }
 
-impl Inbox for DeferredInbox {
-    type Transaction = Deferred;
-
-    async fn cursor(&self, consumer: &str, stream: &str, partition: u32) -> Result<Option<u64>> {
-        self.inner.cursor(consumer, stream, partition).await
-    }
-
-    async fn begin(&self, consumer: &str, arrivals: &[Arrival]) -> Result<(Deferred, Vec<Taken>)> {
-        let taken = self.inner.look(consumer, arrivals).await?;
-        if taken.contains(&Taken::Blocked) {
-            let mut connection = self.inner.pool.acquire().await.sqlx("opening an inbox")?;
-            self.budget.check(&mut connection, consumer).await?;
-        }
-        let new = arrivals.iter().zip(&taken).filter(|(_, taken)| **taken != Taken::Seen);
-        Ok((Deferred { arrivals: new.map(|(arrival, _)| arrival.clone()).collect() }, taken))
-    }
-
-    async fn commit(&self, deferred: Deferred, consumer: &str, settlement: &Settlement) -> Result<()> {
+impl DeferredInbox {
+    /// Writes down what became of events.
+    async fn write(&self, deferred: &Deferred, consumer: &str, settlement: &Settlement) -> Result<()> {
         let (mut transaction, taken) = self.inner.begin(consumer, &deferred.arrivals).await?;
         let mut settlement = settlement.clone();
         // After an error a commit may have happened: what is set aside then is not set aside twice.
@@ -90,6 +81,32 @@ impl Inbox for DeferredInbox {
             return Err(full);
         }
         self.inner.commit(transaction, consumer, &settlement).await
+    }
+}
+
+impl Inbox for DeferredInbox {
+    type Transaction = Deferred;
+
+    async fn cursor(&self, consumer: &str, stream: &str, partition: u32) -> Result<Option<u64>> {
+        self.inner.cursor(consumer, stream, partition).await
+    }
+
+    async fn begin(&self, consumer: &str, arrivals: &[Arrival]) -> Result<(Deferred, Vec<Taken>)> {
+        let mut taken = self.inner.look(consumer, arrivals).await?;
+        if taken.contains(&Taken::Blocked) {
+            let mut connection = self.inner.pool.acquire().await.sqlx("opening an inbox")?;
+            self.budget.check(&mut connection, consumer).await?;
+        }
+        let new = arrivals.iter().zip(&taken).filter(|(_, taken)| **taken != Taken::Seen);
+        let deferred = Deferred { arrivals: new.map(|(arrival, _)| arrival.clone()).collect() };
+        self.unwritten.look(consumer, arrivals, &mut taken);
+        Ok((deferred, taken))
+    }
+
+    async fn commit(&self, deferred: Deferred, consumer: &str, settlement: &Settlement) -> Result<()> {
+        let written = self.write(&deferred, consumer, settlement).await;
+        self.unwritten.ended(consumer, &deferred.arrivals, settlement, written.is_ok());
+        written
     }
 
     async fn rollback(&self, _: Deferred) -> Result<()> {
@@ -107,9 +124,16 @@ impl Backlog for DeferredInbox {
     }
 
     async fn head(&self, consumer: &str, due: &Due) -> Result<Option<(Deferred, Held)>> {
-        let Some((transaction, held)) = self.inner.head(consumer, due).await? else { return Ok(None) };
-        self.inner.rollback(transaction).await?;
-        Ok(Some((Deferred { arrivals: Vec::new() }, held)))
+        while let Some((transaction, held)) = self.inner.head(consumer, due).await? {
+            if !self.unwritten.has_held(held.sequence) {
+                self.inner.rollback(transaction).await?;
+                return Ok(Some((Deferred { arrivals: Vec::new() }, held)));
+            }
+            let done = Settlement { held: vec![(held.sequence, Fate::Done)], ..Settlement::default() };
+            self.inner.commit(transaction, consumer, &done).await?;
+            self.unwritten.ended(consumer, &[], &done, true);
+        }
+        Ok(None)
     }
 }
 

@@ -6,6 +6,7 @@ mod layout;
 mod rows;
 mod settle;
 mod shelf;
+mod unwritten;
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -19,6 +20,7 @@ pub use deferred::{Deferred, DeferredInbox};
 pub use layout::{SCRIPT, install};
 
 use crate::inbox::{CLEANED, hex};
+use crate::sqlite::transaction::begin;
 use crate::sqlx_errors::SqlxExt;
 use crate::store::{micros, now};
 
@@ -80,7 +82,7 @@ impl SqliteInbox {
 
     /// Takes the write lock first: a transaction that reads before it writes could be refused later.
     async fn write(&self, doing: &str) -> Result<Transaction<'static, Sqlite>> {
-        self.pool.begin_with("BEGIN IMMEDIATE").await.sqlx(doing)
+        begin(&self.pool, "BEGIN IMMEDIATE").await.sqlx(doing)
     }
 }
 

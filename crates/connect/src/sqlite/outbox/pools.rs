@@ -7,6 +7,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{Sqlite, SqlitePool, Transaction};
 use tokio::time::{Instant, sleep};
 
+use crate::sqlite::transaction::begin;
+
 /// How long a statement waits for the application's transactions.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -50,7 +52,7 @@ impl Pools {
     pub async fn write(&self) -> sqlx::Result<Transaction<'static, Sqlite>> {
         let end = Instant::now() + PATIENCE;
         loop {
-            match self.writes.begin_with(BEGIN).await {
+            match begin(&self.writes, BEGIN).await {
                 Err(error) if is_busy(&error) && Instant::now() < end => {
                     sleep(Duration::from_millis(1)).await;
                 }
