@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_core::Result;
-use headwater_core::ports::{Backlog, Bus, Shelf};
+use headwater_core::ports::{Backlog, Bus, Shelf, Start, Subscribe};
 use headwater_runtime::consume::{Consume, ConsumeSettings, Failure, Handle, Received, Watch};
 use tokio_util::sync::CancellationToken;
 
@@ -71,20 +71,72 @@ where
         &self.name
     }
 
-    /// Runs until `stop`: what is begun is finished. Whatever ends it is logged, and it begins again: a stream
-    /// may not be there yet.
+    /// Runs until `stop`: what is begun is finished. Whatever ends it is logged, and it begins again. A stream that is
+    /// not there yet is waited for, and holds up no other.
     pub async fn run(self, stop: CancellationToken) {
+        let mut missing = Vec::new();
         while !stop.is_cancelled() {
-            let Err(error) = self.consume().run(stop.clone()).await else { continue };
-            tracing::error!(push = %self.name, %error, "a push ended; it begins again");
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(PAUSE) => {}
+            let ended = self.run_without(&missing, &stop).await;
+            if ended.is_ok() && missing.is_empty() {
+                continue;
+            }
+            let before = std::mem::replace(&mut missing, self.missing().await);
+            match ended {
+                _ if !missing.is_empty() && missing != before => {
+                    let streams = missing.join(", ");
+                    tracing::warn!(push = %self.name, streams, "there is no such stream yet: it is waited for");
+                }
+                Err(error) if missing == before => {
+                    tracing::error!(push = %self.name, %error, "a push ended; it begins again");
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(PAUSE) => {}
+                    }
+                }
+                _ => {}
             }
         }
     }
 
-    fn consume(&self) -> Consume<I, Deliver> {
+    /// Runs with the other streams until `stop`, an error, or until one of these is there.
+    async fn run_without(&self, missing: &[Arc<str>], stop: &CancellationToken) -> Result<()> {
+        let all = self.config.streams.iter().map(|stream| Arc::from(stream.as_str()));
+        let streams: Vec<Arc<str>> = all.filter(|stream| !missing.contains(stream)).collect();
+        let turn = stop.child_token();
+        let run = async {
+            if streams.is_empty() {
+                turn.cancelled().await;
+                return Ok(());
+            }
+            self.consume(streams).run(turn.clone()).await
+        };
+        let news = async {
+            while missing.is_empty() || self.missing().await.len() >= missing.len() {
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        tokio::pin!(run);
+        tokio::select! {
+            ended = &mut run => return ended,
+            () = news => turn.cancel(),
+        }
+        run.await
+    }
+
+    /// The streams that the bus does not have. One that cannot be asked for now is not missed.
+    async fn missing(&self) -> Vec<Arc<str>> {
+        let mut missing = Vec::new();
+        for stream in &self.config.streams {
+            let stream: Arc<str> = stream.as_str().into();
+            let alone = Subscribe { streams: vec![Arc::clone(&stream)], group: None, start: Start::End };
+            if self.bus.subscribe(alone).await.is_err_and(|error| !error.is_retryable()) {
+                missing.push(stream);
+            }
+        }
+        missing
+    }
+
+    fn consume(&self, streams: Vec<Arc<str>>) -> Consume<I, Deliver> {
         let config = &self.config;
         let settings = ConsumeSettings {
             concurrency: config.concurrency.saturating_mul(LANES).min(256).max(config.concurrency),
@@ -98,7 +150,7 @@ where
         };
         Consume {
             name: self.name.clone(),
-            streams: config.streams.iter().map(|stream| stream.as_str().into()).collect(),
+            streams,
             start: config.start.into(),
             bus: Arc::clone(&self.bus),
             inbox: self.inbox.clone(),
