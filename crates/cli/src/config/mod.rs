@@ -207,8 +207,11 @@ impl Reader<'_> {
             let Some(mut push) = self.section::<PushConfig>(&path, section) else { continue };
             push.ca_file = push.ca_file.map(|file| base.join(file));
             if let Err((key, message)) = push.check() {
-                let path = document::join(&path, key);
-                self.problems.push(Problem::new(path, self.lines.of(&section.span()), message));
+                let span = match section.get_ref() {
+                    DeValue::Table(table) => table.get(key).unwrap_or(section).span(),
+                    _ => section.span(),
+                };
+                self.problems.push(Problem::new(document::join(&path, key), self.lines.of(&span), message));
             }
             pushes.insert(name.to_owned(), push);
         }

@@ -1,10 +1,16 @@
-//! A key in trouble that has far more events than may be in memory: the others go on.
+//! Keys in trouble that take what the others need: the others go on.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
+use bytes::Bytes;
+use headwater_core::ports::ShelfFilter;
 
+use crate::common::PATIENCE;
 use crate::world::{Asked, World};
 
 /// What fills an event: 64 of them fill the room of a push.
@@ -40,7 +46,78 @@ async fn a_key_that_fails_with_ten_times_the_room_holds_up_no_other() {
     }
     let hot = |asked: &Asked| asked.events().into_iter().filter(|(key, _)| key == "hot").all(|(_, n)| n == 0);
     assert!(came.iter().all(hot), "something of it overtook its first");
-    let parked = world.parked(&running).await;
+    let (mut parked, deadline) = (world.parked(&running).await, Instant::now() + PATIENCE);
+    while parked.iter().map(|parked| parked.waiting).sum::<u64>() < 639 {
+        assert!(Instant::now() < deadline, "{parked:?}");
+        parked = world.parked(&running).await;
+    }
     assert_eq!((parked.len(), parked[0].waiting), (1, 639));
     running.stop().await;
+}
+
+/// Keys whose requests hang are tried again and again: there is always room for the others beside them.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_hang_take_half_of_the_requests_at_most() {
+    let world = World::new(|_, _| StatusCode::NO_CONTENT.into_response()).await;
+    let hangs = |asked: &Asked| asked.events()[0].0.starts_with("hang");
+    world.hang(hangs);
+    let keys: Vec<String> = (0..12).map(|n| format!("hang{n}")).collect();
+    world.publish(&keys.iter().map(|key| (key.as_str(), "")).collect::<Vec<_>>()).await;
+    let running = world.run("concurrency = 4\ntimeout = \"1s\"\nretry_max = \"100ms\"").await;
+    let tries = |asked: &[Asked], n: i64| asked.iter().filter(|asked| asked.events()[0].1 == n).count();
+    world.until("all were tried", |asked| (0..12).all(|n| tries(asked, n) > 0)).await;
+    world.publish(&[("fine", ""); 20]).await;
+    let fine = |asked: &[Asked]| asked.iter().filter(|asked| !hangs(asked)).count() == 20;
+    let asked = world
+        .until("the others have come", |asked| fine(asked) && (0..12).all(|n| tries(asked, n) > 2))
+        .await;
+    running.stop().await;
+    let mut seen = BTreeMap::new();
+    let again = asked.iter().filter(|asked| hangs(asked)).filter(|asked| {
+        let tries = seen.entry(asked.events()[0].1).or_insert(0);
+        *tries += 1;
+        *tries > 1
+    });
+    let again: Vec<_> = again.map(|asked| asked.when).collect();
+    for (at, when) in again.iter().enumerate() {
+        let beside = again[..at].iter().filter(|other| *when - **other < Duration::from_millis(500));
+        assert!(beside.count() < 2, "more than half of the requests hang");
+    }
+}
+
+/// A key that was let go and has much behind it is not the only one that goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_queue_that_goes_keeps_no_other_key_from_going() {
+    const BEHIND: usize = 60;
+    let refuses = Arc::new(AtomicBool::new(true));
+    let refusing = Arc::clone(&refuses);
+    let world = World::new(move |_, _| match refusing.load(Ordering::SeqCst) {
+        true => StatusCode::UNPROCESSABLE_ENTITY.into_response(),
+        false => StatusCode::NO_CONTENT.into_response(),
+    })
+    .await;
+    world.publish(&[("long", "")]).await;
+    world.publish(&[("short", "")]).await;
+    world.publish(&[("long", ""); BEHIND]).await;
+    let running = world.run("").await;
+    let deadline = Instant::now() + PATIENCE;
+    while world.parked(&running).await.iter().map(|parked| parked.waiting).sum::<u64>() < BEHIND as u64 {
+        assert!(Instant::now() < deadline, "they are not set aside");
+    }
+    refuses.store(false, Ordering::SeqCst);
+    world.slow(Duration::from_millis(100));
+    let of = |key: &'static str| ShelfFilter {
+        key: Some(Bytes::from_static(key.as_bytes())),
+        ..ShelfFilter::default()
+    };
+    assert_eq!(running.shelf.retry(&of("long")).await.unwrap(), 1);
+    world.until("the long one goes", |asked| asked.len() >= 5).await;
+    assert_eq!(running.shelf.retry(&of("short")).await.unwrap(), 1);
+    let asked = world.until("all have come", |asked| asked.len() == 2 + 2 + BEHIND).await;
+    running.stop().await;
+    let place = asked.iter().rposition(|asked| asked.events()[0].0 == "short").unwrap();
+    assert!(place < 2 + BEHIND, "it came behind the long one: {place}");
+    let long: Vec<i64> =
+        asked[2..].iter().flat_map(Asked::events).filter(|(key, _)| key == "long").map(|(_, n)| n).collect();
+    assert!(long.is_sorted(), "{long:?}");
 }

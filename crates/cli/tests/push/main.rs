@@ -6,6 +6,7 @@ mod batches;
 mod common;
 mod crowd;
 mod signed;
+mod streams;
 mod world;
 
 use std::collections::{BTreeMap, HashSet};
@@ -38,6 +39,8 @@ struct Seen {
     failing: bool,
     /// The order that is refused for good.
     refused: Option<(String, StatusCode)>,
+    /// How often it was refused.
+    refusals: u64,
     /// Requests that were signed.
     signed: u64,
     /// Requests whose signature, id or time were not right.
@@ -115,11 +118,14 @@ async fn answer(State(seen): State<Arc<Mutex<Seen>>>, uri: Uri, headers: HeaderM
     let event: Value = serde_json::from_slice(&body).unwrap();
     let order = uri.path().rsplit('/').next().unwrap().to_owned();
     let mut seen = seen.lock().unwrap();
-    if let Some((_, status)) = seen.refused.as_ref().filter(|(refused, _)| *refused == order) {
-        return (*status, "no such order").into_response();
+    let refused = seen.refused.as_ref().filter(|(refused, _)| *refused == order).map(|(_, status)| *status);
+    if let Some(status) = refused {
+        seen.refusals += 1;
+        return (status, "no such order").into_response();
     }
     let id = headers["idempotency-key"].to_str().unwrap().to_owned();
     assert_eq!(headers["webhook-id"], *id);
+    assert_eq!(headers["content-type"], "application/json");
     if seen.ids.insert(id) {
         seen.orders.entry(order).or_default().push(event["after"]["version"].as_i64().unwrap());
     } else {
@@ -238,7 +244,7 @@ async fn what_is_refused_holds_up_its_key_alone() {
     for version in 1..=3 {
         orders.write(5, version);
     }
-    service.until("all others have come", |seen| complete(seen, 4, 3)).await;
+    service.until("all others have come", |seen| complete(seen, 4, 3) && seen.refusals > 0).await;
     service.seen.lock().unwrap().refused = None;
     assert!(!service.orders().contains_key("3"));
     // A person lets it go; what waited behind it follows.
@@ -351,7 +357,7 @@ async fn batches_go_by_https_with_what_the_config_says() {
     let push = format!(
         "[push.batch]\nstreams = [\"orders\"]\nurl = \"https://localhost:{port}/in/{{stream}}\"\nbatch = 50\nconcurrency = 1\n\
              basic = {{ user = \"shop\", password = \"s\u{e9}cret\" }}\n\
-             headers = {{ \"X-Tenant\" = \"t1\" }}\nca_file = \"{}\"\n",
+             headers = {{ \"X-Tenant\" = \"t1\", \"Content-Type\" = \"application/x+json\" }}\nca_file = \"{}\"\n",
         certificate.display()
     );
     let orders = Orders::new(&[], &push);
@@ -367,7 +373,7 @@ async fn batches_go_by_https_with_what_the_config_says() {
         assert_eq!(headers["authorization"], "Basic c2hvcDpzw6ljcmV0");
         assert_eq!(
             (headers["x-tenant"].as_bytes(), headers["content-type"].as_bytes()),
-            (&b"t1"[..], &b"application/json"[..])
+            (&b"t1"[..], &b"application/x+json"[..])
         );
         assert!(!headers.contains_key("idempotency-key") && headers.contains_key("webhook-id"));
         let events: Vec<Value> = serde_json::from_slice(&body).unwrap();

@@ -24,6 +24,9 @@ use crate::common::PATIENCE;
 /// The name of the push.
 pub const PUSH: &str = "under_test";
 
+/// The stream, if no other is named.
+const STREAM: &str = "orders";
+
 /// A request that has come.
 #[derive(Debug, Clone)]
 pub struct Asked {
@@ -45,17 +48,21 @@ impl Asked {
 
 type Answer = dyn Fn(usize, &Asked) -> Response + Send + Sync;
 
+/// Which requests.
+type Which = fn(&Asked) -> bool;
+
 #[derive(Default)]
 struct Endpoint {
     asked: Mutex<Vec<Asked>>,
     slow: Mutex<Duration>,
+    /// Whether the answer to a request never comes.
+    hangs: Mutex<Option<Which>>,
 }
 
 /// The stream and the endpoint.
 pub struct World {
     pub dir: TempDir,
     bus: Arc<dyn Bus>,
-    stream: Arc<str>,
     endpoint: Arc<Endpoint>,
     url: String,
     published: AtomicU64,
@@ -67,9 +74,6 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let bus = EmbeddedBus::open(dir.path(), EmbeddedConfig::default()).await.unwrap();
         let bus: Arc<dyn Bus> = Arc::new(bus);
-        let stream: Arc<str> = "orders".into();
-        let spec = StreamSpec { name: Arc::clone(&stream), partitions: 1, retention: Retention::default() };
-        bus.ensure(&spec).await.unwrap();
         let endpoint = Arc::<Endpoint>::default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
@@ -84,10 +88,16 @@ impl World {
             };
             let slow = *asked.slow.lock().unwrap();
             tokio::time::sleep(slow).await;
+            let hangs = asked.hangs.lock().unwrap().is_some_and(|hangs| hangs(&one));
+            if hangs {
+                std::future::pending::<()>().await;
+            }
             answer(turn, &one)
         });
         tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
-        Self { dir, bus, stream, endpoint, url, published: AtomicU64::new(0) }
+        let world = Self { dir, bus, endpoint, url, published: AtomicU64::new(0) };
+        world.stream(STREAM).await;
+        world
     }
 
     /// Each answer takes so long from now on.
@@ -95,15 +105,31 @@ impl World {
         *self.endpoint.slow.lock().unwrap() = by;
     }
 
+    /// Requests that are such are never answered from now on.
+    pub fn hang(&self, which: Which) {
+        *self.endpoint.hangs.lock().unwrap() = Some(which);
+    }
+
+    /// Makes a stream of one partition.
+    pub async fn stream(&self, name: &str) {
+        let spec = StreamSpec { name: name.into(), partitions: 1, retention: Retention::default() };
+        self.bus.ensure(&spec).await.unwrap();
+    }
+
     /// Publishes events: of each its key and what fills it. Each has a number of its own, which rises.
     pub async fn publish(&self, events: &[(&str, &str)]) {
+        self.publish_to(STREAM, events).await;
+    }
+
+    /// The same in another stream.
+    pub async fn publish_to(&self, stream: &str, events: &[(&str, &str)]) {
         let event = |(key, filling): &(&str, &str)| {
             let n = self.published.fetch_add(1, Ordering::Relaxed);
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
             let time = i64::try_from(now.as_micros()).unwrap();
             Event {
                 id: EventId::derive(time, &[key.as_bytes(), &n.to_be_bytes()]),
-                stream: Arc::clone(&self.stream),
+                stream: stream.into(),
                 partition: Some(0),
                 kind: "Placed".into(),
                 key: Some(Bytes::copy_from_slice(key.as_bytes())),
@@ -118,7 +144,12 @@ impl World {
 
     /// Runs a push with these settings.
     pub async fn run(&self, settings: &str) -> Running {
-        let config = format!("streams = [\"orders\"]\nurl = \"{}\"\n{settings}", self.url);
+        self.run_with(&[STREAM], settings).await
+    }
+
+    /// The same of other streams.
+    pub async fn run_with(&self, streams: &[&str], settings: &str) -> Running {
+        let config = format!("streams = {streams:?}\nurl = \"{}\"\n{settings}", self.url);
         let config = toml::from_str(&config).unwrap();
         let inbox = DeferredInbox::open(&self.dir.path().join("push.db")).await.unwrap();
         let shelf: Arc<dyn Shelf> = Arc::new(inbox.clone());

@@ -8,10 +8,26 @@ use std::time::Duration;
 use headwater_core::ports::Start;
 use headwater_core::{Error, Event, Kind, Result};
 use headwater_runtime::config::parse_bytes;
+use reqwest::Method;
+use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use serde::{Deserialize, Deserializer};
 
 use super::sign::Secret;
 use super::template::{Parsed, Template};
+
+/// The headers that a request has of itself: what a config said of them would not be sent, or break the request.
+const OWN: &[&str] = &[
+    "connection",
+    "content-length",
+    "headwater-key",
+    "headwater-stream",
+    "headwater-type",
+    "idempotency-key",
+    "transfer-encoding",
+    "webhook-id",
+    "webhook-signature",
+    "webhook-timestamp",
+];
 
 /// `[push.NAME]`: where events go, and how.
 #[derive(Debug, Clone, Deserialize)]
@@ -215,14 +231,21 @@ impl Choices {
 impl PushConfig {
     /// What makes no sense in it, with the key that it is about.
     pub fn check(&self) -> std::result::Result<(), (&'static str, String)> {
-        let nothing = |empty: bool, key, text: &str| if empty { Err((key, text.to_owned())) } else { Ok(()) };
         nothing(self.streams.is_empty(), "streams", "names no stream")?;
         nothing(self.batch == 0, "batch", "expected a whole number from 1")?;
         nothing(self.concurrency == 0, "concurrency", "expected a whole number from 1")?;
         nothing(self.attempts == Some(0), "attempts", "expected a whole number from 1")?;
         nothing(self.max_set_aside == 0, "max_set_aside", "expected a size above 0")?;
         nothing(self.timeout.is_zero(), "timeout", "has to be longer than nothing")?;
-        nothing(self.bearer.is_some() && self.basic.is_some(), "basic", "there is a bearer token too")?;
+        nothing(self.retry_max.is_zero(), "retry_max", "has to be longer than nothing")?;
+        self.check_request()?;
+        self.check_headers()?;
+        self.signing().map_err(|error| ("signing_secrets", error))?;
+        Ok(())
+    }
+
+    /// Where a request goes, and how.
+    fn check_request(&self) -> std::result::Result<(), (&'static str, String)> {
         let url = self.url.read().map_err(|error| ("url", error))?;
         let method = self.method.read().map_err(|error| ("method", error))?;
         for template in url.all() {
@@ -233,10 +256,8 @@ impl PushConfig {
                 "what an event says may only stand in the path, behind the host",
             )?;
         }
-        for template in method.all() {
-            let example = template.example();
-            reqwest::Method::from_bytes(example.as_bytes())
-                .map_err(|_| ("method", "is no HTTP method".to_owned()))?;
+        for template in method.all().into_iter().filter(|template| template.is_of_stream()) {
+            read_method(&template.example()).map_err(|error| ("method", error))?;
         }
         if self.batch > 1 {
             let fixed = matches!(&url, Choices::All(url) if url.is_of_stream());
@@ -250,12 +271,40 @@ impl PushConfig {
                 "with batch it is \"event\", which has the id of each: payloads alone have none",
             )?;
         }
-        for (name, value) in &self.headers {
-            let fine = reqwest::header::HeaderName::from_bytes(name.as_bytes()).is_ok()
-                && reqwest::header::HeaderValue::from_str(&value.0).is_ok();
-            nothing(!fine, "headers", "a name or a value is none that HTTP allows")?;
+        Ok(())
+    }
+
+    /// What stands in headers. What HTTP does not allow would keep every event from being sent.
+    fn check_headers(&self) -> std::result::Result<(), (&'static str, String)> {
+        nothing(self.bearer.is_some() && self.basic.is_some(), "basic", "there is a bearer token too")?;
+        if let Some(Hidden(token)) = &self.bearer {
+            let fine = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+            nothing(
+                !fine,
+                "bearer",
+                "is empty, or has a space, a line end or another character that no token has",
+            )?;
         }
-        self.signing().map_err(|error| ("signing_secrets", error))?;
+        if let Some(Basic { user, .. }) = &self.basic {
+            nothing(
+                user.contains(':'),
+                "basic",
+                "a user cannot have a colon: the password begins behind it",
+            )?;
+        }
+        let authorized = self.bearer.is_some() || self.basic.is_some();
+        for (name, value) in &self.headers {
+            let fine =
+                HeaderName::from_bytes(name.as_bytes()).is_ok() && HeaderValue::from_str(&value.0).is_ok();
+            nothing(
+                !fine,
+                "headers",
+                &format!("the name or the value of \"{name}\" is none that HTTP allows"),
+            )?;
+            let name = name.to_ascii_lowercase();
+            let own = OWN.contains(&&*name) || name == AUTHORIZATION.as_str() && authorized;
+            nothing(own, "headers", &format!("\"{name}\" is set by Headwater itself: leave it out"))?;
+        }
         Ok(())
     }
 
@@ -267,6 +316,18 @@ impl PushConfig {
         let wrong = |(key, text)| Error::new(Kind::Config, format!("push.{name}.{key}: {text}"));
         self.check().map_err(wrong)
     }
+}
+
+/// An error about a key, where something is wrong.
+fn nothing(wrong: bool, key: &'static str, text: &str) -> std::result::Result<(), (&'static str, String)> {
+    if wrong { Err((key, text.to_owned())) } else { Ok(()) }
+}
+
+/// The methods that servers know are upper case, and one that is not is another method. CONNECT asks for a tunnel.
+pub(super) fn read_method(text: &str) -> std::result::Result<Method, String> {
+    let fine = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-');
+    let method = Method::from_bytes(text.as_bytes()).ok().filter(|method| fine && *method != Method::CONNECT);
+    method.ok_or_else(|| format!("\"{text}\" is no method: write POST, PUT, PATCH or DELETE, in upper case"))
 }
 
 fn check_url(text: &str) -> std::result::Result<(), String> {
@@ -288,5 +349,42 @@ mod tests {
         let config: PushConfig = toml::from_str(text).unwrap();
         let printed = format!("{config:?}");
         assert!(printed.contains("X-Api-Key") && !printed.contains("hush"), "{printed}");
+    }
+
+    /// Each of these would have every event parked, or sent in a way that nobody meant.
+    #[test]
+    fn what_would_spoil_every_request_is_refused() {
+        let check = |text: &str| {
+            let url = if text.contains("url = ") { "" } else { "url = 'http://h/'\n" };
+            toml::from_str::<PushConfig>(&format!("streams = ['s']\n{url}{text}")).unwrap().check()
+        };
+        for (text, key, said) in [
+            ("bearer = ''", "bearer", "is empty"),
+            ("bearer = \"hush\\n\"", "bearer", "a line end"),
+            ("basic = { user = 'a:b', password = 'hush' }", "basic", "colon"),
+            ("method = 'post'", "method", "upper case"),
+            ("method = { create = 'POST', '*' = '' }", "method", "upper case"),
+            ("method = 'CONNECT'", "method", "no method"),
+            ("headers = { Content-Length = '1' }", "headers", "content-length"),
+            ("headers = { Webhook-Id = '1' }", "headers", "webhook-id"),
+            ("headers = { Authorization = 'hush' }\nbearer = 'x'", "headers", "authorization"),
+            ("headers = { 'a b' = 'hush' }", "headers", "\"a b\""),
+            ("headers = { a = \"hush\\n\" }", "headers", "\"a\""),
+            ("retry_max = '0s'", "retry_max", "longer than nothing"),
+            ("url = 'http:///{key}/x'", "url", "behind the host"),
+        ] {
+            let (at, message) = check(text).unwrap_err();
+            assert!(
+                at == key && message.contains(said) && !message.contains("hush"),
+                "{text}: {at}: {message}"
+            );
+        }
+        for fine in [
+            "headers = { Authorization = 'x', Content-Type = 'application/cloudevents+json' }",
+            "bearer = 'x'\nmethod = { a = 'PUT', '*' = '{type}' }",
+            "method = 'M-SEARCH'",
+        ] {
+            assert_eq!(check(fine), Ok(()), "{fine}");
+        }
     }
 }

@@ -11,14 +11,14 @@ use headwater_core::{Error, Event, Kind, Result};
 use headwater_runtime::consume::{Failure, Received};
 use headwater_runtime::metrics;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Method, RequestBuilder, Response};
+use reqwest::{Client, RequestBuilder, Response};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
 use super::answer;
-use super::config::{Body, Choices, PushConfig};
+use super::config::{Body, Choices, PushConfig, read_method};
 use super::sign::{Secret, signature};
 use super::template::{Parsed, encode};
 
@@ -38,6 +38,8 @@ pub(super) struct Requests {
     secrets: Vec<Secret>,
     /// How many requests may be on their way.
     room: Semaphore,
+    /// How many of them may be tries again: those of keys that hang must not keep the others from being made.
+    again: Semaphore,
 }
 
 impl Requests {
@@ -54,6 +56,7 @@ impl Requests {
             basic: config.basic.as_ref().map(|basic| (basic.user.clone(), basic.password.0.clone())),
             secrets: config.signing().map_err(wrong)?,
             room: Semaphore::new(config.concurrency.min(Semaphore::MAX_PERMITS)),
+            again: Semaphore::new((config.concurrency / 2).clamp(1, Semaphore::MAX_PERMITS)),
         })
     }
 
@@ -68,6 +71,8 @@ impl Requests {
 
     /// Delivers events of one partition in one request.
     pub(super) async fn deliver(&self, events: &[&Received]) -> Result<(), Failure> {
+        let again = events.iter().any(|received| received.attempt > 1);
+        let _again = if again { Some(self.again.acquire().await?) } else { None };
         let _room = self.room.acquire().await?;
         // Made when its turn has come: its signature says when it is sent.
         let request = self.request(events)?;
@@ -89,10 +94,9 @@ impl Requests {
         let url = self.url.fill(event, &json).map_err(|error| Failure::park(format!("url: {error}")))?;
         let method =
             self.method.fill(event, &json).map_err(|error| Failure::park(format!("method: {error}")))?;
-        let method =
-            Method::from_bytes(method.as_bytes()).map_err(|_| Failure::park("its method is none"))?;
+        let method = read_method(&method).map_err(|error| Failure::park(format!("method: {error}")))?;
         let body = if self.is_array() { self.bodies(events)? } else { self.one(event, &json) };
-        let mut request = self.client.request(method, url).header(CONTENT_TYPE, "application/json");
+        let mut request = self.client.request(method, url);
         let id = if self.is_array() { of_all(events) } else { event.id.to_string() };
         if !self.is_array() {
             request = request.header("idempotency-key", &id);
@@ -236,7 +240,7 @@ fn client(config: &PushConfig) -> Result<Client> {
         .map_err(|error| Error::new(Kind::Internal, doing("TLS")).because(error))?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let mut headers = HeaderMap::new();
+    let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
     for (name, value) in &config.headers {
         let name = HeaderName::from_bytes(name.as_bytes());
         if let (Ok(name), Ok(mut value)) = (name, HeaderValue::from_str(&value.0)) {

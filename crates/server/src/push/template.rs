@@ -71,7 +71,9 @@ impl Template {
     /// Whether nothing of an event stands before the path: it must not say which host is asked.
     pub(super) fn has_fixed_host(&self) -> bool {
         let Some(Part::Text(first)) = self.0.first() else { return false };
-        first.split_once("://").is_some_and(|(_, rest)| self.0.len() == 1 || rest.contains('/'))
+        // More slashes than two are left out when a URL is read: what is behind them is the host all the same.
+        let host = first.split_once("://").map(|(_, rest)| rest.trim_start_matches(['/', '\\']));
+        host.is_some_and(|rest| self.0.len() == 1 || rest.contains('/'))
     }
 
     /// What it may look like.
@@ -250,7 +252,15 @@ mod tests {
         for good in ["http://h", "https://h/{key}", "https://h:1/a?x={payload.y}"] {
             assert!(fixed(good), "{good}");
         }
-        for bad in ["https://{payload.host}/x", "https://api.{key}/", "https://h{key}", "{key}"] {
+        for bad in [
+            "https://{payload.host}/x",
+            "https://api.{key}/",
+            "https://h{key}",
+            "{key}",
+            "http:///{key}/x",
+            "http://\\/{key}/x",
+            "http:/{key}/x",
+        ] {
             assert!(!fixed(bad), "{bad}");
         }
     }
