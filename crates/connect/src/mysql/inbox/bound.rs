@@ -63,7 +63,8 @@ impl Bound {
     pub(super) fn set(self) -> String {
         each(|name, known, unit| {
             let was = known.cast(&format!("COALESCE(@headwater_{name}, @@SESSION.{name})"));
-            let least = known.least(&was, self.seconds * unit);
+            // MySQL 9 says of the smaller of two numbers that it is a decimal, and takes none here.
+            let least = known.cast(&known.least(&was, self.seconds * unit));
             format!("@headwater_{name} = {was}, SESSION {name} = {least}")
         })
     }
