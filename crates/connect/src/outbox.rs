@@ -1,6 +1,6 @@
 //! What the outbox tables of all databases have in common: Headwater's own layout.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -127,6 +127,18 @@ pub fn share_of(lanes: Lane, relay: &str, held: &BTreeMap<String, u64>) -> u64 {
     if mine <= most && place < wanted.saturating_sub(free) { least } else { most }
 }
 
+/// All places but these, as ranges that include both ends: what waits there waits behind nothing.
+pub fn gaps(heads: &BTreeSet<i64>) -> Vec<(i64, i64)> {
+    let mut gaps = Vec::with_capacity(heads.len() + 1);
+    let mut from = Some(i64::MIN);
+    for head in heads {
+        gaps.extend(from.filter(|from| from < head).map(|from| (from, head - 1)));
+        from = head.checked_add(1);
+    }
+    gaps.extend(from.map(|from| (from, i64::MAX)));
+    gaps
+}
+
 /// The headers of an event as a JSON object, in their order; `None` where there are none.
 pub fn headers(event: &NewEvent) -> Option<String> {
     let text = |text: &str| serde_json::Value::from(text).to_string();
@@ -218,6 +230,14 @@ mod tests {
             held.remove(&format!("relay-{n}"));
             settle(&mut held);
         }
+    }
+
+    #[test]
+    fn gaps_are_all_but_what_is_between_them() {
+        let gaps = |heads: &[i64]| super::gaps(&heads.iter().copied().collect());
+        assert_eq!(gaps(&[]), [(i64::MIN, i64::MAX)]);
+        assert_eq!(gaps(&[7, -2, 8]), [(i64::MIN, -3), (-1, 6), (9, i64::MAX)]);
+        assert_eq!(gaps(&[i64::MIN, i64::MAX]), [(i64::MIN + 1, i64::MAX - 1)]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use headwater_connect::mysql::outbox::{
 use headwater_connect::mysql::url::ConnectOptions;
 use headwater_core::ports::{
     Claim, ClaimLimit, ClaimedRow, Finding, LeaseAsk, NewEvent, OutboxStore, OutboxWriter, Outcome, Settled,
-    Shelf, ShelfFilter,
+    Severity, Shelf, ShelfFilter,
 };
 use headwater_core::{EventId, Kind};
 use headwater_testkit::servers::{MySql, MySqlDatabase, Proxy};
@@ -118,6 +118,18 @@ impl Factory for OnMySql {
              FROM outbox_slot a CROSS JOIN outbox_slot b LIMIT {many}"
         ))
         .await;
+        self.run("ANALYZE TABLE outbox".into()).await;
+    }
+
+    async fn add_waiting(&self, name: &str, keys: u64, many: u64) {
+        for (state, many) in [("parked", keys), ("waiting", many)] {
+            self.run(format!(
+                "INSERT INTO outbox (stream, type, `key`, payload, state) SELECT 'orders', 'Placed', \
+                 CONCAT('{name}', (a.slot * 4096 + b.slot) % {keys}), '{{}}', '{state}' \
+                 FROM outbox_slot a CROSS JOIN outbox_slot b WHERE a.slot * 4096 + b.slot < {many}"
+            ))
+            .await;
+        }
         self.run("ANALYZE TABLE outbox".into()).await;
     }
 
@@ -394,6 +406,29 @@ async fn ordinary_users_are_enough() {
     let reader = MySqlOutboxStore::new(&ConnectOptions::parse(&reader).unwrap(), "outbox");
     let found = said(reader.check().await.unwrap());
     assert!(found[..6].iter().all(|message| message.contains("is missing")), "{found:?}");
+}
+
+/// `check` says that an outbox is as an earlier version made it, and the statement that mends it keeps its rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_layout_of_an_earlier_version_is_found_and_mended() {
+    let factory = OnMySql::new().await;
+    let earlier = "ALTER TABLE outbox DROP KEY work, DROP COLUMN place, ADD COLUMN due DATETIME(6) AS (CASE state \
+         WHEN 'retrying' THEN next_try WHEN 'published' THEN settled_at WHEN 'dropped' THEN settled_at END) STORED, \
+         ADD KEY work (queue, due, seq)";
+    factory.run(earlier.into()).await;
+    factory.add_waiting("k", 3, 30).await;
+    let store = factory.store();
+    let error = store.claim(&claims(true), LIMIT).await.unwrap_err();
+    assert!(error.hint_text().unwrap().contains("headwater check"), "{error}");
+    let found = store.check().await.unwrap();
+    assert_eq!((found.len(), found[0].severity), (1, Severity::Error), "{found:?}");
+    let (_, mends) = found[0].hint.as_ref().unwrap().split_once(": ").unwrap();
+    factory.run(mends.to_owned()).await;
+    assert!(store.check().await.unwrap().iter().all(|finding| finding.severity != Severity::Error));
+    assert_eq!(store.claim(&claims(true), LIMIT).await.unwrap().blocked.len(), 3);
+    let shelf = store.shelf("shop");
+    let one = ShelfFilter { key: Some("k1".into()), ..ShelfFilter::default() };
+    assert_eq!(shelf.list(&one).await.unwrap()[0].waiting, 10);
 }
 
 /// What a claim does not want any more goes through its connection where that is little; else the connection

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use headwater_connect::postgres::outbox::{PostgresOutbox, PostgresOutboxStore, install};
 use headwater_connect::postgres::url::ConnectOptions;
-use headwater_core::ports::{Claim, ClaimLimit, LANES, Lane, LeaseAsk, NewEvent, OutboxStore as _, Shelf};
+use headwater_core::ports::{
+    Claim, ClaimLimit, Finding, LANES, Lane, LeaseAsk, NewEvent, OutboxStore as _, Severity, Shelf,
+};
 use headwater_testkit::servers::{Database, Postgres, Proxy};
 use headwater_testkit::suites::outbox::{Factory, Tx, who_goes_silent_while_settling_keeps_no_lane};
 use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
@@ -100,6 +102,17 @@ impl Factory for OnPostgres {
         self.run("ANALYZE outbox".into()).await;
     }
 
+    async fn add_waiting(&self, name: &str, keys: u64, many: u64) {
+        let insert = |state: &str, many: u64| {
+            format!(
+                "INSERT INTO outbox (stream, type, key, payload, state) SELECT 'orders', 'Placed', \
+                 '{name}' || (n % {keys}), '{{}}', '{state}' FROM generate_series(1, {many}) n"
+            )
+        };
+        self.run(format!("{}; {}", insert("parked", keys), insert("waiting", many))).await;
+        self.run("ANALYZE outbox".into()).await;
+    }
+
     /// A session that has ended has written what it counted.
     async fn rows_read(&self) -> u64 {
         let mut connection = self.database.connect().await.unwrap();
@@ -182,8 +195,8 @@ async fn plans_name_the_partial_indexes() {
     let factory = OnPostgres::new().await;
     factory.add_done(std::env::var("HEADWATER_MANY").map_or(50_000, |_| 1_000_000)).await;
     let store = factory.store();
-    let arguments = ["'{0,1}', '{0,7}', 100, '{5,8}'", "'{0,1}', 100", "0", "0", "0"];
-    let indexes = ["outbox_new", "outbox_heads", "outbox_waiting", "outbox_heads", "outbox_done"];
+    let arguments = ["'{0,1}', '{0,7}', 100, '{5,8}'", "'{0,1}', 100", "0", "0, '{0}', '{9}'", "0"];
+    let indexes = ["outbox_new", "outbox_heads", "outbox_heads", "outbox_waiting", "outbox_done"];
     let mut connection = factory.database.connect().await.unwrap();
     for ((sql, arguments), index) in store.statements().into_iter().zip(arguments).zip(indexes) {
         let prepare = format!("DEALLOCATE ALL; PREPARE asked AS {sql}");
@@ -194,6 +207,29 @@ async fn plans_name_the_partial_indexes() {
         let plan = plan.join("\n");
         assert!(plan.contains(index) && !plan.contains("Seq Scan"), "{plan}");
     }
+}
+
+/// `check` says which index an earlier version made otherwise, and how it is made anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_of_an_earlier_version_are_found_and_mended() {
+    let factory = OnPostgres::new().await;
+    let indexes = async || -> Vec<Finding> {
+        let findings = factory.store().check().await.unwrap();
+        findings.into_iter().filter(|finding| finding.message.contains("index")).collect()
+    };
+    assert_eq!(indexes().await, []);
+    let earlier = "DROP INDEX outbox_waiting, outbox_heads; \
+         CREATE INDEX outbox_waiting ON outbox (lane, seq) WHERE state = 'waiting'; \
+         CREATE INDEX outbox_heads ON outbox (lane, next_try, stream, key) WHERE state IN ('retrying', 'parked')";
+    factory.run(earlier.into()).await;
+    let found = indexes().await;
+    assert_eq!(found.len(), 2, "{found:?}");
+    for finding in found {
+        assert_eq!(finding.severity, Severity::Warning);
+        let hint = finding.hint.unwrap();
+        factory.run(hint.strip_prefix("as the owner: ").unwrap().to_owned()).await;
+    }
+    assert_eq!(indexes().await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

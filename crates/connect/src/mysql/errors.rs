@@ -20,7 +20,9 @@ pub(super) fn failed(error: sqlx::Error, doing: &str, table: &str) -> Error {
         // No such database, table, procedure.
         Some(1049 | 1146 | 1305) => format!("make it: headwater init URL --outbox {table}"),
         Some(1054) => {
-            "this table was not made by `headwater init`: choose another name for the outbox".to_owned()
+            "this table was not made by `headwater init`, or by an earlier version of it: `headwater check` says \
+             what to do; where it is no outbox, choose another name"
+                .to_owned()
         }
         Some(number) if RIGHTS.contains(&number) => format!(
             "as an administrator: GRANT SELECT, INSERT, UPDATE, DELETE ON {table}, {table}_lease, {table}_relay and \

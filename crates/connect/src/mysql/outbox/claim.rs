@@ -1,22 +1,25 @@
 //! Reading rows that are due: first where they are, of all lanes in one statement and from the index alone,
 //! then the rows themselves, as many as there is room for.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use futures::TryStreamExt;
 use headwater_core::ports::{BlockedKey, Claim, ClaimLimit, Claimed, ClaimedRow, Lane};
 use sqlx::mysql::MySqlRow;
 use sqlx::pool::PoolConnection;
-use sqlx::{AssertSqlSafe, MySql, MySqlPool, Row};
+use sqlx::{AssertSqlSafe, Executor as _, MySql, MySqlPool, Row};
 
 use super::horizon::Horizon;
 use super::layout::WORK;
-use super::{Names, Queue, place};
+use super::{Names, Queue, place_of_key, place_of_now};
 use crate::mysql::sql::{LONGEST, list};
-use crate::outbox::Parts;
+use crate::outbox::{Parts, gaps};
 
 /// So many bytes that nobody wants any more may still come through a connection before its next statement.
 const DRAINED: usize = 4 << 20;
+
+/// Waiting rows that are let go in one statement.
+const RESUMED: u64 = 10_000;
 
 /// The statements.
 #[derive(Debug)]
@@ -99,9 +102,10 @@ impl Claims {
         let part = |claim: &&Claim| {
             let (new, again) = (Queue::New(claim.lane).number(), Queue::Retrying(claim.lane).number());
             let new =
-                format!("({from} `queue` = {new} AND `due` IS NULL AND `seq` > ? ORDER BY `seq` LIMIT ?)");
+                format!("({from} `queue` = {new} AND `place` IS NULL AND `seq` > ? ORDER BY `seq` LIMIT ?)");
             let again = format!(
-                "({from} `queue` = {again} AND `due` <= UTC_TIMESTAMP(6) ORDER BY `due`, `seq` LIMIT ?)"
+                "({from} `queue` = {again} AND `place` <= {} ORDER BY `place`, `seq` LIMIT ?)",
+                place_of_now()
             );
             if claim.retries { format!("{new} UNION ALL {again}") } else { new }
         };
@@ -161,30 +165,36 @@ impl Claims {
         Ok(past)
     }
 
-    /// Lets go what waits behind nothing any more, and says which keys are blocked.
+    /// Says which keys are blocked, and lets go what waits behind none of them: some of it at a time, as nobody
+    /// reads the lane before all of it is.
     async fn resume(
         &self,
         on: &mut PoolConnection<MySql>,
         lane: Lane,
         blocked: &mut Vec<(Lane, BlockedKey)>,
     ) -> sqlx::Result<()> {
-        let (outbox, row, head) = (&self.outbox, place("late"), place("early"));
-        let waiting = Queue::Waiting(lane).number();
-        let heads =
-            format!("`queue` IN ({}, {})", Queue::Retrying(lane).number(), Queue::Parked(lane).number());
-        let resume = format!(
-            "UPDATE {outbox} AS late FORCE INDEX (`{WORK}`) LEFT JOIN (SELECT DISTINCT {head} AS place \
-                 FROM {outbox} AS early FORCE INDEX (`{WORK}`) WHERE early.{heads}) AS head ON head.place = {row} \
-             SET late.`state` = 'new' WHERE late.`queue` = {waiting} AND head.place IS NULL"
-        );
-        sqlx::query(AssertSqlSafe(resume)).execute(&mut **on).await?;
+        let outbox = &self.outbox;
         let keys = format!(
-            "SELECT `stream`, `key` FROM {outbox} FORCE INDEX (`{WORK}`) WHERE {heads} AND `key` IS NOT NULL"
+            "SELECT `stream`, `key`, {} FROM {outbox} FORCE INDEX (`{WORK}`) WHERE `queue` IN ({}, {}) AND `key` IS NOT NULL",
+            place_of_key(""),
+            Queue::Retrying(lane).number(),
+            Queue::Parked(lane).number()
         );
-        let keys = sqlx::query(AssertSqlSafe(keys)).fetch_all(&mut **on).await?;
-        let keys = keys.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
-        let keys: HashSet<BlockedKey> = keys.collect::<sqlx::Result<_>>()?;
-        blocked.extend(keys.into_iter().map(|key| (lane, key)));
+        let (mut keys_blocked, mut places) = (HashSet::new(), BTreeSet::new());
+        for head in sqlx::query(AssertSqlSafe(keys)).fetch_all(&mut **on).await? {
+            keys_blocked.insert((head.try_get(0)?, head.try_get(1)?));
+            places.insert(head.try_get(2)?);
+        }
+        for gaps in gaps(&places).chunks(LONGEST) {
+            let between = |(first, last): &(i64, i64)| format!("`place` BETWEEN {first} AND {last}");
+            let gaps = gaps.iter().map(between).collect::<Vec<_>>().join(" OR ");
+            let resume = format!(
+                "UPDATE {outbox} FORCE INDEX (`{WORK}`) SET `state` = 'new' WHERE `queue` = {} AND ({gaps}) LIMIT {RESUMED}",
+                Queue::Waiting(lane).number()
+            );
+            while on.execute(sqlx::raw_sql(AssertSqlSafe(&*resume))).await?.rows_affected() == RESUMED {}
+        }
+        blocked.extend(keys_blocked.into_iter().map(|key| (lane, key)));
         Ok(())
     }
 }

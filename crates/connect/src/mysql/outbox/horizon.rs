@@ -91,7 +91,7 @@ impl Horizon {
     ) -> sqlx::Result<Option<i64>> {
         let lane = |lane| {
             format!(
-                "(SELECT `seq` FROM {} FORCE INDEX (`{WORK}`) WHERE `queue` = {} AND `due` IS NULL AND `seq` > {above} \
+                "(SELECT `seq` FROM {} FORCE INDEX (`{WORK}`) WHERE `queue` = {} AND `place` IS NULL AND `seq` > {above} \
                  ORDER BY `seq` LIMIT 1)",
                 self.outbox,
                 Queue::New(lane).number()

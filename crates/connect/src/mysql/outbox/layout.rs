@@ -4,7 +4,7 @@ use headwater_core::ports::LANES;
 use headwater_core::{Error, Kind, Result};
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, Row as _};
 
-use super::{KEY, NAME, Names, Queue, SLOTS};
+use super::{KEY, NAME, Names, Queue, SLOTS, place_of_key, place_of_time};
 use crate::mysql::errors::failed;
 use crate::mysql::url::ConnectOptions;
 
@@ -89,18 +89,38 @@ fn outbox(names: &Names, end: &str) -> String {
            `next_try` DATETIME(6),\n  \
            `error` TEXT,\n  \
            `settled_at` DATETIME(6),\n  \
-           -- Where the row stands, by state and lane, and from when it is due: for the one index.\n  \
+           -- In which queue the row stands, by state and lane, and where in it, by its time or its key: for the one index.\n  \
            `queue` TINYINT UNSIGNED AS (CASE `state` WHEN 'new' THEN `lane` WHEN 'waiting' THEN {waiting} + `lane`\n    \
              WHEN 'retrying' THEN {retrying} + `lane` WHEN 'parked' THEN {parked} + `lane` ELSE {done} END) STORED,\n  \
-           `due` DATETIME(6) AS (CASE `state` WHEN 'retrying' THEN `next_try` WHEN 'published' THEN `settled_at`\n    \
-             WHEN 'dropped' THEN `settled_at` END) STORED,\n  \
-           KEY `{WORK}` (`queue`, `due`, `seq`)\n\
+           `place` BIGINT AS ({place}) STORED,\n  \
+           KEY `{WORK}` (`queue`, `place`, `seq`)\n\
          ) {end}",
         outbox = names.outbox(),
         waiting = queue(Queue::Waiting(0)),
         retrying = queue(Queue::Retrying(0)),
         parked = queue(Queue::Parked(0)),
         done = queue(Queue::Done),
+        place = place(),
+    )
+}
+
+/// Mends the layout of an earlier version, which had a column `due` in the place of `place`.
+pub(super) fn mended(names: &Names) -> String {
+    format!(
+        "ALTER TABLE {} DROP KEY `{WORK}`, DROP COLUMN `due`, ADD COLUMN `place` BIGINT AS ({}) STORED, \
+         ADD KEY `{WORK}` (`queue`, `place`, `seq`)",
+        names.outbox(),
+        place().replace("\n    ", " ")
+    )
+}
+
+/// What the column `place` is computed from: of rows that are new, or parked, nothing.
+fn place() -> String {
+    let (next_try, settled) = (place_of_time("`next_try`"), place_of_time("`settled_at`"));
+    format!(
+        "CASE `state` WHEN 'waiting' THEN {}\n    \
+         WHEN 'retrying' THEN {next_try} WHEN 'published' THEN {settled} WHEN 'dropped' THEN {settled} END",
+        place_of_key("")
     )
 }
 

@@ -5,8 +5,8 @@
 //!   do.
 //!
 //! InnoDB has no partial indexes, and each index of the table costs every writer. So there is one beside the
-//! primary key: two generated columns say in which queue a row stands (`Queue`) and since when or until
-//! when, and every statement of a relay reads a stretch of it.
+//! primary key: two generated columns say in which queue a row stands (`Queue`) and where in it, and every
+//! statement of a relay reads stretches of it.
 
 mod check;
 mod claim;
@@ -68,10 +68,21 @@ impl Queue {
     }
 }
 
-/// The stream and the key of a row `row`, as one: both to the last byte, where a comparison of texts would not
-/// see spaces at their end.
-fn place(row: &str) -> String {
-    format!("SHA2(CONCAT(CHAR_LENGTH({row}.`stream`), ' ', {row}.`stream`, {row}.`key`), 256)")
+/// The place of a stream and a key among what waits, a number: of both to the last byte, where a comparison of texts
+/// would not see spaces at their end. `of` is the row's alias and a dot, or nothing.
+fn place_of_key(of: &str) -> String {
+    let text = format!("CONCAT(CHAR_LENGTH({of}`stream`), ' ', {of}`stream`, {of}`key`)");
+    format!("CAST(CONV(LEFT(SHA2({text}, 256), 15), 16, 10) AS SIGNED)")
+}
+
+/// The place of a time in its queue.
+fn place_of_time(time: &str) -> String {
+    format!("TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {time})")
+}
+
+/// The place of now.
+fn place_of_now() -> String {
+    place_of_time("UTC_TIMESTAMP(6)")
 }
 
 /// The names of an outbox's tables, quoted.

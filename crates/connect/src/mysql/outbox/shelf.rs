@@ -7,7 +7,7 @@ use sqlx::mysql::MySqlRow;
 use sqlx::{AssertSqlSafe, MySql, MySqlPool, QueryBuilder, Row, Transaction};
 
 use super::layout::WORK;
-use super::{Names, Queue, place};
+use super::{Names, Queue, place_of_key};
 use crate::mysql::errors::failed;
 use crate::outbox::SetAside;
 
@@ -74,11 +74,10 @@ impl MySqlOutboxShelf {
     async fn listed(&self, filter: &ShelfFilter) -> sqlx::Result<Vec<Shelved>> {
         let (waiting, end) = (Queue::Waiting(0).number(), Queue::Retrying(0).number());
         let join = format!(
-            "LEFT JOIN (SELECT {} AS place, COUNT(*) AS behind FROM {} AS late FORCE INDEX (`{WORK}`) \
-             WHERE late.`queue` >= {waiting} AND late.`queue` < {end} GROUP BY place) AS later ON later.place = {}",
-            place("late"),
+            "LEFT JOIN (SELECT `place`, COUNT(*) AS behind FROM {} FORCE INDEX (`{WORK}`) \
+             WHERE `queue` >= {waiting} AND `queue` < {end} GROUP BY `place`) AS later ON later.`place` = {}",
             self.names.outbox(),
-            place("head")
+            place_of_key("head.")
         );
         let select = format!("SELECT {COLUMNS}, COALESCE(later.behind, 0) AS behind");
         let rows = self.rows(select, &join, HEADS, filter).build().fetch_all(&self.pool).await?;
@@ -128,7 +127,8 @@ impl MySqlOutboxShelf {
         queues: (Queue, Queue),
         filter: &ShelfFilter,
     ) -> sqlx::Result<Vec<Head>> {
-        let mut query = self.rows("SELECT `seq`, `lane`, `stream`, `key`".into(), "", queues, filter);
+        let select = format!("SELECT `seq`, `lane`, `stream`, `key`, {}", place_of_key(""));
+        let mut query = self.rows(select, "", queues, filter);
         let rows = query.push(" FOR UPDATE").build().fetch_all(&mut **on).await?;
         let head = |row: &MySqlRow| {
             Ok(Head {
@@ -136,6 +136,7 @@ impl MySqlOutboxShelf {
                 lane: row.try_get(1)?,
                 stream: row.try_get(2)?,
                 key: row.try_get(3)?,
+                place: row.try_get(4)?,
             })
         };
         rows.iter().map(head).collect()
@@ -148,12 +149,12 @@ impl MySqlOutboxShelf {
         key: &str,
     ) -> sqlx::Result<Option<i64>> {
         let sql = format!(
-            "SELECT `seq` FROM {} FORCE INDEX (`{WORK}`) WHERE `queue` = ? AND `due` IS NULL \
+            "SELECT `seq` FROM {} FORCE INDEX (`{WORK}`) WHERE `queue` = ? AND `place` = ? \
              AND CAST(`stream` AS BINARY) = ? AND CAST(`key` AS BINARY) = ? ORDER BY `seq` LIMIT 1",
             self.names.outbox()
         );
         let ask = sqlx::query_scalar(AssertSqlSafe(sql)).bind(Queue::Waiting(head.lane.into()).number());
-        ask.bind(head.stream.as_bytes()).bind(key.as_bytes()).fetch_optional(&mut **on).await
+        ask.bind(head.place).bind(head.stream.as_bytes()).bind(key.as_bytes()).fetch_optional(&mut **on).await
     }
 
     async fn update(&self, on: &mut Transaction<'_, MySql>, set: &str, sequence: i64) -> sqlx::Result<()> {
@@ -168,6 +169,8 @@ struct Head {
     lane: u8,
     stream: String,
     key: Option<String>,
+    /// Of its key among what waits.
+    place: Option<i64>,
 }
 
 fn set_aside(row: &MySqlRow) -> sqlx::Result<SetAside> {

@@ -17,7 +17,7 @@ use super::layout::WORK;
 use super::lease::Leases;
 use super::settle::Settle;
 use super::shelf::MySqlOutboxShelf;
-use super::{Names, Queue};
+use super::{Names, Queue, place_of_now};
 use crate::mysql::errors::failed;
 use crate::mysql::sql::{LONGEST, list};
 use crate::mysql::url::ConnectOptions;
@@ -65,9 +65,10 @@ impl MySqlOutboxStore {
             claims: Claims::new(&names),
             old: format!(
                 "SELECT `seq` FROM {} FORCE INDEX (`{WORK}`) WHERE `queue` = {} \
-                 AND `due` < UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND ORDER BY `due`, `seq` LIMIT {LONGEST}",
+                 AND `place` < {} - ? ORDER BY `place`, `seq` LIMIT {LONGEST}",
                 names.outbox(),
-                Queue::Done.number()
+                Queue::Done.number(),
+                place_of_now()
             ),
             names,
         }

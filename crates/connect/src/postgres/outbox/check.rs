@@ -4,7 +4,7 @@ use headwater_core::Result;
 use headwater_core::ports::Finding;
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
-use super::Names;
+use super::{Names, layout};
 use crate::postgres::client::{Connection, quote_literal};
 
 /// No more rows are counted.
@@ -19,6 +19,7 @@ pub(super) async fn check(pool: &PgPool, names: &Names) -> sqlx::Result<Vec<Find
         findings.push(Finding::ok(text));
     }
     findings.extend(missing);
+    findings.extend(indexes(pool, names).await?);
     findings.push(backlog(pool, names).await?);
     let parked = format!(
         "SELECT count(*) FROM {} WHERE state IN ('retrying', 'parked') AND state = 'parked'",
@@ -52,6 +53,26 @@ async fn rights(pool: &PgPool, names: &Names) -> sqlx::Result<Vec<Finding>> {
         let missing: Option<String> = sqlx::query(AssertSqlSafe(asked)).fetch_one(pool).await?.try_get(0)?;
         if let Some(missing) = missing {
             findings.push(missing_rights(&missing, &table));
+        }
+    }
+    Ok(findings)
+}
+
+/// Those that an earlier version made otherwise: everything works without, and reads more than it needs.
+async fn indexes(pool: &PgPool, names: &Names) -> sqlx::Result<Vec<Finding>> {
+    let columns = "SELECT string_agg(coalesce(attname::text, '()'), ', ' ORDER BY at) FROM pg_index \
+         CROSS JOIN LATERAL unnest(indkey::smallint[]) WITH ORDINALITY AS part (number, at) \
+         LEFT JOIN pg_attribute ON attrelid = indrelid AND attnum = number AND number > 0 \
+         WHERE indexrelid = to_regclass($1) AND indrelid = to_regclass($2) AND indisvalid";
+    let mut findings = Vec::new();
+    for index in layout::indexes(names) {
+        let has = sqlx::query_scalar(columns).bind(&index.name).bind(names.outbox());
+        let has: Option<String> = has.fetch_one(pool).await?;
+        if has.as_deref() != Some(index.columns) {
+            findings.push(Finding::warning(
+                format!("the index {} is not as `headwater init` makes it", index.name),
+                format!("as the owner: DROP INDEX IF EXISTS {}; {}", index.name, index.sql),
+            ));
         }
     }
     Ok(findings)

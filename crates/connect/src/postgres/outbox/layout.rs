@@ -14,7 +14,9 @@ pub(super) const LOCKS: i32 = 0x4857;
 /// The SQL that makes the outbox `table` (`schema.name`, or a name in `public`) and what belongs to it.
 pub fn script(table: &str) -> String {
     let names = Names::new(table);
-    format!("{}{}{}", tables(&names), indexes(&names), function(&names))
+    let indexes: String = indexes(&names).iter().map(|index| format!("{};\n", index.sql)).collect();
+    let small = "-- Small, whatever is published: each holds only the rows that are in its states.\n";
+    format!("{}{small}{indexes}{}", tables(&names), function(&names))
 }
 
 fn tables(names: &Names) -> String {
@@ -58,20 +60,39 @@ fn tables(names: &Names) -> String {
     )
 }
 
-fn indexes(names: &Names) -> String {
-    let outbox = names.outbox();
-    let index = |part: &str, columns: &str, states: &str| {
+/// The place of a row's stream and key in the index of what waits: a key itself may be longer than an index holds.
+/// `of` is the row's alias and a dot, or nothing.
+pub(super) fn place(of: &str) -> String {
+    format!("hashtextextended({of}key, hashtextextended({of}stream, 0))")
+}
+
+/// An index of the outbox.
+pub(super) struct Index {
+    /// Its name, with the schema, quoted.
+    pub name: String,
+    /// Its columns as the catalogue has them: `()` where it is no column but something computed.
+    pub columns: &'static str,
+    /// Makes it.
+    pub sql: String,
+}
+
+pub(super) fn indexes(names: &Names) -> [Index; 4] {
+    let index = |part: &str, columns: &'static str, states: &str| {
         let name = quote_ident(&names.part(part));
-        format!("CREATE INDEX {name} ON {outbox} ({columns}) WHERE {states};\n")
+        let computed = format!("({})", place(""));
+        let sql = format!(
+            "CREATE INDEX {name} ON {} ({}) WHERE {states}",
+            names.outbox(),
+            columns.replace("()", &computed)
+        );
+        Index { name: format!("{}.{name}", quote_ident(&names.schema)), columns, sql }
     };
     [
-        "-- Small, whatever is published: each holds only the rows that are in its states.\n".to_owned(),
         index("new", "lane, seq", "state = 'new'"),
-        index("waiting", "lane, seq", "state = 'waiting'"),
-        index("heads", "lane, next_try, stream, key", "state IN ('retrying', 'parked')"),
+        index("waiting", "lane, (), seq", "state = 'waiting'"),
+        index("heads", "lane, next_try", "state IN ('retrying', 'parked')"),
         index("done", "settled_at", "state IN ('published', 'dropped')"),
     ]
-    .concat()
 }
 
 fn function(names: &Names) -> String {

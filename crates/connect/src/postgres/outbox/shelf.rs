@@ -8,6 +8,7 @@ use sqlx::query::Query;
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Row};
 
+use super::layout::place;
 use super::{Names, failed};
 use crate::outbox::SetAside;
 
@@ -35,7 +36,9 @@ impl PostgresOutboxShelf {
         let heads = format!("state IN ('retrying', 'parked') AND {fits}");
         let behind = format!(
             "(SELECT count(*) FROM {outbox} AS later WHERE later.state = 'waiting' AND later.lane = head.lane \
-             AND later.stream = head.stream AND later.key = head.key)"
+             AND {} = {} AND later.stream = head.stream AND later.key = head.key)",
+            place("later."),
+            place("head.")
         );
         let some = format!("SELECT id FROM {outbox} WHERE {heads} ORDER BY seq LIMIT $4 FOR UPDATE");
         let droppable = "(state = 'parked' OR $2::text IS NOT NULL OR $3::uuid IS NOT NULL)";
@@ -57,11 +60,14 @@ impl PostgresOutboxShelf {
             drop: format!(
                 "WITH dropped AS (UPDATE {outbox} SET state = 'dropped', settled_at = clock_timestamp(), next_try = NULL \
                      WHERE id IN ({these}) RETURNING lane, stream, key), \
-                 next AS (SELECT DISTINCT ON (row.stream, row.key) row.id FROM {outbox} AS row \
-                     JOIN dropped USING (lane, stream, key) WHERE row.state = 'waiting' ORDER BY row.stream, row.key, row.seq), \
+                 next AS (SELECT row.id FROM dropped CROSS JOIN LATERAL (SELECT id FROM {outbox} AS later \
+                     WHERE later.state = 'waiting' AND later.lane = dropped.lane AND {} = {} \
+                     AND later.stream = dropped.stream AND later.key = dropped.key ORDER BY later.seq LIMIT 1) AS row), \
                  first AS (UPDATE {outbox} SET state = 'retrying', next_try = clock_timestamp() \
                      WHERE id IN (SELECT id FROM next) AND state = 'waiting') \
-                 SELECT count(*) FROM dropped"
+                 SELECT count(*) FROM dropped",
+                place("later."),
+                place("dropped.")
             ),
             pool,
             names,

@@ -1,6 +1,6 @@
 //! What relays need of an outbox.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -16,16 +16,20 @@ use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use super::check::check;
 use super::horizon::Horizon;
+use super::layout::place;
 use super::lease::{Leases, millis};
 use super::settle::Settle;
 use super::shelf::PostgresOutboxShelf;
 use super::wake::Heard;
 use super::{Names, failed};
-use crate::outbox::Parts;
+use crate::outbox::{Parts, gaps};
 use crate::postgres::url::{ConnectOptions, SslMode};
 
 /// Done rows that are deleted in one statement.
 const CLEANED: i64 = 1_000;
+
+/// Waiting rows that are let go in one statement.
+const RESUMED: u64 = 10_000;
 
 /// The outbox of a PostgreSQL database, read by query.
 pub struct PostgresOutboxStore {
@@ -38,8 +42,8 @@ pub struct PostgresOutboxStore {
     heard: OnceLock<Heard>,
     new: String,
     due: String,
-    resume: String,
     blocked: String,
+    resume: String,
     clean: String,
 }
 
@@ -61,6 +65,7 @@ impl PostgresOutboxStore {
             settle: Settle::new(&names),
             horizon: Horizon::new(&names),
             heard: OnceLock::new(),
+            // The clock is asked once, in a subquery: no index is searched for what may change from row to row.
             new: format!(
                 "SELECT {columns} FROM unnest($1::smallint[], $2::bigint[]) WITH ORDINALITY AS claim (lane, above, at) \
                  CROSS JOIN LATERAL (SELECT * FROM {outbox} AS of WHERE of.lane = claim.lane AND of.state = 'new' \
@@ -69,19 +74,21 @@ impl PostgresOutboxStore {
             ),
             due: format!(
                 "SELECT {columns} FROM {outbox} AS row WHERE row.lane = ANY($1) AND row.state IN ('retrying', 'parked') \
-                 AND row.state = 'retrying' AND row.next_try <= clock_timestamp() \
+                 AND row.state = 'retrying' AND row.next_try <= (SELECT clock_timestamp()) \
                  ORDER BY row.next_try, row.seq LIMIT $2"
             ),
-            resume: format!(
-                "UPDATE {outbox} AS row SET state = 'new' WHERE row.lane = $1 AND row.state = 'waiting' AND NOT EXISTS \
-                 (SELECT FROM {outbox} AS head WHERE head.lane = $1 AND head.state IN ('retrying', 'parked') \
-                  AND head.stream = row.stream AND head.key = row.key)"
-            ),
             blocked: format!(
-                "SELECT DISTINCT stream, key FROM {outbox} WHERE lane = $1 AND state IN ('retrying', 'parked') \
-                 AND key IS NOT NULL"
+                "SELECT stream, key, {} FROM {outbox} WHERE lane = $1 AND state IN ('retrying', 'parked') \
+                 AND key IS NOT NULL",
+                place("")
             ),
-            // The clock is asked once, in a subquery: no index is searched for what may change from row to row.
+            resume: format!(
+                "UPDATE {outbox} SET state = 'new' WHERE state = 'waiting' AND id = ANY (ARRAY (SELECT row.id \
+                 FROM unnest($2::bigint[], $3::bigint[]) AS gap (first, last) CROSS JOIN LATERAL \
+                 (SELECT late.id FROM {outbox} AS late WHERE late.lane = $1 AND late.state = 'waiting' \
+                  AND {place} BETWEEN gap.first AND gap.last LIMIT {RESUMED}) AS row LIMIT {RESUMED}))",
+                place = place("late.")
+            ),
             clean: format!(
                 "DELETE FROM {outbox} WHERE id = ANY (ARRAY (SELECT id FROM {outbox} WHERE state IN ('published', 'dropped') \
                  AND settled_at < (SELECT clock_timestamp() - $1 * interval '1 millisecond') ORDER BY settled_at LIMIT {CLEANED} \
@@ -91,10 +98,10 @@ impl PostgresOutboxStore {
         }
     }
 
-    /// The statements that read the outbox all the time, for `EXPLAIN`: new rows, those that are tried again, what
-    /// waits, the keys that are blocked, what is cleaned.
+    /// The statements that read the outbox all the time, for `EXPLAIN`: new rows, those that are tried again, the
+    /// keys that are blocked, what waits behind nothing, what is cleaned.
     pub fn statements(&self) -> [&str; 5] {
-        [&self.new, &self.due, &self.resume, &self.blocked, &self.clean]
+        [&self.new, &self.due, &self.blocked, &self.resume, &self.clean]
     }
 
     /// What a person may do with rows that cannot be published. `owner` is the source's name.
@@ -149,13 +156,24 @@ impl PostgresOutboxStore {
         Ok(false)
     }
 
+    /// Says which keys are blocked, and lets go what waits behind none of them: some of it at a time, as nobody
+    /// reads the lane before all of it is.
     async fn resume(&self, lane: Lane, blocked: &mut Vec<(Lane, BlockedKey)>) -> sqlx::Result<()> {
         let at = lane as i16;
-        sqlx::query(AssertSqlSafe(&*self.resume)).bind(at).execute(&self.pool).await?;
-        let keys = sqlx::query(AssertSqlSafe(&*self.blocked)).bind(at).fetch_all(&self.pool).await?;
-        for row in keys {
-            blocked.push((lane, (row.try_get(0)?, row.try_get(1)?)));
+        let heads = sqlx::query(AssertSqlSafe(&*self.blocked)).bind(at).fetch_all(&self.pool).await?;
+        let (mut keys, mut places) = (HashSet::new(), BTreeSet::new());
+        for head in &heads {
+            keys.insert((head.try_get(0)?, head.try_get(1)?));
+            places.insert(head.try_get(2)?);
         }
+        let (first, last): (Vec<i64>, Vec<i64>) = gaps(&places).into_iter().unzip();
+        loop {
+            let resume = sqlx::query(AssertSqlSafe(&*self.resume)).bind(at).bind(&first).bind(&last);
+            if resume.execute(&self.pool).await?.rows_affected() < RESUMED {
+                break;
+            }
+        }
+        blocked.extend(keys.into_iter().map(|key| (lane, key)));
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use headwater_core::ports::Finding;
 use sqlx::{AssertSqlSafe, Row, SqlitePool};
 
-use super::Names;
+use super::{Names, layout};
 use crate::sqlite::install::SHARED_LOCK;
 use crate::store::now;
 
@@ -16,6 +16,10 @@ pub(super) async fn check(pool: &SqlitePool, names: &Names) -> sqlx::Result<Vec<
     // The names of the columns tell whether it is this layout; where it is not, the error says so.
     let layout = format!("SELECT seq, state, attempts, next_try, error, settled_at FROM {outbox} LIMIT 0");
     sqlx::query(AssertSqlSafe(layout)).fetch_all(pool).await?;
+    let missing = indexes(pool, names).await?;
+    if !missing.is_empty() {
+        return Ok(missing);
+    }
     let mut findings = vec![Finding::ok(format!("the outbox {outbox} is there")), Finding::ok(SHARED_LOCK)];
     let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(pool).await?;
     if !mode.eq_ignore_ascii_case("wal") {
@@ -40,6 +44,19 @@ pub(super) async fn check(pool: &SqlitePool, names: &Names) -> sqlx::Result<Vec<
         ));
     }
     findings.push(worker(pool, names).await?);
+    Ok(findings)
+}
+
+/// Statements name the indexes that they go by.
+async fn indexes(pool: &SqlitePool, names: &Names) -> sqlx::Result<Vec<Finding>> {
+    let there = "SELECT count(*) FROM sqlite_schema WHERE type = 'index' AND name = ? COLLATE NOCASE";
+    let mut findings = Vec::new();
+    for (name, sql) in layout::indexes(names) {
+        if sqlx::query_scalar::<_, i64>(there).bind(&*name).fetch_one(pool).await? == 0 {
+            let text = format!("the outbox {} has no index {name}", names.outbox());
+            findings.push(Finding::error(text, format!("run in the database: {sql}")));
+        }
+    }
     Ok(findings)
 }
 

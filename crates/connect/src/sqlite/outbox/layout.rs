@@ -48,7 +48,7 @@ pub fn script(table: &str) -> String {
          -- Which relays are alive.\n\
          CREATE TABLE IF NOT EXISTS {relay} (relay TEXT PRIMARY KEY, until INTEGER NOT NULL);\n",
         uuid = uuid(),
-        indexes = indexes(&names),
+        indexes = indexes(&names).map(|(_, index)| index + ";\n").concat(),
     )
 }
 
@@ -60,10 +60,12 @@ fn uuid() -> String {
     )
 }
 
-fn indexes(names: &Names) -> String {
+/// The name of each index, and what makes it.
+pub(super) fn indexes(names: &Names) -> [(String, String); 5] {
     let outbox = names.outbox();
     let index = |part: &str, columns: &str, states: &str| {
-        format!("CREATE INDEX {} ON {outbox} ({columns}) WHERE {states};\n", names.part(part))
+        let sql = format!("CREATE INDEX {} ON {outbox} ({columns}) WHERE {states}", names.part(part));
+        (format!("{}_{part}", names.name), sql)
     };
     [
         index("new", "seq", "state = 'new'"),
@@ -72,7 +74,6 @@ fn indexes(names: &Names) -> String {
         index("due", "next_try", "state = 'retrying'"),
         index("done", "settled_at", "state IN ('published', 'dropped')"),
     ]
-    .concat()
 }
 
 /// The SQL that takes the outbox and all that belongs to it away.

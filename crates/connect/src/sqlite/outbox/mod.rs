@@ -81,8 +81,8 @@ fn failed<T>(done: sqlx::Result<T>, doing: &str, names: &Names) -> Result<T> {
     let hint = if message.contains("no such table") {
         format!("make it: headwater init sqlite://FILE --outbox {}", names.name)
     } else if message.contains("no such column") || message.contains("no such index") {
-        "this table was not made by `headwater init`: a relay needs the columns that it makes. Choose another name, or \
-         leave out `relay`"
+        "this table was not made by `headwater init`, or by another version of it: `headwater check` says what is \
+         missing. Where nothing of it is Headwater's, choose another name, or leave out `relay`"
             .to_owned()
     } else {
         return done.sqlx(doing);

@@ -27,6 +27,9 @@ use crate::store::now;
 /// Done rows that are deleted in one statement: a few milliseconds of the one write lock.
 pub(super) const CLEANED: i64 = 500;
 
+/// Waiting rows that are let go in one transaction.
+const RESUMED: i64 = 1_000;
+
 /// The outbox of a SQLite database, read by query.
 pub struct SqliteOutboxStore {
     pools: Pools,
@@ -39,8 +42,9 @@ pub struct SqliteOutboxStore {
     highest: AtomicI64,
     new: String,
     due: String,
-    resume: String,
     blocked: String,
+    free: String,
+    resume: String,
     clean: String,
 }
 
@@ -53,6 +57,7 @@ impl SqliteOutboxStore {
         let columns = "seq, attempts, id, stream, type, key, payload, headers, version, \
              CAST(created_at AS INTEGER), state = 'retrying'";
         let heads = "state IN ('retrying', 'parked')";
+        let waiting = format!("{outbox} AS later {} WHERE later.state = 'waiting'", index("waiting"));
         Self {
             news: News::new(options(path)),
             pools: Pools::new(path),
@@ -70,16 +75,24 @@ impl SqliteOutboxStore {
                  ORDER BY next_try, seq LIMIT ?2",
                 index("due")
             ),
-            resume: format!(
-                "UPDATE {outbox} {} SET state = 'new' WHERE state = 'waiting' AND NOT EXISTS \
-                 (SELECT 1 FROM {outbox} AS head {} WHERE head.{heads} \
-                  AND head.stream = {outbox}.stream AND head.key = {outbox}.key)",
-                index("waiting"),
-                index("heads")
-            ),
             blocked: format!(
                 "SELECT DISTINCT stream, key FROM {outbox} {} WHERE {heads} AND key IS NOT NULL",
                 index("heads")
+            ),
+            // From key to key, by the first row of each. (Two questions, one for each column of the index: of a pair that
+            // is greater than that of another row SQLite looks up the first alone.)
+            free: format!(
+                "WITH RECURSIVE first (stream, key) AS (SELECT * FROM (SELECT stream, key FROM {waiting} AND stream >= '' \
+                 ORDER BY stream, key LIMIT 1) UNION ALL SELECT row.stream, row.key FROM first CROSS JOIN {outbox} AS row \
+                 ON row.seq = coalesce((SELECT seq FROM {waiting} AND later.stream = first.stream AND later.key > first.key \
+                  ORDER BY later.key LIMIT 1), (SELECT seq FROM {waiting} AND later.stream > first.stream \
+                  ORDER BY later.stream, later.key LIMIT 1))) SELECT stream, key FROM first WHERE NOT EXISTS \
+                 (SELECT 1 FROM {outbox} AS head {} WHERE head.{heads} AND head.stream = first.stream AND head.key = first.key)",
+                index("heads")
+            ),
+            resume: format!(
+                "UPDATE {outbox} NOT INDEXED SET state = 'new' WHERE seq IN \
+                 (SELECT seq FROM {waiting} AND stream = ?1 AND key = ?2 LIMIT ?3)"
             ),
             clean: format!(
                 "DELETE FROM {outbox} WHERE seq IN (SELECT seq FROM {outbox} {} \
@@ -92,7 +105,8 @@ impl SqliteOutboxStore {
 
     /// The statements that touch the outbox and are run all the time, for `EXPLAIN QUERY PLAN`.
     pub fn statements(&self) -> Vec<&str> {
-        let mut statements = vec![&*self.new, &self.due, &self.resume, &self.blocked, &self.clean];
+        let mut statements =
+            vec![&*self.new, &self.due, &self.blocked, &self.free, &self.resume, &self.clean];
         statements.extend(self.settle.statements());
         statements
     }
@@ -158,13 +172,28 @@ impl SqliteOutboxStore {
         Ok(cleaned)
     }
 
+    /// Says which keys are blocked, and lets go what waits behind none of them: some of it at a time, as nobody
+    /// reads the lane before all of it is.
     async fn resume(&self, lane: Lane, blocked: &mut Vec<(Lane, BlockedKey)>) -> sqlx::Result<()> {
-        let mut transaction = self.pools.write().await?;
-        sqlx::query(AssertSqlSafe(&*self.resume)).execute(&mut *transaction).await?;
-        let keys = sqlx::query(AssertSqlSafe(&*self.blocked)).fetch_all(&mut *transaction).await?;
-        transaction.commit().await?;
-        for row in keys {
-            blocked.push((lane, (row.try_get(0)?, row.try_get(1)?)));
+        let key = |row: &SqliteRow| -> sqlx::Result<BlockedKey> { Ok((row.try_get(0)?, row.try_get(1)?)) };
+        let free = sqlx::query(AssertSqlSafe(&*self.free)).fetch_all(&self.pools.reads).await?;
+        let mut free = free.iter().map(key).collect::<sqlx::Result<Vec<_>>>()?;
+        while !free.is_empty() {
+            let mut transaction = self.pools.write().await?;
+            let mut room = RESUMED;
+            while let Some((stream, key)) = free.last().filter(|_| room > 0) {
+                let resume = sqlx::query(AssertSqlSafe(&*self.resume)).bind(&**stream).bind(&**key);
+                let resumed = resume.bind(room).execute(&mut *transaction).await?.rows_affected();
+                room = room.saturating_sub(resumed.try_into().unwrap_or(i64::MAX).max(1));
+                if room > 0 {
+                    free.pop();
+                }
+            }
+            transaction.commit().await?;
+        }
+        let keys = sqlx::query(AssertSqlSafe(&*self.blocked)).fetch_all(&self.pools.reads).await?;
+        for row in &keys {
+            blocked.push((lane, key(row)?));
         }
         Ok(())
     }

@@ -27,7 +27,7 @@ pub async fn what_is_done_goes_after_its_retention_in_small_batches<F: Factory>(
     assert_eq!(left, ["new", "parked", "retrying"]);
 }
 
-/// Done rows; a million with HEADWATER_MANY set.
+/// So many rows lie there; a million with HEADWATER_MANY set.
 pub(super) fn many() -> u64 {
     std::env::var("HEADWATER_MANY").map_or(50_000, |_| 1_000_000)
 }

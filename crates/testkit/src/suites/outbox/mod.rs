@@ -83,6 +83,10 @@ pub trait Factory: Send + Sync {
     /// Adds so many published rows, settled now, and lets the database look at what it holds.
     fn add_done(&self, many: u64) -> impl Future<Output = ()> + Send;
 
+    /// Adds `keys` parked rows of the stream `orders`, of the keys `NAME0`, `NAME1` and so on, and so many that wait
+    /// behind them in turn, and lets the database look at what it holds.
+    fn add_waiting(&self, name: &str, keys: u64, many: u64) -> impl Future<Output = ()> + Send;
+
     /// How many rows of the outbox were read so far, in any way; every store is gone. A database that does
     /// not count shows by the plans of a store's statements that none walks the table, and answers 0.
     fn rows_read(&self) -> impl Future<Output = u64> + Send;
@@ -110,6 +114,8 @@ macro_rules! outbox_suite {
             what_waits_goes_in_order_once_the_head_is_gone,
             a_row_is_tried_again_when_its_time_has_come,
             a_row_without_a_key_holds_back_nothing,
+            a_long_key_is_held_back_as_any_other,
+            what_waits_is_never_walked,
             what_is_settled_stays_settled,
             // leasing
             lanes_are_shared_among_relays,

@@ -1,10 +1,11 @@
 //! Rows that cannot be published now, and what waits behind them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use headwater_core::ports::{Claim, ClaimedRow, NewEvent, OutboxStore, Outcome};
+use headwater_core::ports::{Claim, ClaimLimit, ClaimedRow, NewEvent, OutboxStore, Outcome, ShelfFilter};
 
 use super::Factory;
+use super::keeping::many;
 use super::tools::*;
 
 fn row<'a>(rows: &'a [ClaimedRow], event: &NewEvent) -> &'a ClaimedRow {
@@ -111,4 +112,64 @@ pub async fn what_is_settled_stays_settled<F: Factory>(factory: &F) {
     settle(factory, "r", &[settled(&rows[1], Outcome::Waiting)]).await;
     settle(factory, "r", &[settled(&rows[1], Outcome::Published)]).await;
     assert_eq!(factory.states().await, before);
+}
+
+/// Nothing that is long has to fit into an index.
+pub async fn a_long_key_is_held_back_as_any_other<F: Factory>(factory: &F) {
+    let mut seed = 1_u64;
+    let mut letter = || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from_u32(0x4e00 + (seed >> 51) as u32).unwrap()
+    };
+    // Hardly to be compressed.
+    let key: String = (0..1_024).map(|_| letter()).collect();
+    publish(factory, &[event(&key, 1), event(&key, 2)]).await;
+    lease(factory, "r").await;
+    let rows = claim(factory).await;
+    settle(factory, "r", &[settled(&rows[0], retry(LONG)), settled(&rows[1], Outcome::Waiting)]).await;
+    let claimed = resume(factory).await;
+    assert_eq!(claimed.blocked, [(rows[0].lane, ("orders".to_owned(), key))]);
+    assert_eq!(factory.states().await, ["retrying", "waiting"]);
+    settle(factory, "r", &[settled(&rows[0], Outcome::Published)]).await;
+    assert_eq!(ids(&resume(factory).await.rows), [rows[1].id]);
+}
+
+/// However much waits, behind one key or behind many: only what is let go is read.
+pub async fn what_waits_is_never_walked<F: Factory>(factory: &F) {
+    let (waiting, keys) = (many(), 1_000);
+    factory.add_waiting("one", 1, waiting).await;
+    factory.add_waiting("of many ", keys, waiting).await;
+    lease(factory, "r").await;
+    let before = factory.rows_read().await;
+    let store = factory.store();
+    let mut took = Duration::MAX;
+    for _ in 0..5 {
+        let begun = Instant::now();
+        let claimed = within(store.claim(&claims(factory, 0, true), ALL)).await.unwrap();
+        took = took.min(begun.elapsed());
+        assert_eq!((claimed.rows.len(), claimed.blocked.len() as u64), (0, keys + 1));
+    }
+    println!("{waiting} wait behind one key, {waiting} behind {keys}: asked for them in {took:?}");
+    assert!(took < Duration::from_secs(1), "{took:?}: something is walked");
+    drop(store);
+    let read = factory.rows_read().await - before;
+    assert!(read < 15 * keys, "{read} rows were read to ask five times for {keys} keys");
+    let shelf = factory.shelf("shop");
+    for (key, behind) in [("of many 7", waiting / keys), ("one0", waiting)] {
+        let one = ShelfFilter { key: Some(key.into()), ..ShelfFilter::default() };
+        assert_eq!(within(shelf.list(&one)).await.unwrap()[0].waiting, behind, "{key}");
+        assert_eq!(within(shelf.retry(&one)).await.unwrap(), 1);
+        settle_all(factory, "r", &claim(factory).await, Outcome::Published).await;
+        let begun = Instant::now();
+        let first = ClaimLimit { rows: 1, ..ALL };
+        // A million take their time.
+        let claimed = factory.store().claim(&claims(factory, 0, true), first).await.unwrap();
+        println!("{behind} were let go in {:?}", begun.elapsed());
+        assert_eq!((claimed.rows.len(), claimed.rows[0].key.as_deref()), (1, Some(key)));
+        let new = factory.states().await.into_iter().filter(|state| state == "new").count() as u64;
+        assert_eq!(new, behind);
+        if behind < waiting {
+            settle_all(factory, "r", &claim(factory).await, Outcome::Published).await;
+        }
+    }
 }
