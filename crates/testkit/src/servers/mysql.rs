@@ -58,6 +58,8 @@ impl MySqlSettings {
             format!("--pid-file={dir}/server.pid"),
             format!("--init-file={dir}/admin.sql"),
             format!("--port={port}"),
+            // A server that starts empties it of what others have there.
+            format!("--tmpdir={dir}"),
         ];
         if programs.mysql {
             args.extend(["--mysqlx=OFF".to_owned(), "--secure-file-priv=NULL".to_owned()]);
@@ -275,7 +277,7 @@ impl Programs {
     }
 
     fn initialize(&self, data: &Path) -> Command {
-        let data = format!("--datadir={}", data.display());
+        let (data, tmp) = (format!("--datadir={}", data.display()), data.parent());
         let mut command = Command::new(self.install.as_ref().unwrap_or(&self.server));
         match self.install {
             Some(_) => command.args([
@@ -287,6 +289,7 @@ impl Programs {
             ]),
             None => command.args(["--no-defaults", "--initialize-insecure", &data]),
         };
+        command.envs(tmp.map(|tmp| ("TMPDIR", tmp)));
         command
     }
 }
