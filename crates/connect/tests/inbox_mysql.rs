@@ -48,6 +48,10 @@ impl Factory for OnMySql {
         insert.execute(&mut **transaction).await.unwrap();
     }
 
+    async fn say(&self, transaction: &mut Transaction<'static, sqlx::MySql>, sql: &'static str) {
+        sqlx::Executor::execute(&mut **transaction, sqlx::raw_sql(sql)).await.unwrap();
+    }
+
     async fn effects(&self, text: &str) -> i64 {
         let count = sqlx::query_scalar("SELECT count(*) FROM effect WHERE text = ?").bind(text);
         count.fetch_one(&self.pool).await.unwrap()

@@ -43,6 +43,10 @@ impl Factory for OnSqlite {
         insert.execute(&mut **transaction).await.unwrap();
     }
 
+    async fn say(&self, transaction: &mut Transaction<'static, sqlx::Sqlite>, sql: &'static str) {
+        sqlx::Executor::execute(&mut **transaction, sqlx::raw_sql(sql)).await.unwrap();
+    }
+
     async fn effects(&self, text: &str) -> i64 {
         let count = sqlx::query_scalar("SELECT count(*) FROM effect WHERE text = ?").bind(text.to_owned());
         count.fetch_one(&self.pool).await.unwrap()
@@ -103,6 +107,9 @@ mod deferred {
             let insert = sqlx::query("INSERT INTO effect VALUES (?)").bind(text.to_owned());
             insert.execute(&self.elsewhere).await.unwrap();
         }
+
+        /// Its transactions are no database's.
+        async fn say(&self, _: &mut Deferred, _: &'static str) {}
 
         async fn effects(&self, text: &str) -> i64 {
             let count =

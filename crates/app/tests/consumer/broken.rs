@@ -122,6 +122,46 @@ async fn a_statement_that_waits_for_a_lock_is_given_up() {
     is_given_up("UPDATE locked SET id = 2").await;
 }
 
+/// A trigger that the server runs at the end: of a COMMIT it bounds nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_never_comes_is_given_up() {
+    let mut service = Service::new().await;
+    let hangs = "CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN IF NEW.key = 'bad' THEN PERFORM pg_sleep(3600); END IF; RETURN NULL; END $$; \
+         CREATE CONSTRAINT TRIGGER hangs AFTER INSERT ON effect DEFERRABLE INITIALLY DEFERRED \
+             FOR EACH ROW EXECUTE FUNCTION hang()";
+    service.database.execute(hangs).await.unwrap();
+    let timeout = Duration::from_millis(300);
+    let builder = service.builder().attempts(2).concurrency(1).handler_timeout(timeout);
+    let running = service.run(builder, Record::default());
+    service.publish(&["a", "bad", "b"], 3).await;
+    service.effects(6).await;
+    service.until("SELECT count(*) FROM headwater_parked", 3).await;
+    let parked = service.parked().await;
+    assert!(parked[0].error.as_deref().unwrap().contains("statement timeout"), "{parked:?}");
+    // Let go, it hangs in the backlog.
+    service.database.execute("UPDATE headwater_parked SET error = NULL").await.unwrap();
+    assert_eq!(service.inbox().retry(&ShelfFilter::default()).await.unwrap(), 1);
+    let again =
+        "SELECT count(*) FROM headwater_parked WHERE state = 'parked' AND error LIKE '%statement timeout%'";
+    service.until(again, 1).await;
+    running.stop().await.unwrap();
+}
+
+/// Ends the transaction by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_whose_handler_rolls_back_is_not_lost() {
+    let mut service = Service::new().await;
+    let builder = service.builder().attempts(2).concurrency(1).batch(1);
+    let running = service.run(builder, Says("ROLLBACK"));
+    service.publish(&["a", "bad", "b"], 3).await;
+    service.effects(6).await;
+    service.until("SELECT count(*) FROM headwater_parked", 3).await;
+    let parked = service.parked().await;
+    assert!(parked[0].error.as_deref().unwrap().contains("ended the transaction"), "{parked:?}");
+    running.stop().await.unwrap();
+}
+
 /// Counts how many of it run at once.
 #[derive(Clone, Default)]
 struct Counts {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use headwater_core::ports::{Arrival, Aside, Inbox, Mark, Settlement, Taken, Trouble};
-use headwater_core::{Error, EventId};
+use headwater_core::{Error, EventId, Kind};
 
 use super::seat::Seat;
 use super::{Failure, Handle, Item, Received, Shared};
@@ -60,9 +60,9 @@ where
                 (Taken::Seen, _) => {}
             }
         }
+        let alone = if let [one] = items { Some(one.received.id()) } else { None };
         if let Err(failure) = self.handled(&mut transaction, &fresh).await {
             let rolled_back = self.inbox.rollback(transaction).await;
-            let alone = if let [one] = items { Some(one.received.id()) } else { None };
             return match rolled_back {
                 Err(error) if !self.is_to_blame(alone).await => Ended::Away(error),
                 _ => {
@@ -71,7 +71,7 @@ where
                 }
             };
         }
-        let (handled, set_aside) = (fresh.len(), aside.len());
+        let (handled, set_aside, handles) = (fresh.len(), aside.len(), park.is_none());
         let (mut shares, cursors) = shares(items);
         let settlement = Settlement { cursors, aside, held: Vec::new() };
         let committed = self.inbox.commit(transaction, &self.name, &settlement).await;
@@ -84,9 +84,21 @@ where
                 metrics::consumed(&self.name, handled, set_aside);
                 Ended::Done
             }
+            Err(error) if handles && self.is_of_the_event(&error, alone).await => {
+                tracing::warn!(consumer = %self.name, events = items.len(), %error, "not committed");
+                Ended::Failed(Failure::retry(error.to_string()), None)
+            }
             Err(error) if error.is_retryable() => Ended::Away(error),
-            // A constraint that is checked at the end: of the handler's rows, not of ours.
             Err(error) => Ended::Failed(Failure::retry(error.to_string()), None),
+        }
+    }
+
+    /// Whether events are to blame for a transaction that did not commit: for a constraint or a trigger of the
+    /// handler's rows that is checked at the end, and fails or never ends.
+    pub(super) async fn is_of_the_event(&self, error: &Error, alone: Option<EventId>) -> bool {
+        match error.kind() {
+            Kind::Unavailable => self.is_to_blame(alone).await,
+            _ => !error.is_retryable(),
         }
     }
 
@@ -110,8 +122,8 @@ where
             .unwrap_or_else(|panic| Err(Failure::retry(format!("the handler panicked: {}", said(&*panic)))))
     }
 
-    /// Whether events are to blame for a connection that was gone when their handler had failed, and not a
-    /// database that went away: it must be there. For an event alone that counts from the second time on, since
+    /// Whether events are to blame for a transaction of which the database said nothing more when their handler had
+    /// failed, or at its end, and not a database that went away: it must be there. For an event alone that counts from the second time on, since
     /// the database may have been away for a moment only; several are merely tried apart.
     pub(super) async fn is_to_blame(&self, alone: Option<EventId>) -> bool {
         let there = match self.inbox.begin(&self.name, &[]).await {

@@ -84,11 +84,10 @@ where
                     metrics::consumed(&self.name, 1, 0);
                     return Ok(true);
                 }
-                Err(error) if error.is_retryable() => return Err(error),
-                // A constraint that is checked at the end, as in a lane.
-                Err(error) => {
-                    self.put_off(&received, held.sequence, Failure::retry(error.to_string())).await?
+                Err(error) if self.is_of_the_event(&error, Some(received.id())).await => {
+                    self.put_off(&received, held.sequence, Failure::retry(error.to_string())).await?;
                 }
+                Err(error) => return Err(error),
             },
             Err(failure) => {
                 if let Err(error) = self.inbox.rollback(transaction).await

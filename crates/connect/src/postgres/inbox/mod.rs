@@ -8,8 +8,8 @@ mod shelf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_core::Result;
 use headwater_core::ports::{Arrival, Backlog, Due, Held, Inbox, Settlement, Taken};
+use headwater_core::{Error, Kind, Result};
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Row, Transaction};
 
@@ -48,7 +48,22 @@ impl PostgresInbox {
 
     /// The inbox in another schema.
     pub fn in_schema(pool: PgPool, schema: &str) -> Self {
-        Self { pool, sql: Arc::new(Sql::new(&Tables::of(schema))), begin: "BEGIN".into() }
+        Self { pool, sql: Arc::new(Sql::new(&Tables::of(schema))), begin: BEGIN.into() }
+    }
+
+    /// Whether the transaction is still the one that was begun, before anything is written down. One that a handler has
+    /// ended by a statement is not, and neither is one in which a statement failed that the handler did not pass on:
+    /// COMMIT would roll it back and say nothing of it.
+    async fn check(&self, transaction: &mut Transaction<'static, Postgres>) -> Result<()> {
+        let doing = "committing, with what is checked at the end, and unless a statement failed that the handler did not \
+             pass on";
+        let asked = sqlx::raw_sql(CHECK).fetch_one(&mut **transaction).await;
+        let open = asked.and_then(|row| row.try_get::<Option<String>, _>(0)).sqlx(doing)?;
+        if open.as_deref() == Some("open") {
+            return Ok(());
+        }
+        let doing = "committing after the handler has ended the transaction";
+        Err(Error::new(Kind::Refused, doing).hint("a handler neither commits nor rolls back"))
     }
 
     async fn open(&self, doing: &str) -> Result<Transaction<'static, Postgres>> {
@@ -56,11 +71,18 @@ impl PostgresInbox {
     }
 }
 
+/// READ COMMITTED, whatever the pool's are: the cursors of several workers would be in each other's way. The setting is
+/// gone when the transaction is: see [`PostgresInbox::check`].
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL headwater.inbox = 'open'";
+
+/// What is checked at the end is checked here: a COMMIT has no `statement_timeout`, and this comes before the cursor.
+const CHECK: &str = "SET CONSTRAINTS ALL IMMEDIATE; SELECT current_setting('headwater.inbox', true)";
+
 /// Begins a transaction of which no statement, and no pause between two, is longer than this, or than what is set
 /// for the session already.
 fn begin_bounded(bound: Duration) -> String {
     format!(
-        "BEGIN; SELECT set_config(name, least(nullif(extract(epoch FROM current_setting(name)::interval) * 1000, 0), \
+        "{BEGIN}; SELECT set_config(name, least(nullif(extract(epoch FROM current_setting(name)::interval) * 1000, 0), \
              {})::bigint::text, true) \
          FROM (VALUES ('statement_timeout'), ('idle_in_transaction_session_timeout')) AS bounds (name)",
         bound.as_millis().min(i32::MAX as u128)
@@ -166,6 +188,7 @@ impl Inbox for PostgresInbox {
         consumer: &str,
         settlement: &Settlement,
     ) -> Result<()> {
+        self.check(&mut transaction).await?;
         self.sql.settle.run(&mut transaction, consumer, settlement).await?;
         transaction.commit().await.sqlx("committing a consumer's transaction")
     }

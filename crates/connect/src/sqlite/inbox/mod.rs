@@ -31,6 +31,11 @@ pub struct SqliteInbox {
     pool: SqlitePool,
 }
 
+/// The savepoint is gone when the transaction is: a handler has ended it, or SQLite has, after some errors.
+const BEGIN: &str = "BEGIN IMMEDIATE; SAVEPOINT headwater_inbox";
+
+const STILL_THERE: &str = "RELEASE headwater_inbox";
+
 const CURSOR: &str =
     "SELECT \"offset\" FROM headwater_cursor WHERE consumer = ? AND stream = ? AND partition = ?";
 
@@ -82,7 +87,7 @@ impl SqliteInbox {
 
     /// Takes the write lock first: a transaction that reads before it writes could be refused later.
     async fn write(&self, doing: &str) -> Result<Transaction<'static, Sqlite>> {
-        begin(&self.pool, "BEGIN IMMEDIATE").await.sqlx(doing)
+        begin(&self.pool, BEGIN).await.sqlx(doing)
     }
 }
 
@@ -135,6 +140,8 @@ impl Inbox for SqliteInbox {
         consumer: &str,
         settlement: &Settlement,
     ) -> Result<()> {
+        let still_there = sqlx::query(STILL_THERE).execute(&mut *transaction).await;
+        still_there.sqlx("committing after the transaction was ended, which the handler did not pass on")?;
         settle::run(&mut transaction, consumer, settlement).await?;
         transaction.commit().await.sqlx("committing a consumer's transaction")
     }

@@ -33,6 +33,13 @@ pub trait Factory: Send + Sync {
         text: &str,
     ) -> impl Future<Output = ()> + Send;
 
+    /// Says a statement in the transaction, as a handler may.
+    fn say(
+        &self,
+        transaction: &mut <Self::Inbox as Inbox>::Transaction,
+        sql: &'static str,
+    ) -> impl Future<Output = ()> + Send;
+
     /// How many rows of `effect` have this text and are committed.
     fn effects(&self, text: &str) -> impl Future<Output = i64> + Send;
 
@@ -49,6 +56,7 @@ macro_rules! inbox_suite {
         $crate::inbox_suite!(@each $factory;
             what_is_rolled_back_was_never_taken,
             a_dropped_transaction_is_rolled_back,
+            what_a_handler_has_ended_does_not_commit,
             the_other_member_waits_and_then_knows,
             when_one_rolls_back_the_other_takes,
             who_waited_for_a_parking_sees_it,

@@ -45,6 +45,24 @@ pub async fn a_dropped_transaction_is_rolled_back<F: Factory>(factory: &F) {
     assert_eq!(factory.effects(&names.consumer).await, 0);
 }
 
+/// A handler neither commits nor rolls back. One that does is found out before its event counts as handled.
+pub async fn what_a_handler_has_ended_does_not_commit<F: Factory>(factory: &F) {
+    let (inbox, names) = (factory.inbox(), Names::new());
+    let records = [names.record(1, Some("a"))];
+    for sql in ["ROLLBACK", "ROLLBACK; BEGIN"] {
+        let (mut transaction, _) = within(inbox.begin(&names.consumer, &arrivals(&records))).await.unwrap();
+        factory.effect(&mut transaction, &names.consumer).await;
+        factory.say(&mut transaction, sql).await;
+        let ended = within(inbox.commit(transaction, &names.consumer, &marks(&names, 2))).await;
+        let error = ended.expect_err("its effect is gone");
+        assert!(!error.is_retryable() && error.to_string().contains("ended"), "{error}");
+        assert_eq!(factory.effects(&names.consumer).await, 0);
+        assert_eq!(states(&inbox, &names.consumer, &records).await, [New], "it is to be handled yet");
+        let cursor = within(inbox.cursor(&names.consumer, &names.stream, 2)).await.unwrap();
+        assert_eq!(cursor, None, "it stays in front of the event");
+    }
+}
+
 /// Two members hold one partition for a moment: one of them handles an event.
 pub async fn the_other_member_waits_and_then_knows<F: Factory>(factory: &F) {
     assert_eq!(after_another(factory, true).await, Seen);
