@@ -1,13 +1,15 @@
 //! Handlers that fail.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use headwater::core::ports::{Shelf, ShelfFilter, ShelfState};
+use headwater::{Failure, Handled, Handler, Received, StopToken};
 use headwater_testkit::suites::bus::tools;
 
-use super::common::{PATIENCE, Record, Service, event};
+use super::common::{PATIENCE, Record, Service, Tx, event, write};
 
 fn key(key: &'static str) -> ShelfFilter {
     ShelfFilter { key: Some(Bytes::from_static(key.as_bytes())), ..ShelfFilter::default() }
@@ -104,6 +106,114 @@ async fn what_cannot_be_read_is_parked_at_once() {
     assert!(parked[0].error.as_deref().unwrap().contains("(Placed)"), "{parked:?}");
     let shown = service.inbox().show(&ShelfFilter::default()).await.unwrap();
     assert_eq!(shown[0].record.event.payload.as_deref(), Some(&b"{\"half"[..]));
+    running.stop().await.unwrap();
+}
+
+/// Waits with the first event until all have been read; stops its consumer the second time that it is asked for the
+/// next one, which fails each time.
+#[derive(Clone)]
+struct Stops {
+    stop: StopToken,
+    read: Arc<AtomicU32>,
+    asked: Arc<AtomicU32>,
+}
+
+impl Handler<Tx> for Stops {
+    async fn handle(&self, tx: &mut Tx, event: &Received) -> Handled {
+        let n = event.json()?;
+        write(tx, event.key().unwrap_or_default(), n).await?;
+        while self.read.load(Ordering::Relaxed) < 30 {
+            tokio::task::yield_now().await;
+        }
+        if n != 1 {
+            return Ok(());
+        }
+        if self.asked.fetch_add(1, Ordering::Relaxed) > 0 {
+            self.stop.cancel();
+        }
+        Err(Failure::park("not yet"))
+    }
+}
+
+/// What is behind it is no longer set aside, and does not pass it either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_while_a_key_is_being_parked_keeps_its_order() {
+    let mut service = Service::new().await;
+    service.publish(&["bad"], 30).await;
+    let stops = Stops { stop: StopToken::new(), read: Arc::default(), asked: Arc::default() };
+    let read = Arc::clone(&stops.read);
+    let builder = service.builder().concurrency(1).batch(2).order_by(move |event| {
+        read.fetch_add(1, Ordering::Relaxed);
+        event.key.clone()
+    });
+    let stop = stops.stop.clone();
+    tools::within(builder.build().unwrap().run(stops, stop)).await.unwrap();
+    assert_eq!(service.count("SELECT max(n) FROM effect").await, 0, "they have passed the one that failed");
+    let running = service.run(service.builder(), Record::default());
+    service.check().await;
+    running.stop().await.unwrap();
+}
+
+/// Says when it is to be tried again.
+#[derive(Clone)]
+struct Later(Duration, Arc<AtomicU32>);
+
+impl Handler<Tx> for Later {
+    async fn handle(&self, tx: &mut Tx, event: &Received) -> Handled {
+        let key = event.key().unwrap_or_default();
+        write(tx, key, event.json()?).await?;
+        if key == "bad" {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            return Err(Failure::retry_after("in a while", self.0));
+        }
+        Ok(())
+    }
+}
+
+/// Nothing has succeeded when it fails; once others do, it does not hold up the cursor.
+async fn waits_in_the_inbox(wait: Duration) {
+    let mut service = Service::new().await;
+    let later = Later(wait, Arc::default());
+    let running = service.run(service.builder().concurrency(1), later.clone());
+    service.publish(&["bad"], 1).await;
+    while later.1.load(Ordering::Relaxed) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    service.publish(&["a", "b"], 5).await;
+    service.until("SELECT count(*) FROM headwater_parked WHERE state = 'retrying' AND attempts = 1", 1).await;
+    service.until("SELECT sum(\"offset\")::bigint FROM headwater_cursor", 11).await;
+    assert_eq!(later.1.load(Ordering::Relaxed), 1, "it was not tried again");
+    running.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_to_wait_long_waits_in_the_inbox() {
+    waits_in_the_inbox(Duration::from_secs(3600)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_to_wait_for_ever_waits_long() {
+    waits_in_the_inbox(Duration::MAX).await;
+}
+
+/// The others of its worker go on; it is parked when that can be done.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_the_database_does_not_park_holds_up_its_key_alone() {
+    let mut service = Service::new().await;
+    let record = Record::default();
+    record.fail("bad", 0);
+    let refuse = "ALTER TABLE headwater_parked ADD CONSTRAINT none CHECK (event_key <> 'bad')";
+    service.database.execute(refuse).await.unwrap();
+    let running = service.run(service.builder().concurrency(1).attempts(1), record.clone());
+    service.publish(&["bad", "a", "b"], 10).await;
+    service.effects(20).await;
+    service.publish(&["bad", "a", "b"], 10).await;
+    service.effects(40).await;
+    service.database.execute("ALTER TABLE headwater_parked DROP CONSTRAINT none").await.unwrap();
+    service.until("SELECT count(*) FROM headwater_parked", 20).await;
+    record.mend();
+    assert_eq!(service.inbox().retry(&key("bad")).await.unwrap(), 1);
+    service.check().await;
     running.stop().await.unwrap();
 }
 

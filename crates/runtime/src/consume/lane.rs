@@ -1,6 +1,6 @@
 //! One worker: the events of its keys, each key in order, and the keys that wait to be tried again.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +54,7 @@ where
                 self.shared.wait(until.saturating_duration_since(Instant::now())).await;
                 continue;
             }
+            self.make_room().await;
             let due = self.due();
             if let Some((until, order)) = &due
                 && *until <= Instant::now()
@@ -66,6 +67,17 @@ where
             } else if !self.rest(due.map(|(until, _)| until)).await {
                 return;
             }
+        }
+    }
+
+    /// Keys that are to wait in memory no longer go on waiting in the inbox.
+    async fn make_room(&mut self) {
+        let (handled, settings) = (self.shared.watch.count(), &self.shared.settings);
+        let gone = self.waiting.iter().filter(|(_, waiting)| waiting.is_to_go(handled, settings));
+        let gone: Vec<Order> = gone.map(|(order, _)| order.clone()).collect();
+        for waiting in gone.iter().filter_map(|order| self.waiting.remove(order)).collect::<Vec<_>>() {
+            let again = waiting.wait();
+            self.set_aside(waiting, Some(again)).await;
         }
     }
 
@@ -86,9 +98,11 @@ where
 
     /// Waits for something to do; `false` when it is over.
     async fn rest(&mut self, until: Option<Instant>) -> bool {
+        // Others may have succeeded meanwhile.
+        let most = Instant::now() + self.shared.settings.retry_max;
         let due = async {
             match until {
-                Some(until) => tokio::time::sleep_until(until).await,
+                Some(until) => tokio::time::sleep_until(until.min(most)).await,
                 None => std::future::pending().await,
             }
         };
@@ -104,9 +118,8 @@ where
         }
     }
 
-    /// Takes from the front what is tried together next. What is behind a key that waits goes there; says which of those
-    /// keys take too much room now.
-    fn take(&mut self) -> (Vec<Item>, HashSet<Order>) {
+    /// Takes from the front what is tried together next. What is behind a key that waits goes there.
+    fn take(&mut self) -> Vec<Item> {
         let mut count = self.ready.len().min(self.hold.next().unwrap_or_else(|| self.pace.next()));
         if self.shared.settings.one_call
             && let Some(first) = self.ready.front()
@@ -114,17 +127,10 @@ where
             let seat = Arc::as_ptr(&first.seat);
             count = self.ready.iter().take(count).take_while(|item| Arc::as_ptr(&item.seat) == seat).count();
         }
-        let (mut items, mut full) = (Vec::with_capacity(count), HashSet::new());
-        let (handled, settings) = (self.shared.watch.count(), &self.shared.settings);
+        let mut items = Vec::with_capacity(count);
         for mut item in self.ready.drain(..count).filter(|item| !item.seat.is_revoked()) {
-            let order = item.order();
-            match self.waiting.get_mut(&order) {
-                Some(waiting) => {
-                    waiting.extend([item]);
-                    if waiting.is_to_go(handled, settings) {
-                        full.insert(order);
-                    }
-                }
+            match self.waiting.get_mut(&item.order()) {
+                Some(waiting) => waiting.extend([item]),
                 None => {
                     item.received.attempt = self.hold.attempts() + 1;
                     items.push(item);
@@ -134,19 +140,14 @@ where
         if items.len() < count {
             self.hold.gone(count - items.len());
         }
-        (items, full)
+        items
     }
 
     /// Tries what is ready, in one transaction.
     async fn work(&mut self) {
-        let (items, full) = self.take();
+        let items = self.take();
         if !items.is_empty() {
             self.try_together(items).await;
-        }
-        for order in full {
-            if let Some(waiting) = self.waiting.remove(&order) {
-                self.go(waiting).await;
-            }
         }
     }
 
@@ -239,14 +240,8 @@ where
                 }
             }
         }
-        for (order, items) in apart {
-            match self.waiting.get_mut(&order) {
-                Some(waiting) => waiting.extend(items),
-                None => {
-                    let waiting = self.wait_with(items);
-                    drop(self.waiting.insert(order, waiting));
-                }
-            }
+        for items in apart.into_values() {
+            self.keep(self.wait_with(items));
         }
     }
 
@@ -307,65 +302,69 @@ where
         let Some(first) = waiting.first() else { return };
         self.shared.watch.failed(&failure.error);
         let settings = &self.shared.settings;
-        let (order, event) = (first.order(), &first.received.record.event);
+        let event = &first.received.record.event;
         let (stream, id, error) = (&event.stream, event.id, &failure.error);
         let after = match failure.then {
             Then::Retry(after) if attempts < settings.attempts => after,
             _ => {
                 tracing::error!(consumer = %self.shared.name, %stream, %id, attempts, error, "parked");
-                let trouble = Trouble { attempts, error: failure.error };
-                return self.set_aside(waiting.into_items(), &trouble, None).await;
+                waiting.trouble = Trouble { attempts, error: failure.error };
+                return self.set_aside(waiting, None).await;
             }
         };
         tracing::warn!(consumer = %self.shared.name, %stream, %id, attempts, error, "trying again");
         metrics::retried(&self.shared.name);
         let wait = settings.wait(attempts).max(after.unwrap_or_default());
-        let handled = self.shared.watch.count();
-        waiting.failed(failure.error, handled, wait);
+        waiting.failed(failure.error, self.shared.watch.count(), wait);
+        self.keep(waiting);
+    }
+
+    /// A key waits, and what comes of it is behind.
+    fn keep(&mut self, mut waiting: Waiting) {
+        let Some(order) = waiting.first().map(|first| first.order()) else { return };
         match self.waiting.get_mut(&order) {
-            _ if waiting.is_to_go(handled, settings) => self.go(waiting).await,
             Some(other) => other.extend(waiting.into_items()),
             None => drop(self.waiting.insert(order, waiting)),
         }
     }
 
-    /// A key goes on waiting in the inbox.
-    async fn go(&mut self, waiting: Waiting) {
-        let (trouble, wait) = (waiting.trouble.clone(), waiting.wait());
-        self.set_aside(waiting.into_items(), &trouble, Some(wait)).await;
-    }
-
-    /// Sets aside the first of these, and then the others behind it.
-    async fn set_aside(&mut self, mut items: VecDeque<Item>, trouble: &Trouble, again: Option<Duration>) {
-        let Some(first) = items.pop_front() else { return };
-        if !self.write_aside(&[first], trouble, again).await {
-            return;
-        }
-        // Should the first have gone meanwhile, they may be tried at once.
-        let behind = Trouble { attempts: 0, error: "it waited behind one that failed".to_owned() };
-        while !items.is_empty() {
-            let some = items.drain(..items.len().min(ASIDE)).filter(|item| !item.seat.is_revoked());
-            let some: Vec<Item> = some.collect();
-            if !self.write_aside(&some, &behind, Some(Duration::ZERO)).await {
-                return;
+    /// Sets aside the first event of a key, and then the others behind it. Those that are not written, because it is
+    /// over or because the database does not take them, go on waiting here: nothing of their key passes them.
+    async fn set_aside(&mut self, mut waiting: Waiting, mut again: Option<Duration>) {
+        let mut some = waiting.take(1);
+        while !some.is_empty() {
+            if let Err(wait) = self.write_aside(&some, &waiting.trouble, again).await {
+                waiting.put_back(some, wait);
+                return self.keep(waiting);
             }
+            // Should the first have gone meanwhile, they may be tried at once.
+            waiting.trouble = Trouble { attempts: 0, error: "it waited behind one that failed".to_owned() };
+            again = Some(Duration::ZERO);
+            waiting.clear();
+            some = waiting.take(ASIDE);
         }
     }
 
-    /// Sets aside events of one key, in one transaction, however long that takes; `false` when it is over.
-    async fn write_aside(&mut self, items: &[Item], trouble: &Trouble, again: Option<Duration>) -> bool {
+    /// Sets aside events of one key, in one transaction, however long the database is away. An error is how long they
+    /// have to wait because it does not take them; nothing where it is over.
+    async fn write_aside(
+        &mut self,
+        items: &[Item],
+        trouble: &Trouble,
+        again: Option<Duration>,
+    ) -> Result<(), Duration> {
         while !self.shared.halt.is_cancelled() {
             match self.shared.attempt(items, Some((trouble, again))).await {
-                Ended::Done => return true,
+                Ended::Done => return Ok(()),
                 Ended::Failed(failure, _) => {
-                    let wait = self.shared.settings.retry_max;
                     tracing::error!(consumer = %self.shared.name, error = failure.error, "an event cannot be parked");
-                    self.shared.wait(wait).await;
+                    self.shared.watch.failed(&failure.error);
+                    return Err(self.shared.settings.retry_max);
                 }
                 Ended::Away(error) => self.away(&error).await,
             }
         }
-        false
+        Err(Duration::ZERO)
     }
 
     /// To be tried before all else.

@@ -68,6 +68,9 @@ struct Envelope<'a> {
     payload: &'a RawValue,
 }
 
+/// The longest wait.
+const YEAR: Duration = Duration::from_hours(366 * 24);
+
 /// Why an event was not handled.
 #[derive(Debug)]
 pub struct Failure {
@@ -89,9 +92,9 @@ impl Failure {
         Self { error: error.into(), then: Then::Retry(None), at: None }
     }
 
-    /// To be tried again, not before `after`.
+    /// To be tried again, not before `after`, which is a year at most.
     pub fn retry_after(error: impl Into<String>, after: Duration) -> Self {
-        Self { error: error.into(), then: Then::Retry(Some(after)), at: None }
+        Self { error: error.into(), then: Then::Retry(Some(after.min(YEAR))), at: None }
     }
 
     /// Not to be tried again: it waits for a person, and its key with it.

@@ -28,6 +28,8 @@ pub(super) struct Waiting {
     pub(super) until: Instant,
     /// How many events the consumer had handled when it failed for the first time.
     handled: Option<u64>,
+    /// It was to be set aside, and the database did not take it.
+    refused: bool,
     troubled: Troubled,
 }
 
@@ -35,7 +37,15 @@ impl Waiting {
     pub(super) fn new(items: impl IntoIterator<Item = Item>, troubled: &Troubled) -> Self {
         let trouble = Trouble { attempts: 0, error: String::new() };
         let (until, troubled) = (Instant::now(), Arc::clone(troubled));
-        let mut new = Self { items: VecDeque::new(), bytes: 0, trouble, until, handled: None, troubled };
+        let mut new = Self {
+            items: VecDeque::new(),
+            bytes: 0,
+            trouble,
+            until,
+            handled: None,
+            refused: false,
+            troubled,
+        };
         new.extend(items);
         new
     }
@@ -56,17 +66,31 @@ impl Waiting {
     /// Leaves out those that are another's now.
     pub(super) fn clear(&mut self) {
         self.items.retain(|item| !item.seat.is_revoked());
-        self.bytes = self.items.iter().map(|item| item.received.record.event.size()).sum();
+        self.bytes = size(&self.items);
     }
 
     pub(super) fn into_items(self) -> VecDeque<Item> {
         self.items
     }
 
+    /// Takes so many from the front.
+    pub(super) fn take(&mut self, most: usize) -> Vec<Item> {
+        let items: Vec<Item> = self.items.drain(..self.items.len().min(most)).collect();
+        self.bytes -= size(&items);
+        items
+    }
+
+    /// What was taken could not be set aside: it is in front again, and is tried again after a while.
+    pub(super) fn put_back(&mut self, items: Vec<Item>, wait: Duration) {
+        self.bytes += size(&items);
+        items.into_iter().rev().for_each(|item| self.items.push_front(item));
+        (self.refused, self.until) = (true, Instant::now() + wait);
+    }
+
     /// It has failed once more. `handled` is what the consumer has handled so far.
     pub(super) fn failed(&mut self, error: String, handled: u64, wait: Duration) {
         self.trouble = Trouble { attempts: self.trouble.attempts.saturating_add(1), error };
-        self.until = Instant::now() + wait;
+        (self.refused, self.until) = (false, Instant::now() + wait);
         self.handled.get_or_insert(handled);
     }
 
@@ -79,17 +103,23 @@ impl Waiting {
     /// the place to wait in, unless the key keeps others from being read and from showing that they would succeed.
     pub(super) fn is_to_go(&self, handled: u64, settings: &ConsumeSettings) -> bool {
         let (attempts, enough) = (self.trouble.attempts, settings.attempts_in_memory);
-        if attempts == 0 {
+        if attempts == 0 || self.refused {
             return false;
         }
-        let others = self.handled.is_some_and(|first| handled > first);
+        let long = self.wait() > settings.retry_max;
+        if self.handled.is_some_and(|first| handled > first) {
+            return attempts >= enough || long || self.crowds(settings);
+        }
         let alone = || Arc::strong_count(&self.troubled) <= 2;
-        let long = attempts >= enough.saturating_mul(LONG) || self.wait() > settings.retry_max;
-        (attempts >= enough && others) || (self.crowds(settings) && (others || alone() || long))
+        self.crowds(settings) && (long || attempts >= enough.saturating_mul(LONG) || alone())
     }
 
     /// Whether it takes more than its part of the room.
     fn crowds(&self, settings: &ConsumeSettings) -> bool {
         self.items.len() > (settings.max_events / PART).max(1) || self.bytes > settings.max_bytes / PART
     }
+}
+
+fn size<'a>(items: impl IntoIterator<Item = &'a Item>) -> usize {
+    items.into_iter().map(|item| item.received.record.event.size()).sum()
 }
