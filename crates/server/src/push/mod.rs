@@ -24,8 +24,9 @@ use request::Requests;
 /// only those that share its lane.
 const LANES: usize = 8;
 
-/// How long a push that ended with an error waits before it begins again.
-const PAUSE: Duration = Duration::from_secs(2);
+/// How long a push that ended with an error waits before it begins again, and how often it looks for a stream that is
+/// not there.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Delivers streams to an HTTP endpoint.
 pub struct Push<I> {
@@ -74,27 +75,21 @@ where
     /// Runs until `stop`: what is begun is finished. Whatever ends it is logged, and it begins again. A stream that is
     /// not there yet is waited for, and holds up no other.
     pub async fn run(self, stop: CancellationToken) {
-        let mut missing = Vec::new();
+        let mut said = Vec::new();
         while !stop.is_cancelled() {
-            let ended = self.run_without(&missing, &stop).await;
-            if ended.is_ok() && missing.is_empty() {
-                continue;
+            let missing = self.missing().await;
+            if !missing.is_empty() && missing != said {
+                let streams = missing.join(", ");
+                tracing::warn!(push = %self.name, streams, "there is no such stream yet: it is waited for");
             }
-            let before = std::mem::replace(&mut missing, self.missing().await);
-            match ended {
-                _ if !missing.is_empty() && missing != before => {
-                    let streams = missing.join(", ");
-                    tracing::warn!(push = %self.name, streams, "there is no such stream yet: it is waited for");
+            if let Err(error) = self.run_without(&missing, &stop).await {
+                tracing::error!(push = %self.name, %error, "a push ended; it begins again");
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(PAUSE) => {}
                 }
-                Err(error) if missing == before => {
-                    tracing::error!(push = %self.name, %error, "a push ended; it begins again");
-                    tokio::select! {
-                        () = stop.cancelled() => return,
-                        () = tokio::time::sleep(PAUSE) => {}
-                    }
-                }
-                _ => {}
             }
+            said = missing;
         }
     }
 
@@ -111,8 +106,11 @@ where
             self.consume(streams).run(turn.clone()).await
         };
         let news = async {
-            while missing.is_empty() || self.missing().await.len() >= missing.len() {
+            loop {
                 tokio::time::sleep(PAUSE).await;
+                if !missing.is_empty() && self.missing().await != missing {
+                    return;
+                }
             }
         };
         tokio::pin!(run);
