@@ -1,6 +1,7 @@
 //! The order service: its changes reach three services over HTTP that fail, hang and restart at random.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod answers;
 mod batches;
 #[path = "../common/mod.rs"]
 mod common;

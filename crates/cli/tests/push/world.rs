@@ -1,11 +1,13 @@
 //! A stream, an endpoint and a push in this process: what the endpoint says is up to the test.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Bytes;
+use axum::extract::ConnectInfo;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use headwater_connect::embedded::{EmbeddedBus, EmbeddedConfig};
@@ -30,6 +32,8 @@ const STREAM: &str = "orders";
 /// A request that has come.
 #[derive(Debug, Clone)]
 pub struct Asked {
+    /// Whose connection it came by.
+    pub peer: SocketAddr,
     pub headers: HeaderMap,
     pub body: Bytes,
     /// When, in seconds since 1970.
@@ -78,22 +82,24 @@ impl World {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
         let (answer, asked): (Arc<Answer>, _) = (Arc::new(answer), Arc::clone(&endpoint));
-        let routes = Router::new().fallback(async move |headers: HeaderMap, body: Bytes| {
-            let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-            let one = Asked { headers, body, at, when: Instant::now() };
-            let turn = {
-                let mut asked = asked.asked.lock().unwrap();
-                asked.push(one.clone());
-                asked.len()
-            };
-            let slow = *asked.slow.lock().unwrap();
-            tokio::time::sleep(slow).await;
-            let hangs = asked.hangs.lock().unwrap().is_some_and(|hangs| hangs(&one));
-            if hangs {
-                std::future::pending::<()>().await;
-            }
-            answer(turn, &one)
-        });
+        let routes =
+            Router::new().fallback(async move |ConnectInfo(peer), headers: HeaderMap, body: Bytes| {
+                let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+                let one = Asked { peer, headers, body, at, when: Instant::now() };
+                let turn = {
+                    let mut asked = asked.asked.lock().unwrap();
+                    asked.push(one.clone());
+                    asked.len()
+                };
+                let slow = *asked.slow.lock().unwrap();
+                tokio::time::sleep(slow).await;
+                let hangs = asked.hangs.lock().unwrap().is_some_and(|hangs| hangs(&one));
+                if hangs {
+                    std::future::pending::<()>().await;
+                }
+                answer(turn, &one)
+            });
+        let routes = routes.into_make_service_with_connect_info::<SocketAddr>();
         tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
         let world = Self { dir, bus, endpoint, url, published: AtomicU64::new(0) };
         world.stream(STREAM).await;

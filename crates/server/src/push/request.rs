@@ -25,6 +25,10 @@ use super::template::{Parsed, encode};
 /// How much of an answer that is not 2xx is read.
 const READ: usize = 2048;
 
+/// How much of one that is 2xx is read, and for how long: nobody needs what it says.
+const MOST: usize = 64 << 10;
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// What makes requests of one push.
 pub(super) struct Requests {
     push: String,
@@ -185,17 +189,27 @@ fn class(response: &Response) -> &'static str {
 
 async fn judge(mut response: Response) -> Result<(), Failure> {
     let (status, headers) = (response.status(), response.headers().clone());
-    let mut said = Vec::new();
-    if !status.is_success() {
+    let said = if status.is_success() {
+        // A connection whose answer was not read to its end cannot be used again.
+        let _ = tokio::time::timeout(PATIENCE, read(&mut response, MOST)).await;
+        Vec::new()
+    } else {
         // What it says beside is read within the request's timeout, or not at all.
-        while said.len() < READ
-            && let Ok(Some(chunk)) = response.chunk().await
-        {
-            said.extend_from_slice(&chunk);
-        }
-        said.truncate(READ);
-    }
+        read(&mut response, READ).await
+    };
     answer::judge(status, &headers, &String::from_utf8_lossy(&said), SystemTime::now())
+}
+
+/// The beginning of an answer's body, as much of it as comes.
+async fn read(response: &mut Response, most: usize) -> Vec<u8> {
+    let mut body = Vec::new();
+    while body.len() < most
+        && let Ok(Some(chunk)) = response.chunk().await
+    {
+        body.extend_from_slice(&chunk);
+    }
+    body.truncate(most);
+    body
 }
 
 /// No answer: the endpoint is not there, or too slow. A URL that cannot be asked at all is the event's fault.
