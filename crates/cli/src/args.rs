@@ -36,6 +36,8 @@ pub enum Command {
     Snapshot(SnapshotArgs),
     /// List what is parked and why, try it again, or drop it
     Parked(ParkedArgs),
+    /// Say what became of an event: whether each push has delivered it, when, and after how many tries
+    Trace(TraceArgs),
     /// Run a complete small shop on SQLite in this process and watch its events arrive
     Demo(DemoArgs),
 }
@@ -290,6 +292,23 @@ pub struct DecideArgs {
     /// All of it
     #[arg(long)]
     pub all: bool,
+}
+
+/// `headwater trace`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  headwater trace 018f85d0-c334-7123-8567-89abcdef0123\n\n\
+    States: delivered, dropped (by a person), parked, retrying, waiting (behind an earlier one of its key), unknown.\n\
+    Unknown is what was not read yet, is tried for the first times, or was delivered longer ago than `retention`. \
+    Exit code 1: no push knows it.")]
+pub struct TraceArgs {
+    /// The event's id: in the header `webhook-id`, and in `headwater tail --json`
+    pub id: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub config: ConfigArg,
+    /// Print JSON: an array of push, state, at, attempts, error
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `headwater demo`.

@@ -11,6 +11,7 @@ mod run;
 mod snapshot;
 mod status;
 mod tail;
+mod trace;
 mod wiring;
 
 use std::process::ExitCode;
@@ -53,6 +54,7 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Status(args) => status::status(&args).await,
         Command::Snapshot(args) => snapshot::snapshot(&args).await,
         Command::Parked(args) => parked::parked(&args).await,
+        Command::Trace(args) => trace::trace(&args).await,
         Command::Demo(args) => demo::demo(&args).await,
     }
 }

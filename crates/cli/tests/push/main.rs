@@ -6,6 +6,7 @@ mod batches;
 #[path = "../common/mod.rs"]
 mod common;
 mod crowd;
+mod delivery;
 mod signed;
 mod streams;
 mod world;
@@ -169,10 +170,16 @@ impl Orders {
 
     /// What `headwater parked` prints as JSON.
     fn parked(&self, arguments: &[&str]) -> Value {
+        self.ask(&[&["parked"], arguments].concat()).1
+    }
+
+    /// What a command prints as JSON, behind its exit code.
+    fn ask(&self, arguments: &[&str]) -> (Option<i32>, Value) {
         let config = self.place.config();
-        let arguments = [&["parked"], arguments, &[config.to_str().unwrap()]].concat();
+        let arguments = [arguments, &[config.to_str().unwrap()]].concat();
         let output = std::process::Command::new(common::program()).args(arguments).output().unwrap();
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
+        let printed = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+        (output.status.code(), printed)
     }
 
     fn sql(&self, sql: &str) {

@@ -86,6 +86,8 @@ pub struct Arrival {
     pub stream: Arc<str>,
     /// Its order key; without one it waits for nothing.
     pub key: Option<Bytes>,
+    /// Which try this is; the first is 1.
+    pub attempt: u32,
 }
 
 /// What is to be done with an event.

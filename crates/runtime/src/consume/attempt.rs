@@ -178,7 +178,7 @@ fn arrivals(items: &[Item]) -> (Vec<Arrival>, Vec<bool>) {
         let first = seen.insert(event.id);
         if first {
             let (id, stream, key) = (event.id, Arc::clone(&event.stream), item.key.clone());
-            arrivals.push(Arrival { id, stream, key });
+            arrivals.push(Arrival { id, stream, key, attempt: item.received.attempt });
         }
         first
     });

@@ -1,21 +1,25 @@
 //! An inbox whose transactions hold no lock while an event is handled.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use headwater_core::Result;
 use headwater_core::ports::{
     Arrival, Backlog, Due, Fate, Held, Inbox, Settlement, Shelf, ShelfCount, ShelfFilter, Shelved,
     ShelvedEvent, Taken,
 };
+use headwater_core::{EventId, Result};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use super::SqliteInbox;
 use super::budget::{self, Budget};
+use super::delivery;
 use super::unwritten::Unwritten;
+use crate::inbox::CLEANED;
 use crate::sqlx_errors::SqlxExt;
+use crate::store::{micros, now};
 
 /// A SQLite inbox for handlers that have no effect in its database and may take long, as HTTP requests do. SQLite
 /// has one writer, so a transaction only remembers what is taken; [`Inbox::commit`] writes everything at once.
@@ -53,6 +57,7 @@ impl DeferredInbox {
         let pool = pool.sqlx("opening an inbox")?;
         sqlx::raw_sql(super::SCRIPT).execute(&pool).await.sqlx("making the tables of an inbox")?;
         budget::install(&pool).await?;
+        delivery::install(&pool).await?;
         Ok(Self { inner: SqliteInbox::new(pool), budget: Budget(u64::MAX), unwritten: Arc::default() })
     }
 
@@ -79,6 +84,16 @@ impl DeferredInbox {
         {
             self.inner.rollback(transaction).await?;
             return Err(full);
+        }
+        let aside: HashSet<EventId> = settlement.aside.iter().map(|aside| aside.record.event.id).collect();
+        let handled = deferred.arrivals.iter().zip(&taken).filter(|(arrival, taken)| {
+            **taken == Taken::New && arrival.attempt > 1 && !aside.contains(&arrival.id)
+        });
+        for (arrival, _) in handled {
+            delivery::arrived(&mut transaction, consumer, arrival.id, arrival.attempt).await?;
+        }
+        for (sequence, _) in settlement.held.iter().filter(|(_, fate)| matches!(fate, Fate::Done)) {
+            delivery::held(&mut transaction, consumer, *sequence).await?;
         }
         self.inner.commit(transaction, consumer, &settlement).await
     }
@@ -114,7 +129,9 @@ impl Inbox for DeferredInbox {
     }
 
     async fn clean(&self, consumer: &str, retention: Duration) -> Result<u64> {
-        self.inner.clean(consumer, retention).await
+        let before = now().saturating_sub(micros(retention));
+        let cleaned = delivery::clean(&self.inner.pool, consumer, before, CLEANED).await?;
+        Ok(cleaned + self.inner.clean(consumer, retention).await?)
     }
 }
 
@@ -124,12 +141,13 @@ impl Backlog for DeferredInbox {
     }
 
     async fn head(&self, consumer: &str, due: &Due) -> Result<Option<(Deferred, Held)>> {
-        while let Some((transaction, held)) = self.inner.head(consumer, due).await? {
+        while let Some((mut transaction, held)) = self.inner.head(consumer, due).await? {
             if !self.unwritten.has_held(held.sequence) {
                 self.inner.rollback(transaction).await?;
                 return Ok(Some((Deferred { arrivals: Vec::new() }, held)));
             }
             let done = Settlement { held: vec![(held.sequence, Fate::Done)], ..Settlement::default() };
+            delivery::held(&mut transaction, consumer, held.sequence).await?;
             self.inner.commit(transaction, consumer, &done).await?;
             self.unwritten.ended(consumer, &[], &done, true);
         }

@@ -2,6 +2,7 @@
 
 mod budget;
 mod deferred;
+mod delivery;
 mod layout;
 mod rows;
 mod settle;
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 use sqlx::{Row, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
 pub use deferred::{Deferred, DeferredInbox};
+pub use delivery::{Delivery, delivery};
 pub use layout::{SCRIPT, install};
 
 use crate::inbox::{CLEANED, hex};

@@ -55,7 +55,7 @@ impl Default for Names {
 /// What an event is taken by.
 pub fn arrival(record: &Record) -> Arrival {
     let event = &record.event;
-    Arrival { id: event.id, stream: Arc::clone(&event.stream), key: event.key.clone() }
+    Arrival { id: event.id, stream: Arc::clone(&event.stream), key: event.key.clone(), attempt: 1 }
 }
 
 /// What events are taken by.
