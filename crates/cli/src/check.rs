@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use headwater_cli::config::{self, Config};
-use headwater_core::ports::{Check, Finding, Severity};
+use headwater_core::ports::{BusStatus, Check, Finding, Severity};
 use headwater_core::{Error, Kind, Result};
 use serde::Serialize;
 
@@ -23,7 +23,7 @@ const SPACE: u64 = 100 << 20;
 /// What was found, and where.
 #[derive(Serialize)]
 struct Found {
-    /// `config`, `data_dir`, `bus`, `http`, `streams`, or `source.NAME`.
+    /// `config`, `data_dir`, `bus`, `http`, `streams`, `source.NAME`, or `push.NAME`.
     r#where: String,
     #[serde(flatten)]
     finding: Finding,
@@ -107,7 +107,57 @@ async fn findings(config: &Config, path: &Path) -> Vec<Found> {
         Err(error) => found.push(Found::failed("config", &error)),
     }
     found.extend(outboxes(config).await);
+    found.extend(pushes(config).await);
     found
+}
+
+/// Whether the streams of pushes are there or declared, and their endpoints can be reached.
+async fn pushes(config: &Config) -> Vec<Found> {
+    let status = async {
+        if wiring::never_ran(config) { Ok(BusStatus::default()) } else { wiring::bus_status(config).await }
+    };
+    let mut found = nameless(config).await;
+    // What keeps the bus from answering is said of the bus.
+    let Ok(Ok(BusStatus { streams: held, .. })) = tokio::time::timeout(PATIENCE, status).await else {
+        return found;
+    };
+    let checks = config.pushes.iter().map(async |(name, push)| {
+        let mut findings = headwater_server::push::look(push).await;
+        for stream in &push.streams {
+            let known = config.streams.contains_key(stream) || held.iter().any(|held| *held.stream == **stream);
+            if !known {
+                findings.push(Finding::warning(
+                    format!("there is no stream \"{stream}\" yet"),
+                    format!("it is there with its first outbox row; one of tables needs a section [stream.{stream}]"),
+                ));
+            }
+        }
+        let place = format!("push.{name}");
+        findings.into_iter().map(|finding| Found::new(&place, finding)).collect::<Vec<_>>()
+    });
+    found.extend(futures::future::join_all(checks).await.into_iter().flatten());
+    found
+}
+
+/// What was set aside by pushes of another name.
+async fn nameless(config: &Config) -> Vec<Found> {
+    match wiring::nameless(config).await {
+        Ok(owners) => {
+            let found = owners.into_iter().map(|(owner, bytes)| {
+                let (message, hint) = nobodys(&owner, bytes);
+                Found::new(&format!("push.{owner}"), Finding::warning(message, hint))
+            });
+            found.collect()
+        }
+        Err(error) => vec![Found::failed("data_dir", &error)],
+    }
+}
+
+/// What is said of events that no push of the config delivers.
+pub fn nobodys(owner: &str, bytes: u64) -> (String, String) {
+    let bytes = human::bytes(bytes);
+    let hint = format!("name it again, or see `headwater parked list --of {owner}`, and drop them");
+    (format!("{bytes} of events are set aside, and the config no longer names this push"), hint)
 }
 
 /// What relays are to empty.

@@ -12,7 +12,7 @@ use headwater_connect::postgres::outbox::{Keep, PostgresOutboxStore};
 use headwater_connect::postgres::{MESSAGES, PostgresConnector};
 use headwater_connect::settings::Outbox;
 use headwater_connect::sqlite::SqliteConnector;
-use headwater_connect::sqlite::inbox::DeferredInbox;
+use headwater_connect::sqlite::inbox::{DeferredInbox, owners};
 use headwater_connect::sqlite::outbox::SqliteOutboxStore;
 use headwater_core::ports::{Bus, BusStatus, Connector, Finding, OutboxStore, ParkedStore, Shelf};
 use headwater_core::{Error, Kind, Origin, Result};
@@ -89,7 +89,8 @@ pub async fn bus_status(config: &Config) -> Result<BusStatus> {
         return bus_reader(&config.bus, &config.data_dir).await?.status().await;
     };
     let bus = KafkaBus::open(kafka.clone()).await?;
-    for stream in config.streams.keys() {
+    let pushed = config.pushes.values().flat_map(|push| &push.streams);
+    for stream in config.streams.keys().chain(pushed) {
         match bus.know(&stream.as_str().into()).await {
             // One that was not made yet holds nothing.
             Err(error) if error.kind() == Kind::Refused => {}
@@ -126,6 +127,18 @@ pub async fn nothing_left(config: &Config, parked: &dyn ParkedStore) -> Result<(
         }
     }
     Ok(())
+}
+
+/// The pushes that have set events aside, and that the config no longer names; how many bytes of each.
+pub async fn nameless(config: &Config) -> Result<Vec<(String, u64)>> {
+    let file = config.data_dir.join(PUSHES);
+    if !file.exists() {
+        return Ok(Vec::new());
+    }
+    let owners = tokio::task::spawn_blocking(move || owners(&file)).await;
+    let owners =
+        owners.map_err(|error| Error::new(Kind::Internal, "looking into push.db").because(error))??;
+    Ok(owners.into_iter().filter(|(owner, _)| !config.pushes.contains_key(owner)).collect())
 }
 
 /// Opens the pushes; the file of their inbox is only made where there are some.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::data_dir::DataDir;
 use super::progress;
+use crate::check::nobodys;
 use crate::wiring::{self, Connectors};
 
 /// Everything that a config names, opened.
@@ -39,6 +40,10 @@ impl Engine {
         let connectors = wiring::connectors(config)?;
         let bus = wiring::bus(config).await?;
         let pushes = wiring::pushes(config, &bus).await?;
+        for (push, bytes) in wiring::nameless(config).await? {
+            let (message, hint) = nobodys(&push, bytes);
+            tracing::warn!(push, "{message}: {hint}");
+        }
         let parked = wiring::parked(config).await?;
         wiring::nothing_left(config, &*parked).await?;
         let mut builder = wiring::builder(config, &connectors)?.bus(Arc::clone(&bus)).parked(parked);

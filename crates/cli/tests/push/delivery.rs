@@ -17,7 +17,7 @@ impl Orders {
     }
 
     /// The ids of what is set aside, when there are so many.
-    fn aside(&self, count: usize) -> Vec<String> {
+    pub fn aside(&self, count: usize) -> Vec<String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let listed = self.parked(&["list", "--json"]);

@@ -3,6 +3,7 @@
 
 mod answers;
 mod batches;
+mod check;
 #[path = "../common/mod.rs"]
 mod common;
 mod crowd;
@@ -369,6 +370,7 @@ async fn batches_go_by_https_with_what_the_config_says() {
         certificate.display()
     );
     let orders = Orders::new(&[], &push);
+    assert_eq!(orders.check()[0].1, "ok", "{:?}", orders.check());
     // All of them are there when the push begins.
     orders.write(200, 1);
     let headwater = orders.place.run().await;

@@ -214,6 +214,11 @@ impl Choices {
         }
     }
 
+    /// What each may look like.
+    pub(super) fn examples(&self) -> Vec<String> {
+        self.all().into_iter().map(Template::example).collect()
+    }
+
     /// The text for an event.
     pub(super) fn fill(&self, event: &Event, json: &Parsed) -> std::result::Result<String, String> {
         let template = match self {

@@ -1,10 +1,11 @@
 //! Pushes: events to HTTP endpoints, by the engine of consumers.
 //!
 //! `config`: the section; `template`: URLs and methods of an event; `sign`: signatures; `answer`: what a status
-//! means; `request`: one request.
+//! means; `request`: one request; `look`: whether the endpoint is there.
 
 mod answer;
 mod config;
+mod look;
 mod request;
 mod sign;
 mod template;
@@ -18,6 +19,7 @@ use headwater_runtime::consume::{Consume, ConsumeSettings, Failure, Handle, Rece
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Basic, Body, Choice, From, Hidden, PushConfig};
+pub use look::look;
 use request::Requests;
 
 /// How many keys' lanes there are for each request that may be on its way: a key whose endpoint is slow holds up

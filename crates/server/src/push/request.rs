@@ -242,8 +242,8 @@ fn trust(file: &Path, roots: &mut rustls::RootCertStore) -> Result<()> {
     if count == 0 { Err(wrong("there is none")) } else { Ok(()) }
 }
 
-fn client(config: &PushConfig) -> Result<Client> {
-    let doing = |what: &str| format!("making the HTTP client: {what}");
+/// Trusts the system's certificates, and those of `ca_file`.
+pub(super) fn tls(config: &PushConfig) -> Result<rustls::ClientConfig> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if let Some(file) = &config.ca_file {
@@ -251,9 +251,13 @@ fn client(config: &PushConfig) -> Result<Client> {
     }
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|error| Error::new(Kind::Internal, doing("TLS")).because(error))?
+        .map_err(|error| Error::new(Kind::Internal, "making the HTTP client: TLS").because(error))?
         .with_root_certificates(roots)
         .with_no_client_auth();
+    Ok(tls)
+}
+
+fn client(config: &PushConfig) -> Result<Client> {
     let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
     for (name, value) in &config.headers {
         let name = HeaderName::from_bytes(name.as_bytes());
@@ -263,7 +267,7 @@ fn client(config: &PushConfig) -> Result<Client> {
         }
     }
     Client::builder()
-        .use_preconfigured_tls(tls)
+        .use_preconfigured_tls(tls(config)?)
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .timeout(config.timeout)
@@ -271,5 +275,5 @@ fn client(config: &PushConfig) -> Result<Client> {
         .user_agent(concat!("headwater/", env!("CARGO_PKG_VERSION")))
         .default_headers(headers)
         .build()
-        .map_err(|error| Error::new(Kind::Internal, doing("its parts")).because(error))
+        .map_err(|error| Error::new(Kind::Internal, "making the HTTP client").because(error))
 }

@@ -1,9 +1,12 @@
 //! How much of a consumer's events may be set aside, in a file that only Headwater writes to.
 
+use std::path::Path;
+
 use headwater_core::{Error, Kind, Result};
 use sqlx::{Executor, SqliteConnection};
 
-use crate::sqlx_errors::SqlxExt;
+use crate::sqlx_errors::SqlxExt as _;
+use crate::store::{Access, SqlExt as _, open};
 
 /// What an event takes that is set aside: what is in it, and about what its row and its entry in the index take.
 macro_rules! size {
@@ -45,6 +48,22 @@ COMMIT;"
 );
 
 const USED: &str = "SELECT bytes FROM headwater_aside WHERE consumer = ?";
+
+const OWNERS: &str = "SELECT consumer, bytes FROM headwater_aside WHERE bytes > 0 ORDER BY consumer";
+
+/// Whose events are set aside in the file, and how many bytes of each. Blocks.
+pub fn owners(path: &Path) -> Result<Vec<(String, u64)>> {
+    let connection = open(path, Access::Read)?;
+    let read = || -> rusqlite::Result<Vec<(String, u64)>> {
+        let mut owners = connection.prepare(OWNERS)?;
+        let found = owners.query_map([], |row| {
+            let bytes: i64 = row.get(1)?;
+            Ok((row.get(0)?, u64::try_from(bytes).unwrap_or(0)))
+        });
+        found?.collect()
+    };
+    read().sql("asking whose events are set aside")
+}
 
 /// How many bytes may be set aside of each consumer.
 #[derive(Debug, Clone, Copy)]

@@ -17,6 +17,7 @@ use headwater_core::ports::{Arrival, Backlog, Due, Held, Inbox, Settlement, Take
 use serde_json::{Value, json};
 use sqlx::{Row, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
+pub use budget::owners;
 pub use deferred::{Deferred, DeferredInbox};
 pub use delivery::{Delivery, delivery};
 pub use layout::{SCRIPT, install};
