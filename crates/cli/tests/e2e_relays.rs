@@ -3,7 +3,7 @@
 //!
 //! `HEADWATER_SOAK_TIMES` and `HEADWATER_SOAK_SEED` as in e2e_kills.
 
-#![allow(clippy::unwrap_used)] // clippy.toml knows tests by their attribute only
+#![allow(clippy::unwrap_used, clippy::panic)] // clippy.toml knows tests by their attribute only
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -72,11 +72,11 @@ struct Relay {
 }
 
 impl Relay {
-    fn start(database: &Database, brokers: &str, more: &str) -> Self {
+    fn start(database: &Database, brokers: &str, lease: &str, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listen = format!("127.0.0.1:{}", free_port());
         let text = format!(
-            "data_dir = \"{}/data\"\n[http]\nlisten = \"{listen}\"\n[relay]\nlease = \"2s\"\n\
+            "data_dir = \"{}/data\"\n[http]\nlisten = \"{listen}\"\n[relay]\nlease = \"{lease}\"\n\
              [source.shop]\nkind = \"postgres\"\nurl = \"{}\"\noutbox = \"public.outbox\"\nrelay = true\n\
              [bus]\nkind = \"kafka\"\nbrokers = [\"{brokers}\"]\n{more}\n[stream.entities]\npartitions = 4\n",
             dir.path().display(),
@@ -103,6 +103,18 @@ impl Relay {
     async fn kill(&mut self) {
         self.headwater.take().unwrap().kill().await;
         self.again();
+    }
+
+    async fn ready(&mut self) {
+        self.headwater.as_mut().unwrap().ready(&self.listen, PATIENCE).await.unwrap();
+    }
+
+    /// As it is done when a new version is brought out.
+    async fn restart(&mut self) {
+        let ended = self.headwater.take().unwrap().stop(PATIENCE).await.unwrap();
+        assert_eq!(ended.code(), Some(0));
+        self.again();
+        self.ready().await;
     }
 
     /// Longer than its lease: the other takes its lanes over, and it wakes up with what it had.
@@ -157,6 +169,37 @@ async fn history(database: &Database) -> History {
     let rows = connection.fetch_all("select id, version from entity where version > 0").await.unwrap();
     let steps = |version: i64| (1..=version).map(|n| Step { op: "event".into(), version: Some(n) }).collect();
     rows.iter().map(|row| (("entities".to_owned(), row.get(0)), steps(row.get(1)))).collect()
+}
+
+/// How many lanes each relay has that is alive.
+async fn shares(database: &Database) -> Vec<i64> {
+    let held = "select count(*) from outbox_lease where until > clock_timestamp() group by relay order by 1";
+    let mut connection = database.connect().await.unwrap();
+    sqlx::query_scalar(held).fetch_all(&mut connection).await.unwrap()
+}
+
+/// What there is to know when something does not go on.
+async fn all_that_is_known(database: &Database, relays: &[Relay]) -> String {
+    let mut connection = database.connect().await.unwrap();
+    let mut said = String::new();
+    for sql in [
+        "select row_to_json(lease)::text from outbox_lease as lease order by lane",
+        "select row_to_json(relay)::text from outbox_relay as relay",
+        "select json_build_object('state', state, 'lane', lane, 'rows', count(*), 'first', min(seq), 'last', max(seq), \
+         'error', max(error))::text from outbox group by state, lane order by state, lane",
+        "select row_to_json(prepared)::text from pg_prepared_xacts as prepared",
+        "select json_build_object('pid', pid, 'name', application_name, 'state', state, 'waits', wait_event, 'since', \
+         clock_timestamp() - state_change, 'blocked by', pg_blocking_pids(pid), 'query', left(query, 200))::text \
+         from pg_stat_activity where datname = current_database()",
+    ] {
+        let rows: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut connection).await.unwrap();
+        said += &format!("{}\n", rows.join("\n"));
+    }
+    for relay in relays {
+        let log = relay.headwater.as_ref().map(Headwater::log_tail).unwrap_or_default();
+        said += &format!("a relay's log:\n{log}\n");
+    }
+    said
 }
 
 /// The last version of each key in the stream, read once from its beginning.
@@ -224,7 +267,7 @@ async fn under_kills(bus: &str) -> usize {
     database.execute(&tables).await.unwrap();
     let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
-    let mut relays = [0, 1].map(|_| Relay::start(&database, &kafka.brokers(), bus));
+    let mut relays = [0, 1].map(|_| Relay::start(&database, &kafka.brokers(), "2s", bus));
     let reader: KafkaConfig = toml::from_str(&format!("brokers = [\"{}\"]", kafka.brokers())).unwrap();
     let reader: Arc<dyn Bus> = Arc::new(KafkaBus::open(reader).await.unwrap());
     let checker = Arc::new(Mutex::new(Checker::default()));
@@ -260,7 +303,16 @@ async fn under_kills(bus: &str) -> usize {
         writer.await.unwrap();
     }
     let history = history(&database).await;
-    until("all arrives", || checker.lock().unwrap().has_all(&history)).await;
+    let deadline = Instant::now() + PATIENCE;
+    while !checker.lock().unwrap().has_all(&history) {
+        if Instant::now() > deadline {
+            let (arrived, known) =
+                (checker.lock().unwrap().distinct(), all_that_is_known(&database, &relays).await);
+            let committed: usize = history.values().map(Vec::len).sum();
+            panic!("not within {PATIENCE:?}: {arrived} of {committed} arrived\n{known}");
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     for relay in relays {
         let log = relay.stop().await;
         assert!(!log.contains("panicked"), "{log}");
@@ -276,4 +328,106 @@ async fn under_kills(bus: &str) -> usize {
     let total: usize = history.values().map(Vec::len).sum();
     eprintln!("{total} events committed, {} arrived, lost 0", checker.distinct());
     checker.repeated()
+}
+
+/// A database with an outbox, and what a relay is told of a cluster that others use, too.
+async fn service() -> (Database, String) {
+    let database = Postgres::shared().await.unwrap().create_database().await.unwrap();
+    let made =
+        std::process::Command::new(env!("CARGO_BIN_EXE_headwater")).args(["init", database.url()]).output();
+    assert!(made.unwrap().status.success());
+    let name = format!("{:08x}", rand::random::<u32>());
+    let bus = format!(
+        "topic_prefix = \"{name}-\"\npositions_topic = \"{name}-positions\"\ntransactions = true\n\
+         transactional_id = \"{name}\"\n"
+    );
+    (database, bus)
+}
+
+/// Relays are stopped and started again, one after the other, while there is always something to publish: what one
+/// stops working the other goes on with at once, and nothing comes twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_repeats_nothing_and_holds_nothing_up() {
+    let (database, bus) = service().await;
+    let brokers = Kafka::shared().await.unwrap().brokers();
+    // Whoever waited for the next renewal would wait for up to five seconds.
+    let mut relays = [0, 1].map(|_| Relay::start(&database, &brokers, "20s", &bus));
+    for relay in &mut relays {
+        relay.ready().await;
+    }
+    until_shared(&database, &[4, 4]).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = {
+        let (database, stop) = (database.clone(), Arc::clone(&stop));
+        tokio::spawn(async move {
+            let mut connection = database.connect().await.unwrap();
+            let mut pace = tokio::time::interval(Duration::from_millis(10));
+            let mut written = 0;
+            while !stop.load(Ordering::Relaxed) {
+                pace.tick().await;
+                let key = written % KEYS;
+                let sql = format!(
+                    "select headwater_publish('entities', 'Changed', '{key}', '{{\"version\": {written}}}')"
+                );
+                connection.execute(AssertSqlSafe(sql)).await.unwrap();
+                written += 1;
+            }
+            written as usize
+        })
+    };
+    let reader: KafkaConfig = toml::from_str(&format!("brokers = [\"{brokers}\"]\n{bus}")).unwrap();
+    let reader = KafkaBus::open(reader).await.unwrap();
+    let seen: Arc<Mutex<Vec<(headwater_core::EventId, Duration)>>> = Arc::default();
+    let consumer = {
+        let seen = Arc::clone(&seen);
+        let subscribe = Subscribe { streams: vec!["entities".into()], group: None, start: Start::Beginning };
+        let mut events = reader.subscribe(subscribe).await.unwrap();
+        tokio::spawn(async move {
+            while let Ok(delivery) = events.next().await {
+                let Delivery::Batch { records, .. } = delivery else { continue };
+                let now = jiff::Timestamp::now().as_microsecond();
+                let took = |time: i64| Duration::from_micros((now - time).unsigned_abs());
+                seen.lock().unwrap().extend(records.iter().map(|one| (one.event.id, took(one.event.time))));
+            }
+        })
+    };
+    for relay in &mut relays {
+        relay.restart().await;
+        until_shared(&database, &[4, 4]).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let written = writer.await.unwrap();
+    until("all arrives", || seen.lock().unwrap().len() >= written).await;
+    for relay in relays {
+        relay.stop().await;
+    }
+    consumer.abort();
+    let seen = seen.lock().unwrap();
+    let ids: HashSet<_> = seen.iter().map(|(id, _)| *id).collect();
+    assert_eq!((ids.len(), seen.len() - ids.len()), (written, 0), "events, repeats");
+    let mut took: Vec<Duration> = seen.iter().map(|(_, took)| *took).collect();
+    took.sort_unstable();
+    let of = |hundredth: usize| took[took.len() * hundredth / 100];
+    eprintln!("{written} events: p50 {:?}, p99 {:?}, at most {:?}", of(50), of(99), took[took.len() - 1]);
+    assert!(of(99) < Duration::from_secs(3), "of 100 events the 99th took {:?}", of(99));
+}
+
+async fn until_shared(database: &Database, wanted: &[i64]) {
+    let deadline = Instant::now() + PATIENCE;
+    while shares(database).await != wanted {
+        assert!(Instant::now() < deadline, "not {wanted:?}: {:?}", shares(database).await);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A relay that does not reach the bus keeps no more than its share from one that does.
+#[tokio::test(flavor = "multi_thread")]
+async fn lanes_that_cannot_be_opened_are_given_to_who_waits() {
+    let (database, bus) = service().await;
+    let away = format!("{bus}timeout = \"1s\"\n");
+    let _away = Relay::start(&database, "127.0.0.1:1", "20s", &away);
+    until_shared(&database, &[8]).await;
+    let mut relay = Relay::start(&database, &Kafka::shared().await.unwrap().brokers(), "20s", &bus);
+    until_shared(&database, &[4, 4]).await;
+    relay.ready().await;
 }

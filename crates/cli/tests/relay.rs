@@ -4,13 +4,22 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, Place, program};
-use headwater_core::Record;
-use headwater_core::ports::{Delivery, Subscription};
-use headwater_testkit::servers::{Database, Postgres};
-use sqlx::{AssertSqlSafe, Connection, Row};
+use headwater_connect::embedded::{EmbeddedBus, EmbeddedConfig};
+use headwater_connect::parked::SqliteParkedStore;
+use headwater_connect::postgres::outbox::PostgresOutboxStore;
+use headwater_connect::postgres::url::ConnectOptions;
+use headwater_core::ports::{Bus, Delivery, Subscription};
+use headwater_core::{Origin, Record};
+use headwater_runtime::{OutboxRoute, Runtime, TableRef};
+use headwater_testkit::faults::{Call, Fault, Faults, FaultyBus};
+use headwater_testkit::servers::{Database, Postgres, Proxy};
+use headwater_wire::format::OutboxColumns;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use tokio_util::sync::CancellationToken;
 
 /// A database with an outbox, and a config that relays it.
 struct Service {
@@ -252,4 +261,131 @@ async fn check_says_whether_a_relay_can_work() {
     let (code, said) = service.headwater(&["check"]);
     assert_eq!(code, Some(3), "{said}");
     assert!(said.contains("headwater init URL --outbox public.outbox"), "{said}");
+}
+
+/// A lane's key: the `n`th such that its lane is that one.
+async fn key_of(database: &Database, lane: i16) -> String {
+    let sql = "SELECT 'k' || n FROM generate_series(1, 1000) n WHERE (hashtext('k' || n) & 7)::smallint = $1 LIMIT 1";
+    let mut connection = database.connect().await.unwrap();
+    sqlx::query_scalar(sql).bind(lane).fetch_one(&mut connection).await.unwrap()
+}
+
+impl Service {
+    /// Rows of the first lane are not settled before `pg_advisory_unlock(1)` on this connection.
+    async fn hold_settling(&self) -> PgConnection {
+        let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             PERFORM pg_advisory_xact_lock_shared(1); RETURN NEW; END $$; \
+             CREATE TRIGGER slow BEFORE UPDATE ON outbox FOR EACH ROW WHEN (OLD.lane = 0) EXECUTE FUNCTION slow()";
+        self.database.execute(slow).await.unwrap();
+        let mut hold = self.database.connect().await.unwrap();
+        sqlx::query("SELECT pg_advisory_lock(1)").execute(&mut hold).await.unwrap();
+        hold
+    }
+
+    /// Until a relay waits for that.
+    async fn until_settling(&self, hold: &mut PgConnection) {
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'";
+        let deadline = Instant::now() + PATIENCE;
+        while sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut *hold).await.unwrap() == 0 {
+            assert!(Instant::now() < deadline, "nothing is being settled");
+        }
+    }
+}
+
+/// Writing down what was published takes as long as the database takes. Lanes that pass to a relay meanwhile do not
+/// wait for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_begins_whatever_is_being_written_down_of_others() {
+    let service = Service::new("[stream.orders]\npartitions = 4\n[relay]\nlease = \"10m\"").await;
+    let database = &service.database;
+    let mut hold = service.hold_settling().await;
+    let headwater = service.place.run().await;
+    let (first, other) = (key_of(database, 0).await, key_of(database, 1).await);
+    let mut events = service.place.read(&["orders"]).await;
+    service.publish([(first, 1)].into_iter()).await;
+    read(&mut *events, 1).await;
+    service.until_settling(&mut hold).await;
+    // As when it passed to another relay and back.
+    database.execute("UPDATE outbox_lease SET epoch = epoch + 1 WHERE lane = 1").await.unwrap();
+    // It has heard of that once it has looked twice.
+    let looked = "SELECT max(query_start)::text FROM pg_stat_activity WHERE datname = current_database() \
+         AND query LIKE 'SELECT lane, epoch%' AND query_start > $1::timestamptz";
+    let now = "SELECT clock_timestamp()::text";
+    let deadline = Instant::now() + PATIENCE;
+    let mut since: String = sqlx::query_scalar(now).fetch_one(&mut hold).await.unwrap();
+    for _ in 0..2 {
+        since = loop {
+            let then =
+                sqlx::query_scalar::<_, Option<String>>(looked).bind(&since).fetch_one(&mut hold).await;
+            if let Some(then) = then.unwrap() {
+                break then;
+            }
+            assert!(Instant::now() < deadline, "it does not look");
+        };
+    }
+    service.publish([(other.clone(), 2)].into_iter()).await;
+    assert_eq!(read(&mut *events, 1).await, BTreeMap::from([(other, vec![2])]));
+    sqlx::query("SELECT pg_advisory_unlock(1)").execute(&mut hold).await.unwrap();
+    service.until_settled(2).await;
+    headwater.stop(PATIENCE).await.unwrap();
+}
+
+/// The machine of the database is gone, and says nothing more; another has its address.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_vanishes_is_asked_again_over_another_connection() {
+    let server = Postgres::shared().await.unwrap();
+    let proxy = Proxy::start(("127.0.0.1", server.port())).await.unwrap();
+    let service = Service::new("[stream.orders]\npartitions = 4\n[relay]\nlease = \"1s\"").await;
+    let config = std::fs::read_to_string(service.place.config()).unwrap();
+    let config = config.replace(service.database.url(), &service.database.url_through(&proxy));
+    std::fs::write(service.place.config(), config).unwrap();
+    let mut hold = service.hold_settling().await;
+    let headwater = service.place.run().await;
+    let mut events = service.place.read(&["orders"]).await;
+    let key = key_of(&service.database, 0).await;
+    service.publish([(key.clone(), 1)].into_iter()).await;
+    read(&mut *events, 1).await;
+    service.until_settling(&mut hold).await;
+    // Whoever asks now, and the one that settles, is never answered.
+    proxy.abandon();
+    sqlx::query("SELECT pg_advisory_unlock(1)").execute(&mut hold).await.unwrap();
+    service.publish([(key.clone(), 2)].into_iter()).await;
+    assert_eq!(read(&mut *events, 1).await, BTreeMap::from([(key, vec![2])]));
+    service.until_settled(2).await;
+    // Nor does a stop wait for it.
+    headwater.stop(PATIENCE).await.unwrap();
+}
+
+/// A defect ends no lane for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_that_panics_begins_again() {
+    let service = Service::new("").await;
+    let faults = Faults::default();
+    let bus = EmbeddedBus::open(&service.place.data(), EmbeddedConfig::default()).await.unwrap();
+    let bus: Arc<dyn Bus> = Arc::new(FaultyBus { inner: Arc::new(bus), faults: faults.clone() });
+    let store =
+        PostgresOutboxStore::new(&ConnectOptions::parse(service.database.url()).unwrap(), "public.outbox");
+    let shelf = Arc::new(store.shelf("shop"));
+    let table = TableRef { source: "shop".into(), schema: Some("public".into()), table: "outbox".into() };
+    let route = OutboxRoute { table, columns: OutboxColumns::default(), stream: "{aggregatetype}".into() };
+    let origin = Origin {
+        source: "shop".into(),
+        connector: "postgres".into(),
+        database: "shop".into(),
+        system_id: String::new(),
+    };
+    let parked = SqliteParkedStore::open(&service.place.data(), 1 << 20).await.unwrap();
+    let builder = Runtime::builder().relay("shop", Arc::new(store), shelf, route, origin);
+    let runtime = builder.bus(Arc::clone(&bus)).parked(Arc::new(parked)).build().unwrap();
+    faults.inject(Call::Publish, Fault::Panic);
+    let stop = CancellationToken::new();
+    let running = {
+        let stop = stop.clone();
+        tokio::spawn(async move { runtime.run(stop).await })
+    };
+    service.publish([("k".to_owned(), 1)].into_iter()).await;
+    service.until_settled(1).await;
+    assert_eq!(faults.suffered(), 1);
+    stop.cancel();
+    running.await.unwrap().unwrap();
 }

@@ -291,8 +291,13 @@ async fn the_procedure_takes_the_same_locks_as_the_library() {
 async fn a_key_is_what_its_bytes_are() {
     let factory = OnMySql::new().await;
     let store = factory.store();
-    let ask =
-        LeaseAsk { relay: "a".into(), ttl: Duration::from_secs(600), release: Vec::new(), leaving: false };
+    let ask = LeaseAsk {
+        relay: "a".into(),
+        ttl: Duration::from_secs(600),
+        release: Vec::new(),
+        renew: true,
+        leaving: false,
+    };
     store.lease(&ask).await.unwrap();
     let mut transaction = factory.begin().await;
     let events = [event("k", 1), event("k", 2), event("k ", 3), event("K", 4)];
@@ -327,8 +332,13 @@ async fn the_horizon_stays_below_what_may_come() {
     let factory = OnMySql::new().await;
     let store = factory.store();
     let slow = MySqlOutboxStore::new(&factory.url, "outbox");
-    let ask =
-        LeaseAsk { relay: "a".into(), ttl: Duration::from_secs(600), release: Vec::new(), leaving: false };
+    let ask = LeaseAsk {
+        relay: "a".into(),
+        ttl: Duration::from_secs(600),
+        release: Vec::new(),
+        renew: true,
+        leaving: false,
+    };
     store.lease(&ask).await.unwrap();
     let mut late = factory.begin().await;
     factory.insert_plainly(&mut late, &event("late", 0)).await;
@@ -384,8 +394,13 @@ async fn ordinary_users_are_enough() {
     let relay = user("relays", &rights.each_ref().map(String::as_str)).await;
     let store =
         MySqlOutboxStore::new(&ConnectOptions::parse(&relay).unwrap(), "outbox").patience(Duration::ZERO);
-    let ask =
-        LeaseAsk { relay: "a".into(), ttl: Duration::from_secs(600), release: Vec::new(), leaving: false };
+    let ask = LeaseAsk {
+        relay: "a".into(),
+        ttl: Duration::from_secs(600),
+        release: Vec::new(),
+        renew: true,
+        leaving: false,
+    };
     store.lease(&ask).await.unwrap();
     let rows = store.claim(&claims(true), LIMIT).await.unwrap().rows;
     let done: Vec<Settled> = rows.iter().map(|row| settled(row, Outcome::Published)).collect();

@@ -167,8 +167,13 @@ async fn a_long_transaction_elsewhere_holds_nothing_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn renewing_and_settling_never_wait_for_each_other() {
     let factory = OnPostgres::new().await;
-    let ask =
-        || LeaseAsk { relay: "a".into(), ttl: Duration::from_secs(600), release: Vec::new(), leaving: false };
+    let ask = || LeaseAsk {
+        relay: "a".into(),
+        ttl: Duration::from_secs(600),
+        release: Vec::new(),
+        renew: true,
+        leaving: false,
+    };
     factory.store().lease(&ask()).await.unwrap();
     let reversed = "CREATE TABLE kept AS SELECT * FROM outbox_lease; TRUNCATE outbox_lease; \
          INSERT INTO outbox_lease SELECT * FROM kept ORDER BY lane DESC";

@@ -285,8 +285,13 @@ async fn a_relay_gets_its_turn_however_busy_the_application_is() {
             }
         });
         let store = SqliteOutboxStore::new(&path, "outbox");
-        let ask =
-            LeaseAsk { relay: "r".into(), ttl: Duration::from_secs(60), release: vec![], leaving: false };
+        let ask = LeaseAsk {
+            relay: "r".into(),
+            ttl: Duration::from_secs(60),
+            release: vec![],
+            renew: true,
+            leaving: false,
+        };
         let begun = Instant::now();
         for _ in 0..100 {
             store.lease(&ask).await.unwrap();
@@ -329,8 +334,13 @@ async fn a_relay_takes_the_place_of_triggers() {
         factory.pool.fetch_one(count).await.unwrap().get(0)
     };
     assert_eq!(triggers().await, 2);
-    let ask =
-        LeaseAsk { relay: "r".into(), ttl: Duration::from_secs(60), release: Vec::new(), leaving: false };
+    let ask = LeaseAsk {
+        relay: "r".into(),
+        ttl: Duration::from_secs(60),
+        release: Vec::new(),
+        renew: true,
+        leaving: false,
+    };
     assert_eq!(factory.store().lease(&ask).await.unwrap().len(), 1);
     assert_eq!(triggers().await, 0);
     let mut transaction = factory.begin().await;

@@ -29,6 +29,8 @@ pub enum Fault {
     HoldResponse,
     /// The call is done, and its answer comes late.
     RespondSlowly(Duration),
+    /// The call panics, as a defect would.
+    Panic,
 }
 
 /// Which call suffers it.
@@ -142,6 +144,7 @@ impl Faults {
                 tokio::time::sleep(by).await;
                 done
             }
+            Some(Fault::Panic) => panic!("injected: {call:?} panics"),
         }
     }
 }
@@ -239,6 +242,7 @@ impl Source for FaultySource {
             Some(Fault::HoldResponse) => faults.held().await,
             Some(Fault::RespondSlowly(by)) => tokio::time::sleep(by).await,
             Some(Fault::Reject(kind)) => return Err(Error::new(kind, "injected: Next rejected")),
+            Some(Fault::Panic) => panic!("injected: Next panics"),
             Some(Fault::FailAfterWrite(_)) | None => {}
         }
         let batch = self.inner.next(budget).await?;

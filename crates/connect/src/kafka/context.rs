@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel as Level;
 use rdkafka::consumer::ConsumerContext;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 /// Passes librdkafka's words on to tracing, and keeps why it last failed to connect: what it answers
 /// to a question is only that it has no connection.
@@ -33,6 +33,10 @@ impl ClientContext for Listener {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        // Whoever asked for the end of a partition is told by what it polls.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+            return;
+        }
         tracing::warn!(target: "librdkafka", %error, "{reason}");
     }
 }

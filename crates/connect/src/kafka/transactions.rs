@@ -29,6 +29,9 @@ use super::{Shared, context, errors, record};
 /// The pause before a question is asked again that may be answered later, or a full queue is tried again.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// How long a producer may take to be connected before it is asked to begin all the same.
+const CONNECTING: Duration = Duration::from_secs(2);
+
 /// How long one wait for records on their way takes.
 const STEP: Duration = Duration::from_millis(1);
 
@@ -185,6 +188,9 @@ impl Thread {
         let settings = config.transactional_producer(&source, batch_bytes);
         let producer = ThreadedProducer::from_config_and_context(&settings, reports)
             .map_err(|error| errors::error(error, "making a Kafka producer"))?;
+        // Once it is connected. Whoever asks for the coordinator before that asks again half a second later. Why there
+        // is no connection is said by what follows.
+        drop(producer.client().fetch_metadata(Some(&config.positions_topic), CONNECTING.min(config.timeout)));
         let deadline = Instant::now() + config.timeout;
         while let Err(error) = producer.init_transactions(config.timeout) {
             if !is_retriable(&error) || Instant::now() >= deadline {

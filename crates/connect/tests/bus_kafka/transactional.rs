@@ -131,6 +131,22 @@ async fn what_arrives_soon_after_a_transaction_shares_the_next() {
     assert_eq!(places[..4], [0, 2, 3, 5]);
 }
 
+/// Whoever takes a source over opens its writer first. That takes as long as the brokers need, and waits for no timer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn opening_a_writer_waits_for_no_timer() {
+    let bus = open(&config(&Kafka::shared().await.unwrap().brokers())).await;
+    // The first also waits for the brokers to be ready for transactions.
+    within(bus.writer("source/0")).await.unwrap();
+    let mut took = Vec::new();
+    for n in 1..=15 {
+        let start = Instant::now();
+        within(bus.writer(&format!("source/{n}"))).await.unwrap();
+        took.push(start.elapsed());
+    }
+    took.sort_unstable();
+    assert!(took[10] < Duration::from_millis(450), "{took:?}");
+}
+
 /// A user may produce and not use transactional ids; and the brokers allow less time than is asked for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_brokers_refuse_of_transactions_says_what_to_do() {

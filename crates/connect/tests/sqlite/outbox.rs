@@ -138,7 +138,13 @@ async fn while_a_relay_is_at_work_nothing_is_read_by_triggers_nor_the_other_way_
     let shop = Shop::new("");
     outbox::install(&shop.path, "outbox").unwrap();
     let relay = outbox::SqliteOutboxStore::new(&shop.path, "outbox");
-    let ask = LeaseAsk { relay: "r".into(), ttl: Duration::from_secs(60), release: vec![], leaving: false };
+    let ask = LeaseAsk {
+        relay: "r".into(),
+        ttl: Duration::from_secs(60),
+        release: vec![],
+        renew: true,
+        leaving: false,
+    };
     assert_eq!(relay.lease(&ask).await.unwrap().len(), 1);
     let mut config = shop.config(&[]);
     config.outbox = Some(Outbox::new("outbox"));

@@ -48,7 +48,8 @@ pub const LANES: Lane = 8;
 #[async_trait]
 pub trait OutboxStore: Send + Sync {
     /// Tells that a relay is alive, renews its leases, and gives it a fair share of the lanes. Called
-    /// several times within `ask.ttl`. Returns every lane that the relay may work now.
+    /// several times within `ask.ttl`. Returns every lane that the relay may work now. Without `ask.renew` it only
+    /// looks, and takes what is free.
     async fn lease(&self, ask: &LeaseAsk) -> Result<Vec<Lease>>;
 
     /// Reads rows that are due, of each lane in the order of their sequence. Takes nothing away: what is
@@ -79,6 +80,9 @@ pub struct LeaseAsk {
     pub ttl: Duration,
     /// Lanes it gives back: it has nothing of them on its way.
     pub release: Vec<Lane>,
+    /// Whether its leases are renewed, and it is known to be alive for as long. Otherwise what it holds lasts as long as
+    /// before: a question that costs little and is asked often.
+    pub renew: bool,
     /// Whether it ends: it is given nothing, and no longer counts among those that share.
     pub leaving: bool,
 }

@@ -1,22 +1,23 @@
 //! One relay's loop: leases, claims, settling.
 
-use std::collections::{BTreeMap, HashMap};
+mod leasing;
+
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use headwater_core::ports::{Claim, ClaimLimit, Claimed, ClaimedRow, Lane, Lease, LeaseAsk, Settled};
+use headwater_core::ports::{Claim, ClaimLimit, Claimed, ClaimedRow, Lane, Lease, Settled};
 use headwater_core::{Error, Kind, Result};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::RelayTask;
 use super::held::{Held, Stage};
-use super::lane::{Done, LaneTask, Report, Unsettled, What, Work};
+use super::lane::{Done, Report, What, Work};
 use super::pace::Pace;
-use super::rows::{Blocked, Patience};
+use super::rows::Blocked;
 use crate::pipeline::Backoff;
 
 /// Rows of a lane that may be on their way, in batches.
@@ -30,6 +31,10 @@ const TOGETHER: Duration = Duration::from_millis(10);
 
 /// How often old rows are looked for.
 const CLEAN: Duration = Duration::from_secs(10);
+
+/// How long the database may take for an answer, in leases. One that has vanished gives none: it is asked again over
+/// another connection.
+const PATIENCE: u32 = 3;
 
 /// A question to the store that is under way, if one is.
 type Asking<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
@@ -45,8 +50,12 @@ pub struct Driver {
     runs: u64,
     /// What is to be written down, in order.
     queue: Vec<Settled>,
+    /// How many rows of a lane are in the queue, or are being written down.
+    unwritten: BTreeMap<Lane, usize>,
     settling: Asking<(Vec<Settled>, Result<Vec<Lane>>)>,
     claiming: Asking<(Vec<Claim>, Result<Claimed>)>,
+    /// How many lanes had been run when it began: what it read is not for later ones.
+    claimed_at: u64,
     leasing: Asking<Result<Vec<Lease>>>,
     cleaning: Asking<Result<u64>>,
     pace: Pace,
@@ -56,7 +65,10 @@ pub struct Driver {
     hungry: bool,
     turn: usize,
     renew_at: Instant,
-    asked_at: Instant,
+    /// When the renewal began that is under way, if one is.
+    renewing: Option<Instant>,
+    /// When to look for lanes that are free.
+    share_at: Instant,
     /// Until when the leases are ours, by our own clock.
     ours_until: Instant,
     clean_at: Instant,
@@ -68,7 +80,7 @@ pub struct Driver {
 impl Driver {
     /// A relay that holds nothing yet.
     pub fn new(task: RelayTask) -> Self {
-        let relay = own_name(task.relay.name.as_deref());
+        let relay = leasing::own_name(task.relay.name.as_deref());
         let now = Instant::now();
         let (pace, backoff) = (Pace::new(task.relay.poll), Backoff::new(task.settings.retry_max));
         Self {
@@ -79,8 +91,10 @@ impl Driver {
             reports: mpsc::unbounded_channel(),
             runs: 0,
             queue: Vec::new(),
+            unwritten: BTreeMap::new(),
             settling: None,
             claiming: None,
+            claimed_at: 0,
             leasing: None,
             cleaning: None,
             pace,
@@ -89,7 +103,8 @@ impl Driver {
             hungry: false,
             turn: 0,
             renew_at: now,
-            asked_at: now,
+            renewing: None,
+            share_at: now,
             ours_until: now,
             clean_at: now + CLEAN,
             settle_at: now,
@@ -138,6 +153,9 @@ impl Driver {
 
     /// Starts whatever is due and not under way.
     fn start(&mut self, now: Instant) {
+        while let Ok(report) = self.reports.1.try_recv() {
+            self.heard(report);
+        }
         if now >= self.ours_until && !self.lanes.is_empty() {
             tracing::warn!(source = %self.task.name, "the leases of this relay could not be renewed in time");
             self.lanes.clear();
@@ -150,8 +168,9 @@ impl Driver {
         self.start_settling(now);
         self.start_claiming(now);
         if self.cleaning.is_none() && now >= self.clean_at && self.stopping.is_none() {
-            let (store, retention) = (Arc::clone(&self.task.store), self.task.relay.retention);
-            self.cleaning = Some(Box::pin(async move { store.clean(retention).await }));
+            let (store, retention, patience) =
+                (Arc::clone(&self.task.store), self.task.relay.retention, self.patience());
+            self.cleaning = Some(Box::pin(in_time(patience, async move { store.clean(retention).await })));
         }
     }
 
@@ -164,6 +183,7 @@ impl Driver {
             }
         };
         sooner(self.renew_at, self.leasing.is_none());
+        sooner(self.share_at, self.leasing.is_none() && self.stopping.is_none());
         sooner(self.look_at, self.claiming.is_none() && self.stopping.is_none());
         sooner(self.settle_at, self.settling.is_none() && !self.queue.is_empty());
         sooner(self.clean_at, self.cleaning.is_none() && self.stopping.is_none());
@@ -177,33 +197,22 @@ impl Driver {
         at.max(now)
     }
 
-    fn start_leasing(&mut self, now: Instant) {
-        let release: Vec<Lane> = self.lanes.values().filter(|held| held.can_go()).map(Held::lane).collect();
-        if self.leasing.is_some() || now < self.renew_at && release.is_empty() {
-            return;
-        }
-        for lane in &release {
-            self.lanes.remove(lane);
-            self.resting.remove(lane);
-        }
-        let ask = LeaseAsk { relay: self.relay.clone(), ttl: self.task.relay.lease, release, leaving: false };
-        let store = Arc::clone(&self.task.store);
-        self.asked_at = now;
-        self.renew_at = now + self.task.relay.lease / 4;
-        self.leasing = Some(Box::pin(async move { store.lease(&ask).await }));
-    }
-
     fn start_settling(&mut self, now: Instant) {
         if self.settling.is_some() || self.queue.is_empty() || now < self.settle_at {
             return;
         }
         let (store, relay, queue) =
             (Arc::clone(&self.task.store), self.relay.clone(), std::mem::take(&mut self.queue));
+        let patience = self.patience();
         self.settle_at = now + TOGETHER;
         self.settling = Some(Box::pin(async move {
-            let lost = store.settle(&relay, &queue).await;
+            let lost = in_time(patience, store.settle(&relay, &queue)).await;
             (queue, lost)
         }));
+    }
+
+    fn patience(&self) -> Duration {
+        self.task.relay.lease.saturating_mul(PATIENCE)
     }
 
     /// How many bytes may be claimed now: all that is claimed and not settled has its bound (invariant 7).
@@ -233,10 +242,10 @@ impl Driver {
         let turn = self.turn % claims.len();
         claims.rotate_left(turn);
         let limit = ClaimLimit { rows: self.task.relay.batch, bytes };
-        let store = Arc::clone(&self.task.store);
-        self.looked = now;
+        let (store, patience) = (Arc::clone(&self.task.store), self.patience());
+        (self.looked, self.claimed_at) = (now, self.runs);
         self.claiming = Some(Box::pin(async move {
-            let claimed = store.claim(&claims, limit).await;
+            let claimed = in_time(patience, store.claim(&claims, limit)).await;
             (claims, claimed)
         }));
     }
@@ -244,87 +253,6 @@ impl Driver {
 
 /// What is done with answers.
 impl Driver {
-    fn leased(&mut self, leases: Result<Vec<Lease>>) -> Result<()> {
-        let leases = match self.answer(leases)? {
-            Some(leases) => leases,
-            None => {
-                self.renew_at = self.renew_at.min(Instant::now() + self.backoff.next());
-                return Ok(());
-            }
-        };
-        self.ours_until = self.asked_at + self.task.relay.lease;
-        let now = Instant::now();
-        let ours: HashMap<Lane, Lease> = leases.iter().map(|lease| (lease.lane, *lease)).collect();
-        let same = |lane: &Lane, epoch: u64| ours.get(lane).is_some_and(|lease| lease.epoch == epoch);
-        self.lanes.retain(|lane, held| same(lane, held.lease.epoch));
-        self.resting.retain(|lane, (lease, ..)| same(lane, lease.epoch));
-        for lease in leases {
-            match self.lanes.get_mut(&lease.lane) {
-                Some(held) => held.lease = lease,
-                None if self.stopping.is_none() => {
-                    let rest = || (lease, now, Backoff::new(self.task.settings.retry_max));
-                    self.resting.entry(lease.lane).or_insert_with(rest).0 = lease;
-                }
-                None => {}
-            }
-        }
-        self.show();
-        Ok(())
-    }
-
-    /// Runs the lanes that are ours and do not run. Not before all that an earlier run of one published
-    /// is written down: what it claims would come twice.
-    fn start_lanes(&mut self, now: Instant) {
-        let all_written = self.settling.is_none() && self.queue.is_empty() && self.reports.1.is_empty();
-        if self.stopping.is_some() || !all_written {
-            return;
-        }
-        let due = |(lane, (_, at, _)): (&Lane, &(Lease, Instant, Backoff))| (now >= *at).then_some(*lane);
-        let due: Vec<Lane> =
-            self.resting.iter().filter_map(due).filter(|lane| !self.lanes.contains_key(lane)).collect();
-        for lane in due {
-            if let Some((lease, ..)) = self.resting.get(&lane) {
-                let held = self.start_lane(*lease);
-                self.lanes.insert(lane, held);
-            }
-        }
-    }
-
-    fn start_lane(&mut self, lease: Lease) -> Held {
-        self.runs += 1;
-        let (inbox, work) = mpsc::unbounded_channel();
-        let unsettled = Unsettled::default();
-        let task = LaneTask {
-            lane: lease.lane,
-            epoch: lease.epoch,
-            run: self.runs,
-            source: Arc::clone(&self.task.name),
-            bus: Arc::clone(&self.task.bus),
-            routes: Arc::clone(&self.task.routes),
-            specs: self.task.specs.clone(),
-            origin: Arc::clone(&self.task.origin),
-            patience: Patience { attempts: self.task.relay.attempts, longest: self.task.settings.retry_max },
-            unsettled: unsettled.clone(),
-            inbox: work,
-            reports: self.reports.0.clone(),
-        };
-        Held {
-            lease,
-            run: self.runs,
-            stage: Stage::Opening,
-            known: Default::default(),
-            bytes: 0,
-            gone: Vec::new(),
-            above: 0,
-            unsettled,
-            inherited: true,
-            blocked: 0,
-            ask_again: None,
-            inbox,
-            _task: AbortOnDropHandle::new(tokio::spawn(task.run())),
-        }
-    }
-
     fn heard(&mut self, report: Report) {
         let held = self.lanes.get_mut(&report.lane).filter(|held| held.run == report.run);
         match report.what {
@@ -346,6 +274,9 @@ impl Driver {
     fn done(&mut self, lane: Lane, done: Done) {
         let (events, bytes) = &done.counted;
         self.task.board.published(&self.task.name, events, *bytes);
+        if !done.settled.is_empty() {
+            *self.unwritten.entry(lane).or_default() += done.settled.len();
+        }
         self.queue.extend(done.settled);
         if let Some((.., backoff)) = self.resting.get_mut(&lane) {
             backoff.reset();
@@ -385,10 +316,14 @@ impl Driver {
             }
         }
         for one in &queue {
+            if let Some(rows) = self.unwritten.get_mut(&one.lane) {
+                *rows -= 1;
+            }
             if let Some(held) = self.lanes.get_mut(&one.lane) {
                 held.settled(one, self.claiming.is_some());
             }
         }
+        self.unwritten.retain(|_, rows| *rows > 0);
         if self.hungry {
             // There is room again.
             self.look_at = Instant::now();
@@ -428,7 +363,8 @@ impl Driver {
         }
         let mut found = None;
         for claim in claims {
-            let Some(held) = self.lanes.get_mut(&claim.lane) else { continue };
+            let begun = self.lanes.get_mut(&claim.lane).filter(|held| held.run <= self.claimed_at);
+            let Some(held) = begun else { continue };
             if held.stage == Stage::Resuming && claim.resume {
                 let ours = blocked.iter().filter(|(lane, _)| *lane == claim.lane);
                 let keys: Blocked = ours.map(|(_, key)| key.clone()).collect();
@@ -441,7 +377,7 @@ impl Driver {
             }
             let full = more.contains(&claim.lane);
             let fresh = held.take(by_lane.remove(&claim.lane).unwrap_or_default(), horizon, full);
-            if claim.above == 0 && !full {
+            if claim.above == 0 && claim.retries && !full {
                 held.seen_all();
             }
             if let (Some(table), false) = (&table, fresh.is_empty()) {
@@ -500,31 +436,6 @@ impl Driver {
             (state.oldest, state.idle_at) = (None, Some(crate::clock::now()));
         }
     }
-
-    /// Gives the lanes back: at once, unless something of one is on its way.
-    async fn end(mut self) -> Result<()> {
-        let late: Vec<Lane> =
-            self.lanes.values().filter(|held| !held.known.is_empty()).map(Held::lane).collect();
-        let release =
-            self.lanes.keys().chain(self.resting.keys()).copied().filter(|lane| !late.contains(lane));
-        let ask = LeaseAsk {
-            relay: self.relay.clone(),
-            ttl: self.task.relay.lease,
-            release: release.collect(),
-            leaving: true,
-        };
-        // Nothing more is published from here on.
-        self.lanes.clear();
-        if let Err(error) = self.task.store.lease(&ask).await {
-            tracing::warn!(source = %self.task.name, %error, "lanes were not given back; another relay takes them over later");
-        }
-        if late.is_empty() {
-            tracing::info!(source = %self.task.name, "stopped; everything that was claimed is published and settled");
-            return Ok(());
-        }
-        let doing = format!("relay of {} was stopped before all that it claimed was settled", self.task.name);
-        Err(Error::new(Kind::Unavailable, doing).hint("nothing is lost: it is claimed again next time"))
-    }
 }
 
 /// Waits for the answer to a question; for ever where there is none.
@@ -539,9 +450,11 @@ async fn ready<T>(asking: &mut Asking<T>) -> T {
     }
 }
 
-/// A name that no other process has, nor had: its leases are its own.
-fn own_name(given: Option<&str>) -> String {
-    let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
-    let name = given.map_or_else(host, str::to_owned);
-    format!("{name}-{}-{:08x}", std::process::id(), rand::random::<u32>())
+/// An answer, or an error of kind `Unavailable` when it takes too long.
+async fn in_time<T>(patience: Duration, answer: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |_| {
+        let doing = format!("the database has not answered for {patience:?}");
+        Err(Error::new(Kind::Unavailable, doing).hint("it is asked again over another connection"))
+    };
+    tokio::time::timeout(patience, answer).await.unwrap_or_else(late)
 }

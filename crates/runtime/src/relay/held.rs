@@ -67,7 +67,7 @@ impl Held {
     pub fn claim(&self, all: bool, retries: bool, most: usize) -> Option<Claim> {
         let lane = self.lease.lane;
         match self.stage {
-            Stage::Resuming => Some(Claim { lane, above: 0, known: Vec::new(), retries, resume: true }),
+            Stage::Resuming => Some(Claim { lane, above: 0, known: Vec::new(), retries: true, resume: true }),
             Stage::Working if self.known.len() < most && !self.lease.wanted => {
                 let above = if all { 0 } else { self.above };
                 let known = self.known.keys().copied().filter(|sequence| *sequence > above).collect();
@@ -123,9 +123,10 @@ impl Held {
         }
     }
 
-    /// Whether another relay may have it now.
+    /// Whether another relay may have it now. Not while its writer is being opened: that cannot be called off, and
+    /// might fence the other's.
     pub fn can_go(&self) -> bool {
-        self.lease.wanted && self.known.is_empty()
+        self.lease.wanted && self.known.is_empty() && self.stage != Stage::Opening
     }
 
     /// The lane.

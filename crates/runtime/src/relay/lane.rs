@@ -2,11 +2,13 @@
 
 use std::collections::HashSet;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures::FutureExt;
 use futures::stream::{FuturesOrdered, StreamExt};
 use headwater_core::ports::{Bus, ClaimedRow, Lane, Opened, Outcome, Published, Settled, Writer};
 use headwater_core::{Checkpoint, Error, Event, EventId, Kind, Origin, Position, Result, StreamSpec, Table};
@@ -103,7 +105,9 @@ impl LaneTask {
     /// Works until its inbox is closed, or until something fails.
     pub async fn run(self) {
         let (lane, run, reports) = (self.lane, self.run, self.reports.clone());
-        if let Err(error) = self.work().await {
+        let ended = AssertUnwindSafe(self.work()).catch_unwind().await;
+        let panicked = |_| Err(Error::new(Kind::Internal, "a lane's task panicked; the log has its words"));
+        if let Err(error) = ended.unwrap_or_else(panicked) {
             // Nobody listens only when the relay has ended.
             reports.send(Report { lane, run, what: What::Failed(error) }).ok();
         }

@@ -31,6 +31,8 @@ struct Mode {
     refused: bool,
     /// Rises with each cut; a connection of an earlier one is reset.
     cuts: u64,
+    /// Rises when connections are abandoned: nothing is forwarded any more on those there are.
+    abandoned: u64,
 }
 
 impl Proxy {
@@ -70,6 +72,12 @@ impl Proxy {
         self.mode.send_modify(|mode| (mode.held, mode.refused) = (false, false));
     }
 
+    /// Forwards nothing any more on the connections that there are, which stay, as when the server's machine has
+    /// vanished and another has its address. New ones are welcome.
+    pub fn abandon(&self) {
+        self.mode.send_modify(|mode| mode.abandoned += 1);
+    }
+
     /// Resets all connections; new ones are welcome.
     pub fn cut(&self) {
         self.mode.send_modify(|mode| mode.cuts += 1);
@@ -105,7 +113,7 @@ async fn serve(
     mut mode: watch::Receiver<Mode>,
     sent: Arc<AtomicU64>,
 ) {
-    let cuts = mode.borrow_and_update().cuts;
+    let Mode { cuts, abandoned, .. } = *mode.borrow_and_update();
     let watched = mode.clone();
     let Ok(mut server) = TcpStream::connect(target).await else { return reset(&client) };
     client.set_nodelay(true).ok();
@@ -119,13 +127,17 @@ async fn serve(
         });
         tokio::select! {
             _ = async { tokio::join!(up, down) } => false,
-            _ = mode.wait_for(|mode| mode.cuts != cuts) => true,
+            _ = mode.wait_for(|mode| mode.cuts != cuts || mode.abandoned != abandoned) => true,
         }
     };
-    if cut {
-        reset(&client);
-        reset(&server);
+    if !cut {
+        return;
     }
+    reset(&server);
+    drop(server);
+    // What was abandoned stays until it is cut, and says nothing.
+    mode.wait_for(|mode| mode.cuts != cuts).await.ok();
+    reset(&client);
 }
 
 /// Copies one way until either end closes.

@@ -63,9 +63,11 @@ impl Leases {
             return Ok(Vec::new());
         }
         let ttl = micros(ask.ttl);
-        sqlx::query(AssertSqlSafe(&*self.live)).bind(ttl).bind(&ask.relay).execute(&mut *on).await?;
-        sqlx::query(AssertSqlSafe(&*self.forget)).execute(&mut *on).await?;
-        sqlx::query(AssertSqlSafe(&*self.renew)).bind(ttl).bind(&ask.relay).execute(&mut *on).await?;
+        if ask.renew {
+            sqlx::query(AssertSqlSafe(&*self.live)).bind(ttl).bind(&ask.relay).execute(&mut *on).await?;
+            sqlx::query(AssertSqlSafe(&*self.forget)).execute(&mut *on).await?;
+            sqlx::query(AssertSqlSafe(&*self.renew)).bind(ttl).bind(&ask.relay).execute(&mut *on).await?;
+        }
         let live = sqlx::query(AssertSqlSafe(&*self.live_now)).fetch_all(&mut *on).await?;
         let live = live.iter().map(|row| {
             let (relay, lanes): (String, i64) = (row.try_get(0)?, row.try_get(1)?);

@@ -49,8 +49,9 @@ pub struct MySqlOutboxStore {
 impl MySqlOutboxStore {
     /// The outbox `table` of a database. Nothing is asked of the server yet.
     pub fn new(url: &ConnectOptions, table: &str) -> Self {
-        // One each to claim, to settle, to renew leases and to clean.
-        let pool = MySqlPoolOptions::new().max_connections(4).min_connections(0).acquire_timeout(PATIENCE);
+        // One each to claim, to settle, to renew leases and to clean; and as many again, as one whose server has vanished
+        // counts until the system gives it up.
+        let pool = MySqlPoolOptions::new().max_connections(8).min_connections(0).acquire_timeout(PATIENCE);
         let pool = pool.idle_timeout(IDLE);
         let pool = pool.after_connect(|connection, _| {
             Box::pin(async move { connection.execute(sqlx::raw_sql(SESSION)).await.map(drop) })

@@ -1,5 +1,6 @@
 //! Sharing the lanes of an outbox among the relays that are alive.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use headwater_core::ports::{Lane, Lease, LeaseAsk};
@@ -72,16 +73,18 @@ impl Leases {
             return Ok(Vec::new());
         }
         let ttl = millis(ask.ttl);
-        sqlx::query(AssertSqlSafe(&*self.live)).bind(&ask.relay).bind(ttl).execute(&mut *on).await?;
-        sqlx::query(AssertSqlSafe(&*self.forget)).execute(&mut *on).await?;
-        let renew = sqlx::query(AssertSqlSafe(&*self.renew)).bind(&ask.relay).bind(ttl);
-        let held = renew.execute(&mut *on).await?.rows_affected();
+        if ask.renew {
+            sqlx::query(AssertSqlSafe(&*self.live)).bind(&ask.relay).bind(ttl).execute(&mut *on).await?;
+            sqlx::query(AssertSqlSafe(&*self.forget)).execute(&mut *on).await?;
+            sqlx::query(AssertSqlSafe(&*self.renew)).bind(&ask.relay).bind(ttl).execute(&mut *on).await?;
+        }
         let live = sqlx::query(AssertSqlSafe(&*self.live_now)).fetch_all(&mut *on).await?;
         let live = live.iter().map(|row| {
             let (relay, lanes): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
             Ok((relay, lanes.unsigned_abs()))
         });
-        let fair = share(&ask.relay, &live.collect::<sqlx::Result<_>>()?);
+        let live: BTreeMap<String, u64> = live.collect::<sqlx::Result<_>>()?;
+        let (fair, held) = (share(&ask.relay, &live), live.get(&ask.relay).copied().unwrap_or(0));
         if held < fair {
             let take = sqlx::query(AssertSqlSafe(&*self.take)).bind(&ask.relay).bind(ttl);
             take.bind((fair - held) as i64).execute(&mut *on).await?;

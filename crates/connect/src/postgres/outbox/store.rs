@@ -50,8 +50,9 @@ pub struct PostgresOutboxStore {
 impl PostgresOutboxStore {
     /// The outbox `table` of a database. Nothing is asked of the server yet.
     pub fn new(url: &ConnectOptions, table: &str) -> Self {
-        // One each to claim, to settle, to renew leases, to clean and to listen.
-        let pool = PgPoolOptions::new().max_connections(5).min_connections(0);
+        // One each to claim, to settle, to renew leases, to clean and to listen; and as many again, as one whose server
+        // has vanished counts until the system gives it up.
+        let pool = PgPoolOptions::new().max_connections(10).min_connections(0);
         let pool = pool.acquire_timeout(url.connect_timeout.min(Duration::from_secs(30)));
         let names = Names::new(table);
         let outbox = names.outbox();

@@ -72,12 +72,14 @@ impl Leases {
         }
         let now = now() / 1_000;
         let until = now.saturating_add(millis(ask.ttl));
-        sqlx::query(AssertSqlSafe(&*self.live)).bind(&*ask.relay).bind(until).execute(&mut **on).await?;
-        let forgotten = now.saturating_sub(millis(FORGOTTEN));
-        sqlx::query(AssertSqlSafe(&*self.forget)).bind(forgotten).execute(&mut **on).await?;
-        let renew = sqlx::query(AssertSqlSafe(&*self.renew)).bind(&*ask.relay).bind(until);
-        let held = renew.execute(&mut **on).await?.rows_affected();
-        let fair = share_of(LANES, &ask.relay, &self.alive(on, now).await?);
+        if ask.renew {
+            sqlx::query(AssertSqlSafe(&*self.live)).bind(&*ask.relay).bind(until).execute(&mut **on).await?;
+            let forgotten = now.saturating_sub(millis(FORGOTTEN));
+            sqlx::query(AssertSqlSafe(&*self.forget)).bind(forgotten).execute(&mut **on).await?;
+            sqlx::query(AssertSqlSafe(&*self.renew)).bind(&*ask.relay).bind(until).execute(&mut **on).await?;
+        }
+        let alive = self.alive(on, now).await?;
+        let (fair, held) = (share_of(LANES, &ask.relay, &alive), alive.get(&ask.relay).copied().unwrap_or(0));
         if held < fair {
             let take = sqlx::query(AssertSqlSafe(&*self.take)).bind(&*ask.relay).bind(until).bind(now);
             take.bind((fair - held) as i64).execute(&mut **on).await?;

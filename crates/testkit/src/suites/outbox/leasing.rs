@@ -1,8 +1,8 @@
 //! Which relay works which lane.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use headwater_core::ports::{ClaimedRow, Lane, LeaseAsk, NewEvent, OutboxStore, Outcome, Settled};
+use headwater_core::ports::{ClaimedRow, Lane, Lease, LeaseAsk, NewEvent, OutboxStore, Outcome, Settled};
 
 use super::Factory;
 use super::tools::*;
@@ -25,6 +25,25 @@ pub async fn lanes_are_shared_among_relays<F: Factory>(factory: &F) {
     assert_eq!(lanes(&second), release);
     assert!(second.iter().all(|lease| lease.epoch == 2 && !lease.wanted), "{second:?}");
     assert!(lease(factory, "a").await.iter().all(|lease| lease.epoch == 1 && !lease.wanted));
+}
+
+/// Between two renewals a relay hears that another waits, and finds what is free; what it holds lasts no longer for it.
+pub async fn a_look_takes_what_is_free_and_prolongs_nothing<F: Factory>(factory: &F) {
+    let look = async |relay: &str| {
+        let ask = LeaseAsk { renew: false, ttl: Duration::ZERO, ..ask(relay) };
+        within(factory.store().lease(&ask)).await.unwrap()
+    };
+    let first = lease(factory, "a").await;
+    assert!(look("a").await.iter().all(|lease| !lease.wanted));
+    assert!(lease(factory, "b").await.is_empty());
+    let wanted = |leases: &[Lease]| leases.iter().filter(|lease| lease.wanted).count();
+    let looked = look("a").await;
+    assert_eq!((looked.len(), wanted(&looked)), (first.len(), first.len() / 2), "b waits for half");
+    assert!(lease(factory, "b").await.is_empty(), "a look of no length has ended a's leases");
+    let leaving = LeaseAsk { leaving: true, release: (0..factory.lanes()).collect(), ..ask("a") };
+    within(factory.store().lease(&leaving)).await.unwrap();
+    let ask = LeaseAsk { renew: false, ..ask("b") };
+    assert_eq!(within(factory.store().lease(&ask)).await.unwrap().len(), first.len());
 }
 
 /// Whose lanes have passed to another is told, and writes nothing.

@@ -70,7 +70,7 @@ pub fn ids_of(events: &[NewEvent]) -> Vec<EventId> {
 
 /// What a relay asks that stays.
 pub fn ask(relay: &str) -> LeaseAsk {
-    LeaseAsk { relay: relay.into(), ttl: LONG, release: Vec::new(), leaving: false }
+    LeaseAsk { relay: relay.into(), ttl: LONG, release: Vec::new(), renew: true, leaving: false }
 }
 
 /// What a relay is given.

@@ -1,0 +1,180 @@
+//! Which lanes a relay holds, and which of them run.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use headwater_core::ports::{Lane, Lease, LeaseAsk};
+use headwater_core::{Error, Kind, Result};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Driver, in_time};
+use crate::pipeline::Backoff;
+use crate::relay::held::{Held, Stage};
+use crate::relay::lane::{LaneTask, Unsettled};
+use crate::relay::rows::Patience;
+
+/// How often it is looked for lanes that are free, and whether another relay waits for some.
+const LOOK: Duration = Duration::from_millis(250);
+
+impl Driver {
+    /// Renews the leases when that is due, gives back what is wanted and idle, and looks in between for lanes that are
+    /// free: whoever stops, and whoever begins, is not waited for until the next renewal.
+    pub(super) fn start_leasing(&mut self, now: Instant) {
+        if self.leasing.is_some() {
+            return;
+        }
+        let release = self.to_release();
+        let renew = now >= self.renew_at || !release.is_empty();
+        if !renew && (now < self.share_at || self.stopping.is_some()) {
+            return;
+        }
+        for lane in &release {
+            self.lanes.remove(lane);
+            self.resting.remove(lane);
+        }
+        let ttl = self.task.relay.lease;
+        let ask = LeaseAsk { relay: self.relay.clone(), ttl, release, renew, leaving: false };
+        let store = Arc::clone(&self.task.store);
+        self.share_at = now + LOOK;
+        if renew {
+            self.renewing = Some(now);
+            self.renew_at = now + ttl / 4;
+        }
+        self.leasing = Some(Box::pin(in_time(ttl, async move { store.lease(&ask).await })));
+    }
+
+    /// What another relay waits for and nothing of which is on its way.
+    fn to_release(&self) -> Vec<Lane> {
+        let idle = self.lanes.values().filter(|held| held.can_go()).map(Held::lane);
+        let rests = |lane: &Lane| !self.lanes.contains_key(lane) && self.is_written(*lane);
+        let resting = self.resting.values().map(|(lease, ..)| lease).filter(|lease| lease.wanted);
+        idle.chain(resting.map(|lease| lease.lane).filter(rests)).collect()
+    }
+
+    pub(super) fn leased(&mut self, leases: Result<Vec<Lease>>) -> Result<()> {
+        let renewing = self.renewing.take();
+        let leases = match self.answer(leases)? {
+            Some(leases) => leases,
+            None => {
+                self.renew_at = self.renew_at.min(Instant::now() + self.backoff.next());
+                return Ok(());
+            }
+        };
+        let now = Instant::now();
+        match renewing {
+            Some(asked_at) => self.ours_until = asked_at + self.task.relay.lease,
+            // They may be over: only a renewal says that they are ours.
+            None if now >= self.ours_until => return Ok(()),
+            None => {}
+        }
+        let ours: HashMap<Lane, Lease> = leases.iter().map(|lease| (lease.lane, *lease)).collect();
+        let same = |lane: &Lane, epoch: u64| ours.get(lane).is_some_and(|lease| lease.epoch == epoch);
+        self.lanes.retain(|lane, held| same(lane, held.lease.epoch));
+        self.resting.retain(|lane, (lease, ..)| same(lane, lease.epoch));
+        for lease in leases {
+            match self.lanes.get_mut(&lease.lane) {
+                Some(held) => held.lease = lease,
+                None if self.stopping.is_none() => {
+                    let rest = || (lease, now, Backoff::new(self.task.settings.retry_max));
+                    self.resting.entry(lease.lane).or_insert_with(rest).0 = lease;
+                }
+                None => {}
+            }
+        }
+        self.show();
+        Ok(())
+    }
+
+    /// Runs the lanes that are ours and do not run. Not before all that an earlier run of one published is written
+    /// down: what it claims would come twice.
+    pub(super) fn start_lanes(&mut self, now: Instant) {
+        if self.stopping.is_some() {
+            return;
+        }
+        let due = |(lane, (_, at, _)): (&Lane, &(Lease, Instant, Backoff))| {
+            (now >= *at && !self.lanes.contains_key(lane) && self.is_written(*lane)).then_some(*lane)
+        };
+        let due: Vec<Lane> = self.resting.iter().filter_map(due).collect();
+        for lane in due {
+            if let Some((lease, ..)) = self.resting.get(&lane) {
+                let held = self.start_lane(*lease);
+                self.lanes.insert(lane, held);
+            }
+        }
+    }
+
+    /// Whether all that was published of a lane is written down.
+    fn is_written(&self, lane: Lane) -> bool {
+        !self.unwritten.contains_key(&lane)
+    }
+
+    fn start_lane(&mut self, lease: Lease) -> Held {
+        self.runs += 1;
+        let (inbox, work) = mpsc::unbounded_channel();
+        let unsettled = Unsettled::default();
+        let task = LaneTask {
+            lane: lease.lane,
+            epoch: lease.epoch,
+            run: self.runs,
+            source: Arc::clone(&self.task.name),
+            bus: Arc::clone(&self.task.bus),
+            routes: Arc::clone(&self.task.routes),
+            specs: self.task.specs.clone(),
+            origin: Arc::clone(&self.task.origin),
+            patience: Patience { attempts: self.task.relay.attempts, longest: self.task.settings.retry_max },
+            unsettled: unsettled.clone(),
+            inbox: work,
+            reports: self.reports.0.clone(),
+        };
+        Held {
+            lease,
+            run: self.runs,
+            stage: Stage::Opening,
+            known: Default::default(),
+            bytes: 0,
+            gone: Vec::new(),
+            above: 0,
+            unsettled,
+            inherited: true,
+            blocked: 0,
+            ask_again: None,
+            inbox,
+            _task: AbortOnDropHandle::new(tokio::spawn(task.run())),
+        }
+    }
+
+    /// Gives the lanes back: at once, unless something of one is on its way.
+    pub(super) async fn end(mut self) -> Result<()> {
+        let late: Vec<Lane> =
+            self.lanes.values().filter(|held| !held.known.is_empty()).map(Held::lane).collect();
+        let release =
+            self.lanes.keys().chain(self.resting.keys()).copied().filter(|lane| !late.contains(lane));
+        let ask = LeaseAsk {
+            relay: self.relay.clone(),
+            ttl: self.task.relay.lease,
+            release: release.collect(),
+            renew: false,
+            leaving: true,
+        };
+        // Nothing more is published from here on.
+        self.lanes.clear();
+        if let Err(error) = in_time(self.task.relay.lease, self.task.store.lease(&ask)).await {
+            tracing::warn!(source = %self.task.name, %error, "lanes were not given back; another relay takes them over later");
+        }
+        if late.is_empty() {
+            tracing::info!(source = %self.task.name, "stopped; everything that was claimed is published and settled");
+            return Ok(());
+        }
+        let doing = format!("relay of {} was stopped before all that it claimed was settled", self.task.name);
+        Err(Error::new(Kind::Unavailable, doing).hint("nothing is lost: it is claimed again next time"))
+    }
+}
+
+/// A name that no other process has, nor had: its leases are its own.
+pub(super) fn own_name(given: Option<&str>) -> String {
+    let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    let name = given.map_or_else(host, str::to_owned);
+    format!("{name}-{}-{:08x}", std::process::id(), rand::random::<u32>())
+}
