@@ -109,10 +109,11 @@ impl Relay {
         self.headwater.as_mut().unwrap().ready(&self.listen, PATIENCE).await.unwrap();
     }
 
-    /// As it is done when a new version is brought out.
-    async fn restart(&mut self) {
+    /// As it is done when a new version is brought out, which takes longer to begin than the other to take over.
+    async fn restart(&mut self, database: &Database) {
         let ended = self.headwater.take().unwrap().stop(PATIENCE).await.unwrap();
         assert_eq!(ended.code(), Some(0));
+        until_shared(database, &[8]).await;
         self.again();
         self.ready().await;
     }
@@ -200,6 +201,24 @@ async fn all_that_is_known(database: &Database, relays: &[Relay]) -> String {
         said += &format!("a relay's log:\n{log}\n");
     }
     said
+}
+
+async fn until_all_arrives(
+    checker: &Mutex<Checker>,
+    history: &History,
+    database: &Database,
+    relays: &[Relay],
+) {
+    let deadline = Instant::now() + PATIENCE;
+    while !checker.lock().unwrap().has_all(history) {
+        if Instant::now() > deadline {
+            let arrived = checker.lock().unwrap().distinct();
+            let committed: usize = history.values().map(Vec::len).sum();
+            let known = all_that_is_known(database, relays).await;
+            panic!("not within {PATIENCE:?}: {arrived} of {committed} arrived\n{known}");
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// The last version of each key in the stream, read once from its beginning.
@@ -303,16 +322,7 @@ async fn under_kills(bus: &str) -> usize {
         writer.await.unwrap();
     }
     let history = history(&database).await;
-    let deadline = Instant::now() + PATIENCE;
-    while !checker.lock().unwrap().has_all(&history) {
-        if Instant::now() > deadline {
-            let (arrived, known) =
-                (checker.lock().unwrap().distinct(), all_that_is_known(&database, &relays).await);
-            let committed: usize = history.values().map(Vec::len).sum();
-            panic!("not within {PATIENCE:?}: {arrived} of {committed} arrived\n{known}");
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until_all_arrives(&checker, &history, &database, &relays).await;
     for relay in relays {
         let log = relay.stop().await;
         assert!(!log.contains("panicked"), "{log}");
@@ -392,7 +402,7 @@ async fn a_rolling_restart_repeats_nothing_and_holds_nothing_up() {
         })
     };
     for relay in &mut relays {
-        relay.restart().await;
+        relay.restart(&database).await;
         until_shared(&database, &[4, 4]).await;
     }
     stop.store(true, Ordering::Relaxed);

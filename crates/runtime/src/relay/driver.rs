@@ -258,6 +258,7 @@ impl Driver {
         match report.what {
             What::Ready => {
                 if let Some(held) = held {
+                    tracing::debug!(source = %self.task.name, lane = report.lane, "a lane's rows are claimed now");
                     held.stage = Stage::Resuming;
                     self.look_at = Instant::now();
                 }

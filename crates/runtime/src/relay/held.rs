@@ -134,3 +134,43 @@ impl Held {
         self.lease.lane
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(stage: Stage, wanted: bool) -> Held {
+        Held {
+            lease: Lease { lane: 3, epoch: 1, wanted },
+            run: 1,
+            stage,
+            known: HashMap::new(),
+            bytes: 0,
+            gone: Vec::new(),
+            above: 7,
+            unsettled: Unsettled::default(),
+            inherited: true,
+            blocked: 0,
+            ask_again: None,
+            inbox: mpsc::unbounded_channel().0,
+            _task: AbortOnDropHandle::new(tokio::spawn(async {})),
+        }
+    }
+
+    /// What an earlier run published and did not settle may be a row that was tried again: it is to be seen, or nobody
+    /// would know any more that it is on the bus.
+    #[tokio::test]
+    async fn whoever_resumes_sees_all_that_waits() {
+        let claim = held(Stage::Resuming, false).claim(false, false, 100).unwrap();
+        assert_eq!((claim.above, claim.retries, claim.resume), (0, true, true));
+        assert!(held(Stage::Opening, false).claim(true, true, 100).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_lane_goes_when_it_is_wanted_and_idle_and_its_writer_is_there() {
+        for stage in [Stage::Resuming, Stage::Working, Stage::Quiescing] {
+            assert!(held(stage, true).can_go() && !held(stage, false).can_go());
+        }
+        assert!(!held(Stage::Opening, true).can_go());
+    }
+}

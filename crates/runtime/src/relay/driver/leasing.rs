@@ -112,6 +112,7 @@ impl Driver {
 
     fn start_lane(&mut self, lease: Lease) -> Held {
         self.runs += 1;
+        tracing::debug!(source = %self.task.name, lane = lease.lane, epoch = lease.epoch, "a lane begins");
         let (inbox, work) = mpsc::unbounded_channel();
         let unsettled = Unsettled::default();
         let task = LaneTask {
