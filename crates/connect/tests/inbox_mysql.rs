@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use headwater_connect::mysql::inbox::{MySqlInbox, SCRIPT, install};
 use headwater_connect::mysql::url::ConnectOptions;
-use headwater_core::ports::{Backlog, Due, Inbox, Settlement, Taken};
+use headwater_core::ports::{Backlog, Due, Inbox, Settlement, Shelf, ShelfFilter, Taken};
 use headwater_testkit::servers::{MySql, MySqlDatabase};
 use headwater_testkit::suites::inbox::{Factory, tools};
 use sqlx::mysql::MySqlPoolOptions;
@@ -50,6 +50,11 @@ impl Factory for OnMySql {
 
     async fn say(&self, transaction: &mut Transaction<'static, sqlx::MySql>, sql: &'static str) {
         sqlx::Executor::execute(&mut **transaction, sqlx::raw_sql(sql)).await.unwrap();
+    }
+
+    async fn age(&self, consumer: &str, days: i64) {
+        let sql = "UPDATE headwater_inbox SET handled_at = handled_at - INTERVAL ? DAY WHERE consumer = ?";
+        sqlx::query(sql).bind(days).bind(consumer).execute(&self.pool).await.unwrap();
     }
 
     async fn effects(&self, text: &str) -> i64 {
@@ -146,6 +151,23 @@ async fn a_transaction_that_nobody_goes_on_with_is_ended() {
     assert_eq!(tools::states(&factory.inbox(), &names.consumer, &records).await, [Taken::New]);
     let error = inbox.commit(stands, &names.consumer, &Settlement::default()).await.unwrap_err();
     assert!(error.is_retryable(), "it is no fault of the event: {error}");
+}
+
+/// An event is set aside, and that is not committed yet.
+#[tokio::test]
+async fn what_is_let_go_waits_for_nothing_that_is_being_set_aside() {
+    let factory = OnMySql::new().await;
+    let (inbox, names) = (factory.inbox(), tools::Names::new());
+    let records = [names.record(1, Some("a")), names.record(2, Some("b"))];
+    tools::set_aside(&inbox, &names, &[(&records[0], true)]).await;
+    let mut other = factory.database.connect().await.unwrap();
+    let held = "START TRANSACTION; INSERT INTO headwater_parked (consumer, stream, `partition`, `offset`, event_id, type, \
+         headers, time, state, parked_at) VALUES ('x', 's', 0, 0, UNHEX(MD5('x')), 't', '[]', 0, 'parked', now())";
+    other.execute(held).await.unwrap();
+    let all = ShelfFilter::default();
+    let retry = Shelf::retry(&inbox, &all);
+    let done = tokio::time::timeout(Duration::from_secs(20), retry).await;
+    assert_eq!(done.expect("it waits for a lock").unwrap(), 1);
 }
 
 /// Everything that happens all the time goes by an index, whatever the tables hold.

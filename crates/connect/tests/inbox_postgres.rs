@@ -47,6 +47,12 @@ impl Factory for OnPostgres {
         sqlx::Executor::execute(&mut **transaction, sqlx::raw_sql(sql)).await.unwrap();
     }
 
+    async fn age(&self, consumer: &str, days: i64) {
+        let sql =
+            "UPDATE headwater_inbox SET handled_at = handled_at - $2 * interval '1 day' WHERE consumer = $1";
+        sqlx::query(sql).bind(consumer).bind(days).execute(&self.pool).await.unwrap();
+    }
+
     async fn effects(&self, text: &str) -> i64 {
         let count = sqlx::query_scalar("SELECT count(*) FROM effect WHERE text = $1").bind(text);
         count.fetch_one(&self.pool).await.unwrap()

@@ -47,6 +47,11 @@ impl Factory for OnSqlite {
         sqlx::Executor::execute(&mut **transaction, sqlx::raw_sql(sql)).await.unwrap();
     }
 
+    async fn age(&self, consumer: &str, days: i64) {
+        let sql = "UPDATE headwater_inbox SET handled_at = handled_at - ?2 * 86400000000 WHERE consumer = ?1";
+        sqlx::query(sql).bind(consumer.to_owned()).bind(days).execute(&self.pool).await.unwrap();
+    }
+
     async fn effects(&self, text: &str) -> i64 {
         let count = sqlx::query_scalar("SELECT count(*) FROM effect WHERE text = ?").bind(text.to_owned());
         count.fetch_one(&self.pool).await.unwrap()
@@ -106,6 +111,14 @@ mod deferred {
         async fn effect(&self, _: &mut Deferred, text: &str) {
             let insert = sqlx::query("INSERT INTO effect VALUES (?)").bind(text.to_owned());
             insert.execute(&self.elsewhere).await.unwrap();
+        }
+
+        async fn age(&self, consumer: &str, days: i64) {
+            let options = SqliteConnectOptions::new().filename(self._dir.path().join("inbox.db"));
+            let pool = SqlitePool::connect_with(options).await.unwrap();
+            let sql =
+                "UPDATE headwater_inbox SET handled_at = handled_at - ?2 * 86400000000 WHERE consumer = ?1";
+            sqlx::query(sql).bind(consumer.to_owned()).bind(days).execute(&pool).await.unwrap();
         }
 
         /// Its transactions are no database's.

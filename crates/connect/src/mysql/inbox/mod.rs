@@ -82,8 +82,11 @@ const DUE: &str = "(SELECT head.stream, head.`key`, head.seq FROM ( \
 const FIRST: &str = "SELECT seq FROM headwater_parked FORCE INDEX (headwater_parked_key) \
      WHERE consumer = ? AND stream = ? AND key_hash = UNHEX(SHA2(?, 256)) ORDER BY seq LIMIT 1";
 
+/// By the newest row and not by the clock: what a consumer handled before it stood still, and reads again afterwards, does
+/// not grow old meanwhile.
 const OLD: &str = "SELECT event_id FROM headwater_inbox FORCE INDEX (headwater_inbox_handled_at) WHERE consumer = ? \
-     AND handled_at < UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND ORDER BY handled_at LIMIT ?";
+     AND handled_at <= (SELECT MAX(newest.handled_at) FROM headwater_inbox AS newest WHERE newest.consumer = ?) \
+         - INTERVAL ? MICROSECOND ORDER BY handled_at LIMIT ?";
 
 impl MySqlInbox {
     /// The inbox that `headwater init` made in the database of the pool's connections.
@@ -212,8 +215,8 @@ impl Inbox for MySqlInbox {
 
     async fn clean(&self, consumer: &str, retention: Duration) -> Result<u64> {
         let doing = "cleaning the inbox";
-        let old =
-            sqlx::query_scalar::<_, Uuid>(OLD).bind(consumer).bind(micros(retention)).bind(LONGEST as u64);
+        let old = sqlx::query_scalar::<_, Uuid>(OLD).bind(consumer).bind(consumer);
+        let old = old.bind(micros(retention)).bind(LONGEST as u64);
         let old = old.fetch_all(&self.pool).await.sqlx(doing)?;
         if old.is_empty() {
             return Ok(0);

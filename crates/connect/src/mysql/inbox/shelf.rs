@@ -5,17 +5,18 @@ use headwater_core::ports::{Shelf, ShelfFilter, ShelfState, Shelved, ShelvedEven
 use headwater_core::{EventId, Result};
 use sqlx::mysql::MySqlRow;
 use sqlx::types::Uuid;
-use sqlx::{MySql, QueryBuilder, Row};
+use sqlx::{AssertSqlSafe, MySql, QueryBuilder, Row};
 
 use super::{MySqlInbox, rows};
+use crate::mysql::sql::{LONGEST, list};
 use crate::sqlx_errors::{SqlxExt, shelf_state};
 
 /// What is read beside [`rows::COLUMNS`].
 const OWN: &str = "consumer, `key`, state, error, \
      TIMESTAMPDIFF(MICROSECOND, '1970-01-01', parked_at) AS since";
 
-/// The events of each key numbered, each event without one by itself.
-const HEADS: &str = "SELECT *, \
+/// The events of each key numbered, each event without one by itself; without what is in them.
+const HEADS: &str = "SELECT seq, consumer, stream, `key`, key_hash, event_id, state, attempts, error, parked_at, \
      ROW_NUMBER() OVER (PARTITION BY consumer, stream, key_hash, IF(key_hash IS NULL, seq, 0) ORDER BY seq) AS place, \
      COUNT(*) OVER (PARTITION BY consumer, stream, key_hash, IF(key_hash IS NULL, seq, 0)) - 1 AS behind \
      FROM headwater_parked";
@@ -43,16 +44,19 @@ fn fitting(sql: String, filter: &ShelfFilter) -> QueryBuilder<MySql> {
 }
 
 impl MySqlInbox {
-    /// Does something to the first event of each key that fits and is in one of these states.
+    /// Does something to the first event of each key that fits and is in one of these states. They are looked for
+    /// first, and then changed a few at a time: a statement that did both would lock whatever it looks at.
     async fn each_head(&self, work: &str, states: &str, filter: &ShelfFilter) -> sqlx::Result<u64> {
-        // Twice removed: the server neither changes a table that it reads, nor limits an IN.
-        let sql = format!(
-            "{work} WHERE seq IN (SELECT seq FROM (SELECT seq FROM ({HEADS}) AS head \
-             WHERE place = 1 AND state IN ({states})"
-        );
-        let mut query = fitting(sql, filter);
-        let done = query.push(") AS some)").build().execute(&self.pool).await?;
-        Ok(done.rows_affected())
+        let sql = format!("SELECT seq FROM ({HEADS}) AS head WHERE place = 1 AND state IN ({states})");
+        let heads: Vec<i64> = fitting(sql, filter).build_query_scalar().fetch_all(&self.pool).await?;
+        let mut done = 0;
+        for some in heads.chunks(LONGEST) {
+            let (places, values) = list(some);
+            let sql = format!("{work} WHERE seq IN ({places}) AND state IN ({states})");
+            let query = values.fold(sqlx::query(AssertSqlSafe(sql)), |query, seq| query.bind(seq));
+            done += query.execute(&self.pool).await?.rows_affected();
+        }
+        Ok(done)
     }
 }
 
@@ -94,7 +98,9 @@ fn event(row: &MySqlRow) -> Result<ShelvedEvent> {
 impl Shelf for MySqlInbox {
     async fn list(&self, filter: &ShelfFilter) -> Result<Vec<Shelved>> {
         let doing = "listing parked keys";
-        let sql = format!("SELECT {}, {OWN}, behind FROM ({HEADS}) AS head WHERE place = 1", rows::COLUMNS);
+        let sql = format!(
+            "SELECT stream, event_id, seq, attempts, {OWN}, behind FROM ({HEADS}) AS head WHERE place = 1"
+        );
         let rows = fitting(sql, filter).build().fetch_all(&self.pool).await.sqlx(doing)?;
         rows.iter().map(shelved).collect::<sqlx::Result<_>>().sqlx(doing)
     }

@@ -61,7 +61,8 @@ pub fn script(schema: &str) -> String {
              next_try timestamptz,\n    \
              parked_at timestamptz NOT NULL DEFAULT clock_timestamp()\n\
          );\n\
-         CREATE INDEX IF NOT EXISTS headwater_parked_key ON {parked} (consumer, stream, key, seq);\n\
+         CREATE INDEX IF NOT EXISTS headwater_parked_key ON {parked} (consumer, stream, sha256(key), seq)\n    \
+             WHERE key IS NOT NULL; -- of a key itself an index takes a part of a page only\n\
          CREATE INDEX IF NOT EXISTS headwater_parked_retrying ON {parked} (consumer, next_try) WHERE state = 'retrying';\n"
     )
 }

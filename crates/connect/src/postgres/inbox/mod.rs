@@ -102,25 +102,27 @@ impl Sql {
                 "INSERT INTO {inbox} (consumer, event_id) SELECT $1, id FROM unnest($2::uuid[]) AS id ORDER BY id \
                  ON CONFLICT DO NOTHING RETURNING event_id"
             ),
-            // A statement of its own: it sees what those committed whom the one before it waited for.
+            // A statement of its own: it sees what those committed whom the one before it waited for. A limit and not
+            // EXISTS: the whole table is read for none.
             blocked: format!(
                 "SELECT at FROM unnest($2::text[], $3::bytea[]) WITH ORDINALITY AS asked (stream, key, at) \
-                 WHERE EXISTS (SELECT FROM {parked} AS parked WHERE parked.consumer = $1 \
-                     AND parked.stream = asked.stream AND parked.key = asked.key)"
+                 WHERE (SELECT true FROM {parked} AS parked WHERE parked.consumer = $1 \
+                     AND parked.stream = asked.stream AND sha256(parked.key) = sha256(asked.key) AND parked.key IS NOT NULL LIMIT 1)"
             ),
             // From key to key, whatever waits behind each.
             due: format!(
                 "WITH RECURSIVE keys AS ( \
-                     (SELECT stream, key FROM {parked} WHERE consumer = $1 AND key IS NOT NULL \
-                         ORDER BY stream, key LIMIT 1) \
+                     (SELECT stream, key, sha256(key) AS hash FROM {parked} WHERE consumer = $1 AND key IS NOT NULL \
+                         ORDER BY stream, sha256(key) LIMIT 1) \
                      UNION ALL \
-                     SELECT next.stream, next.key FROM keys CROSS JOIN LATERAL ( \
-                         SELECT stream, key FROM {parked} WHERE consumer = $1 AND key IS NOT NULL \
-                             AND (stream, key) > (keys.stream, keys.key) ORDER BY stream, key LIMIT 1) AS next \
+                     SELECT next.* FROM keys CROSS JOIN LATERAL ( \
+                         SELECT stream, key, sha256(key) FROM {parked} WHERE consumer = $1 AND key IS NOT NULL \
+                             AND (stream, sha256(key)) > (keys.stream, keys.hash) \
+                         ORDER BY stream, sha256(key) LIMIT 1) AS next \
                  ) \
                  SELECT keys.stream, keys.key, head.seq FROM keys CROSS JOIN LATERAL ( \
                      SELECT seq, state, next_try FROM {parked} WHERE consumer = $1 AND stream = keys.stream \
-                         AND key = keys.key ORDER BY seq LIMIT 1) AS head \
+                         AND sha256(key) = keys.hash AND key IS NOT NULL ORDER BY seq LIMIT 1) AS head \
                  WHERE head.state = 'waiting' OR head.state = 'retrying' AND head.next_try <= clock_timestamp() \
                  UNION ALL \
                  SELECT stream, NULL, seq FROM {parked} \
@@ -129,15 +131,18 @@ impl Sql {
             ),
             head: format!(
                 "SELECT {columns} FROM {parked} WHERE seq = CASE WHEN $3::bytea IS NULL THEN $4 ELSE ( \
-                     SELECT seq FROM {parked} WHERE consumer = $1 AND stream = $2 AND key = $3 ORDER BY seq LIMIT 1 \
+                     SELECT seq FROM {parked} WHERE consumer = $1 AND stream = $2 AND sha256(key) = sha256($3) AND key IS NOT NULL \
+                         ORDER BY seq LIMIT 1 \
                  ) END AND (state = 'waiting' OR state = 'retrying' AND next_try <= clock_timestamp()) \
                  FOR UPDATE SKIP LOCKED"
             ),
-            // The clock is asked once, in a subquery: no index is searched for what may change from row to row.
+            // By the newest row and not by the clock: what a consumer handled before it stood still, and reads again
+            // afterwards, does not grow old meanwhile.
             clean: format!(
                 "DELETE FROM {inbox} WHERE ctid = ANY(ARRAY( \
                      SELECT ctid FROM {inbox} WHERE consumer = $1 \
-                         AND handled_at < (SELECT clock_timestamp() - $2 * interval '1 microsecond') \
+                         AND handled_at <= (SELECT max(handled_at) - $2 * interval '1 microsecond' FROM {inbox} \
+                             WHERE consumer = $1) \
                      ORDER BY handled_at LIMIT $3 FOR UPDATE SKIP LOCKED))"
             ),
             settle: settle::Sql::new(tables),

@@ -44,7 +44,8 @@ impl Sql {
         );
         Self {
             list: format!(
-                "SELECT {columns}, {own}, behind FROM ({heads}) AS head WHERE place = 1 AND {fits} ORDER BY seq LIMIT $5"
+                "SELECT stream, event_id, seq, attempts, {own}, behind FROM ({heads}) AS head \
+                 WHERE place = 1 AND {fits} ORDER BY seq LIMIT $5"
             ),
             show: format!("SELECT {columns}, {own} FROM {parked} WHERE {fits} ORDER BY seq LIMIT $5"),
             retry: format!(

@@ -62,8 +62,12 @@ const DUE: &str = "SELECT stream, key, seq FROM ( \
      WHERE consumer = ?1 AND key IS NULL AND state = 'retrying' AND next_try <= ?3 \
      LIMIT ?2";
 
+/// By the newest row and not by the clock: what a consumer handled before it stood still, and reads again afterwards, does
+/// not grow old meanwhile.
 const CLEAN: &str = "DELETE FROM headwater_inbox WHERE consumer = ?1 AND event_id IN ( \
-         SELECT event_id FROM headwater_inbox WHERE consumer = ?1 AND handled_at < ?2 ORDER BY handled_at LIMIT ?3)";
+         SELECT event_id FROM headwater_inbox WHERE consumer = ?1 \
+             AND handled_at <= (SELECT max(handled_at) - ?2 FROM headwater_inbox WHERE consumer = ?1) \
+         ORDER BY handled_at LIMIT ?3)";
 
 impl SqliteInbox {
     /// The inbox that `headwater init` made.
@@ -154,8 +158,7 @@ impl Inbox for SqliteInbox {
     }
 
     async fn clean(&self, consumer: &str, retention: Duration) -> Result<u64> {
-        let before = now().saturating_sub(micros(retention));
-        let clean = sqlx::query(CLEAN).bind(consumer).bind(before).bind(CLEANED);
+        let clean = sqlx::query(CLEAN).bind(consumer).bind(micros(retention)).bind(CLEANED);
         Ok(clean.execute(&self.pool).await.sqlx("cleaning the inbox")?.rows_affected())
     }
 }

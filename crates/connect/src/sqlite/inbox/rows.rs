@@ -1,6 +1,6 @@
 //! Rows of the table of what is set aside.
 
-use headwater_core::{Error, Kind, Result};
+use headwater_core::{Error, EventId, Kind, Result};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -14,23 +14,27 @@ pub(super) const HEAD: &str = "SELECT * FROM headwater_parked WHERE seq = CASE W
 
 /// The event.
 pub(super) fn columns(row: &SqliteRow) -> Result<Columns> {
-    let read = || -> sqlx::Result<(String, Columns)> {
-        let columns = Columns {
+    let id = id(row)?;
+    let read = || -> sqlx::Result<Columns> {
+        Ok(Columns {
             stream: row.try_get("stream")?,
             partition: row.try_get("partition")?,
             offset: row.try_get("offset")?,
-            id: headwater_core::EventId::from_bytes([0; 16]),
+            id,
             key: row.try_get("event_key")?,
             kind: row.try_get("type")?,
             headers: row.try_get("headers")?,
             payload: row.try_get("payload")?,
             time: row.try_get("time")?,
-        };
-        Ok((row.try_get("event_id")?, columns))
+        })
     };
-    let (id, columns) = read().sqlx("reading a parked event")?;
-    let wrong = |()| Error::new(Kind::Decode, format!("the id of a parked event is no UUID: {id}"));
-    Ok(Columns { id: id.parse().map_err(wrong)?, ..columns })
+    read().sqlx("reading a parked event")
+}
+
+/// Its id.
+pub(super) fn id(row: &SqliteRow) -> Result<EventId> {
+    let id: String = row.try_get("event_id").sqlx("reading a parked event")?;
+    id.parse().map_err(|()| Error::new(Kind::Decode, format!("the id of a parked event is no UUID: {id}")))
 }
 
 /// Its sequence, and how often it was tried.

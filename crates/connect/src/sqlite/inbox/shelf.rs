@@ -1,14 +1,15 @@
 //! What a person may do with the events that an inbox has set aside.
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use headwater_core::Result;
 use headwater_core::ports::{Shelf, ShelfCount, ShelfFilter, ShelfState, Shelved, ShelvedEvent};
-use headwater_core::{Error, Kind, Result};
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Row, Sqlite};
 
 use super::{SqliteInbox, rows};
-use crate::sqlx_errors::SqlxExt;
+use crate::sqlx_errors::{SqlxExt, shelf_state};
 use crate::store::now;
 
 /// What fits the filter; `HEADS` numbers the events of each key, and each event without one is one of its own.
@@ -21,7 +22,7 @@ macro_rules! fits {
 
 macro_rules! heads {
     () => {
-        "SELECT *, row_number() OVER (PARTITION BY consumer, stream, key, CASE WHEN key IS NULL THEN seq END \
+        "SELECT seq, consumer, stream, key, event_id, state, attempts, error, parked_at, row_number() OVER (PARTITION BY consumer, stream, key, CASE WHEN key IS NULL THEN seq END \
              ORDER BY seq) AS place, \
          count(*) OVER (PARTITION BY consumer, stream, key, CASE WHEN key IS NULL THEN seq END) - 1 AS behind \
          FROM headwater_parked"
@@ -69,32 +70,42 @@ fn ask<'q>(sql: &'static str, filter: &'q ShelfFilter) -> Query<'q, Sqlite, Sqli
         .bind(i64::try_from(filter.limit).ok().filter(|limit| *limit > 0).unwrap_or(-1))
 }
 
+fn state(row: &SqliteRow) -> sqlx::Result<ShelfState> {
+    shelf_state(row.try_get("state")?)
+}
+
+fn key(row: &SqliteRow) -> sqlx::Result<Option<Bytes>> {
+    Ok(row.try_get::<Option<Vec<u8>>, _>("key")?.map(Into::into))
+}
+
 fn event(row: &SqliteRow) -> Result<ShelvedEvent> {
-    let record = rows::columns(row)?.record()?;
-    let read = || -> sqlx::Result<(String, ShelvedEvent)> {
-        let key: Option<Vec<u8>> = row.try_get("key")?;
-        let event = ShelvedEvent {
-            owner: row.try_get("consumer")?,
-            key: key.map(Into::into),
-            state: ShelfState::Parked,
-            attempts: rows::head(row)?.1,
-            error: row.try_get("error")?,
-            since: row.try_get("parked_at")?,
-            record,
-        };
-        Ok((row.try_get("state")?, event))
-    };
-    let (word, event) = read().sqlx("reading a parked event")?;
-    let wrong = || Error::new(Kind::Decode, format!("an event that is set aside has no state {word}"));
-    Ok(ShelvedEvent { state: ShelfState::of(&word).ok_or_else(wrong)?, ..event })
+    let doing = "reading a parked event";
+    Ok(ShelvedEvent {
+        owner: row.try_get("consumer").sqlx(doing)?,
+        key: key(row).sqlx(doing)?,
+        state: state(row).sqlx(doing)?,
+        attempts: rows::head(row).sqlx(doing)?.1,
+        error: row.try_get("error").sqlx(doing)?,
+        since: row.try_get("parked_at").sqlx(doing)?,
+        record: rows::columns(row)?.record()?,
+    })
 }
 
 fn shelved(row: &SqliteRow) -> Result<Shelved> {
-    let ShelvedEvent { owner, key, state, attempts, error, since, record } = event(row)?;
-    let behind: i64 = row.try_get("behind").sqlx("listing parked keys")?;
-    let (stream, id) = (record.event.stream, record.event.id);
-    let waiting = u64::try_from(behind).unwrap_or(0);
-    Ok(Shelved { owner, stream, key, id, state, attempts, error, since, waiting })
+    let doing = "listing parked keys";
+    let stream: String = row.try_get("stream").sqlx(doing)?;
+    let behind: i64 = row.try_get("behind").sqlx(doing)?;
+    Ok(Shelved {
+        owner: row.try_get("consumer").sqlx(doing)?,
+        stream: stream.into(),
+        key: key(row).sqlx(doing)?,
+        id: rows::id(row)?,
+        state: state(row).sqlx(doing)?,
+        attempts: rows::head(row).sqlx(doing)?.1,
+        error: row.try_get("error").sqlx(doing)?,
+        since: row.try_get("parked_at").sqlx(doing)?,
+        waiting: u64::try_from(behind).unwrap_or(0),
+    })
 }
 
 #[async_trait]

@@ -40,6 +40,9 @@ pub trait Factory: Send + Sync {
         sql: &'static str,
     ) -> impl Future<Output = ()> + Send;
 
+    /// Makes what a consumer has handled so many days older.
+    fn age(&self, consumer: &str, days: i64) -> impl Future<Output = ()> + Send;
+
     /// How many rows of `effect` have this text and are committed.
     fn effects(&self, text: &str) -> impl Future<Output = i64> + Send;
 
@@ -71,10 +74,12 @@ macro_rules! inbox_suite {
             consumers_do_not_disturb_each_other,
             a_cursor_moves_with_the_effect_and_never_back,
             old_rows_are_cleaned_and_no_others,
+            what_was_handled_does_not_grow_old_while_nothing_is,
             // setting aside
             a_parked_event_blocks_its_key_and_nothing_else,
             an_event_without_a_key_blocks_nothing,
             what_is_set_aside_comes_back_as_it_was,
+            a_key_of_any_length_is_set_aside,
             a_backlog_goes_in_order_once_it_is_let_go,
             what_waits_behind_nothing_is_due,
             what_is_to_be_tried_again_is_due_by_itself,

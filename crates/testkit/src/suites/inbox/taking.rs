@@ -148,3 +148,17 @@ pub async fn old_rows_are_cleaned_and_no_others<F: Factory>(factory: &F) {
     assert_eq!(states(&inbox, &names.consumer, &records[..1]).await, [New]);
     assert_eq!(states(&inbox, &other, &records[..1]).await, [Seen]);
 }
+
+/// A consumer that stands still for longer than rows are kept may read again what it has handled.
+pub async fn what_was_handled_does_not_grow_old_while_nothing_is<F: Factory>(factory: &F) {
+    let (inbox, names) = (factory.inbox(), Names::new());
+    let records = [1, 2].map(|n| names.record(n, Some("a")));
+    let week = Duration::from_secs(7 * 86_400);
+    assert_eq!(within(inbox.clean(&names.consumer, week)).await.unwrap(), 0, "there is none");
+    take(&inbox, &names.consumer, &records[..1]).await;
+    factory.age(&names.consumer, 8).await;
+    assert_eq!(within(inbox.clean(&names.consumer, week)).await.unwrap(), 0);
+    assert_eq!(take(&inbox, &names.consumer, &records).await, [Seen, New]);
+    assert_eq!(within(inbox.clean(&names.consumer, week)).await.unwrap(), 1);
+    assert_eq!(states(&inbox, &names.consumer, &records).await, [New, Seen]);
+}
