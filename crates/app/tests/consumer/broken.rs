@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use headwater::connect::postgres::inbox::PostgresInbox;
 use headwater::core::ports::{Shelf, ShelfFilter};
 use headwater::{Failure, Handled, Handler, Received, StopToken};
-use headwater_testkit::servers::Postgres;
+use headwater_testkit::servers::{Postgres, Proxy};
 use sqlx::Executor;
 use tokio::sync::Semaphore;
 
@@ -78,6 +79,40 @@ async fn a_short_outage_in_the_middle_of_a_handler_counts_for_nothing() {
     handler.1.add_permits(1);
     service.check().await;
     assert_eq!(service.parked().await, []);
+    running.stop().await.unwrap();
+}
+
+/// The server has moved: connections that are open say nothing for ever, new ones are fine.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_moves_without_a_word_is_found_again() {
+    let server = Postgres::shared().await.unwrap();
+    let proxy = Proxy::start(("127.0.0.1", server.port())).await.unwrap();
+    let mut service = Service::new().await;
+    let inbox = PostgresInbox::new(pool(&service.database.url_through(&proxy), 6).await);
+    let handler = Waits(Arc::default(), Arc::new(Semaphore::new(0)));
+    let builder = service.builder().inbox(inbox).attempts(1).handler_timeout(Duration::from_secs(1));
+    let running = service.run(builder.concurrency(2), handler.clone());
+    service.publish(&["a"], 1).await;
+    until(|| handler.0.load(Ordering::Relaxed) == 1).await;
+    proxy.abandon();
+    handler.1.add_permits(1);
+    service.publish(&["a", "b", "c"], 3).await;
+    service.check().await;
+    assert_eq!(service.parked().await, [], "it was not the event");
+    running.stop().await.unwrap();
+}
+
+/// Its table of cursors is locked for ever, and nothing bounds the wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_says_nothing_does_not_hold_up_a_stop() {
+    let mut service = Service::new().await;
+    let mut holder = service.database.connect().await.unwrap();
+    holder.execute("BEGIN; LOCK TABLE headwater_cursor").await.unwrap();
+    service.publish(&["a"], 1).await;
+    let running = service.run(service.builder().drain_timeout(Duration::from_millis(100)), Record::default());
+    let waits = "SELECT (count(*) > 0)::int::bigint FROM pg_stat_activity \
+         WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    service.until(waits, 1).await;
     running.stop().await.unwrap();
 }
 

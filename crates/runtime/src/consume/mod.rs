@@ -4,7 +4,7 @@
 //! - `reader`: from the subscription to the workers, and cursors back to the bus; `seat`: how far a partition
 //!   has come; `room`: how much may be on its way.
 //! - `lane`: one worker and its keys; `waiting`: one of them that waits; `hold`: what failed together;
-//!   `attempt`: one transaction; `pace`: of how many events; `suspects`: which of them may break their
+//!   `attempt`: one transaction; `answer`: the database has to answer in time; `pace`: of how many events; `suspects`: which of them may break their
 //!   connections; `watch`: how it is doing.
 //! - `backlog`: what was set aside and may go on; `upkeep`: old inbox rows go.
 //!
@@ -12,6 +12,7 @@
 //! in the database: by inbox rows, which exist once, and by what is set aside, which is asked for in the
 //! transaction that takes an event. What is in memory here only says what to try next.
 
+mod answer;
 mod attempt;
 mod backlog;
 mod hold;
@@ -28,7 +29,7 @@ mod waiting;
 mod watch;
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,9 +37,11 @@ use headwater_core::ports::{Backlog, Bus, Start};
 use headwater_core::{Error, Event, Record, Result};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::status::Phase;
+use answer::Answering;
 use received::Then;
 pub use received::{Failure, Received};
 pub use settings::{ConsumeSettings, OrderBy};
@@ -88,10 +91,7 @@ where
         let halt = stop.child_token();
         // Whoever drops this future ends the workers, too.
         let _ends = halt.clone().drop_guard();
-        let inbox = match self.settings.handler_timeout {
-            Some(timeout) => self.inbox.bounded(timeout),
-            None => self.inbox,
-        };
+        let inbox = Answering::new(self.inbox, self.settings.handler_timeout);
         let shared = Arc::new(Shared {
             name: self.name.into(),
             inbox,
@@ -103,6 +103,7 @@ where
             failed: Mutex::new(None),
             watch: Arc::clone(&self.watch),
             troubled: Arc::default(),
+            over: OnceLock::new(),
         });
         self.watch.phase(Phase::Streaming);
         let mut beside = JoinSet::new();
@@ -112,7 +113,10 @@ where
         halt.cancel();
         let finish = async { while beside.join_next().await.is_some() {} };
         // What is cut off is rolled back.
-        let _ = tokio::time::timeout(shared.settings.drain_timeout, finish).await;
+        tokio::select! {
+            () = finish => {}
+            () = shared.cut_off() => {}
+        }
         beside.shutdown().await;
         self.watch.phase(Phase::Stopped);
         let failed = shared.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -139,6 +143,8 @@ struct Shared<I, H> {
     watch: Arc<Watch>,
     /// The keys that wait to be tried again.
     troubled: waiting::Troubled,
+    /// Until when what is begun may finish, once it is over.
+    over: OnceLock<Instant>,
 }
 
 impl<I, H> Shared<I, H> {
@@ -153,6 +159,13 @@ impl<I, H> Shared<I, H> {
     async fn turn(&self) -> Option<SemaphorePermit<'_>> {
         // It is never closed.
         self.turns.acquire().await.ok()
+    }
+
+    /// Waits until it is over and what is begun has had its time.
+    async fn cut_off(&self) {
+        self.halt.cancelled().await;
+        let until = self.over.get_or_init(|| Instant::now() + self.settings.drain_timeout);
+        tokio::time::sleep_until(*until).await;
     }
 
     /// Waits, or says that it is over.

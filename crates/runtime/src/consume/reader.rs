@@ -106,12 +106,21 @@ where
                     Err(error) => break Err(error),
                 },
             };
-            let done = match delivery {
-                None => self.commit(&mut *subscription).await,
-                Some(delivery) => {
-                    backoff.reset();
-                    self.deliver(&mut *subscription, delivery).await
+            let shared = Arc::clone(self.shared);
+            let step = async {
+                match delivery {
+                    None => self.commit(&mut *subscription).await,
+                    Some(delivery) => {
+                        backoff.reset();
+                        self.deliver(&mut *subscription, delivery).await
+                    }
                 }
+            };
+            let done = tokio::select! {
+                biased;
+                done = step => done,
+                // The database or the bus says nothing.
+                () = shared.cut_off() => break Ok(()),
             };
             if let Err(error) = done {
                 break Err(error);
@@ -239,8 +248,12 @@ where
     /// What is begun is finished, and cursors are written.
     async fn end(mut self, mut workers: JoinSet<()>) {
         let finish = async { while workers.join_next().await.is_some() {} };
-        if tokio::time::timeout(self.shared.settings.drain_timeout, finish).await.is_err() {
-            tracing::warn!(consumer = %self.shared.name, "handlers were cut off; their events come again");
+        tokio::select! {
+            biased;
+            () = finish => {}
+            () = self.shared.cut_off() => {
+                tracing::warn!(consumer = %self.shared.name, "handlers were cut off; their events come again");
+            }
         }
         workers.shutdown().await;
         let Some(mut subscription) = self.subscription.take() else { return };
