@@ -270,6 +270,15 @@ async fn with_transactions_relays_may_also_stand_still_and_nothing_comes_twice()
     assert_eq!(under_kills("transactions = true").await, 0, "repeats");
 }
 
+/// The table that every event is about a row of.
+fn entities() -> String {
+    format!(
+        "create table entity (id bigint primary key, version bigint not null);
+         insert into entity select n, 0 from generate_series(0, {}) n",
+        KEYS - 1
+    )
+}
+
 /// How many events came twice.
 async fn under_kills(bus: &str) -> usize {
     let (server, kafka) = tokio::join!(Postgres::start(), Kafka::start());
@@ -278,12 +287,7 @@ async fn under_kills(bus: &str) -> usize {
     let made =
         std::process::Command::new(env!("CARGO_BIN_EXE_headwater")).args(["init", database.url()]).output();
     assert!(made.unwrap().status.success());
-    let tables = format!(
-        "create table entity (id bigint primary key, version bigint not null);
-         insert into entity select n, 0 from generate_series(0, {}) n",
-        KEYS - 1
-    );
-    database.execute(&tables).await.unwrap();
+    database.execute(&entities()).await.unwrap();
     let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
     let mut relays = [0, 1].map(|_| Relay::start(&database, &kafka.brokers(), "2s", bus));
@@ -440,4 +444,61 @@ async fn lanes_that_cannot_be_opened_are_given_to_who_waits() {
     let mut relay = Relay::start(&database, &Kafka::shared().await.unwrap().brokers(), "20s", &bus);
     until_shared(&database, &[4, 4]).await;
     relay.ready().await;
+}
+
+/// So many events, about every key in turn.
+async fn change(database: &Database, many: u32) {
+    let sql = format!(
+        "do $$ declare now bigint; begin for n in 1..{many} loop
+             update entity set version = version + 1 where id = n % {KEYS} returning version into now;
+             perform headwater_publish('entities', 'Changed', (n % {KEYS})::text, json_build_object('version', now));
+         end loop; end $$"
+    );
+    database.execute(&sql).await.unwrap();
+}
+
+/// A relay stands still with its producers' queues full. Another takes over, fences it and publishes all that and what
+/// is newer. When the first wakes up, nothing of what it had queued arrives.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_stood_still_with_full_queues_delivers_nothing_of_them() {
+    let kafka = Kafka::settings().proxied().start().await.unwrap();
+    let (database, bus) = service().await;
+    database.execute(&entities()).await.unwrap();
+    let mut stalled = Relay::start(&database, &kafka.proxied_brokers().unwrap(), "2s", &bus);
+    stalled.ready().await;
+    until_shared(&database, &[8]).await;
+    change(&database, 600).await;
+    let reader: KafkaConfig = toml::from_str(&format!("brokers = [\"{}\"]\n{bus}", kafka.brokers())).unwrap();
+    let reader: Arc<dyn Bus> = Arc::new(KafkaBus::open(reader).await.unwrap());
+    let checker = Arc::new(Mutex::new(Checker::default()));
+    let consumer = tokio::spawn(consume(Arc::clone(&reader), Arc::clone(&checker)));
+    until("events arrive", || checker.lock().unwrap().distinct() == 600).await;
+
+    kafka.proxy().unwrap().hold();
+    change(&database, 6_000).await;
+    let waits = || stalled.headwater.as_ref().unwrap().log_tail().contains("waiting for the Kafka brokers");
+    until("its queues are full", waits).await;
+    kill_process(stalled.pid(), Signal::STOP).unwrap();
+    let mut next = Relay::start(&database, &kafka.brokers(), "2s", &bus);
+    next.ready().await;
+    change(&database, 600).await;
+    let after = history(&database).await;
+    until_all_arrives(&checker, &after, &database, std::slice::from_ref(&next)).await;
+
+    kafka.proxy().unwrap().release();
+    kill_process(stalled.pid(), Signal::CONT).unwrap();
+    until_shared(&database, &[4, 4]).await;
+    stalled.ready().await;
+    change(&database, 600).await;
+    let history = history(&database).await;
+    let relays = [stalled, next];
+    until_all_arrives(&checker, &history, &database, &relays).await;
+    for relay in relays {
+        relay.stop().await;
+    }
+    consumer.abort();
+    assert_eq!(end_state(&*reader, &checker).await, newest(&history), "what compaction would leave");
+    let checker = checker.lock().unwrap();
+    checker.compare(&history).unwrap();
+    assert_eq!((checker.distinct(), checker.repeated()), (7_800, 0), "events, repeats");
 }
