@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_core::ports::{LANES, Lane, NewEvent, Shelved, ShelvedEvent};
+use headwater_core::ports::{LANES, Lane, NewEvent, Settled, Shelved, ShelvedEvent};
 use headwater_core::{
     CellKind, Column, ColumnType, Event, EventId, Identity, Micros, Position, Record, Row, RowBuilder, Table,
 };
@@ -102,6 +102,16 @@ impl SetAside {
             waiting: behind.unsigned_abs(),
         })
     }
+}
+
+/// Under which epoch each lane is settled: what a relay had of an earlier one is another's.
+pub fn epochs(settled: &[Settled]) -> BTreeMap<Lane, u64> {
+    let mut epochs = BTreeMap::new();
+    for one in settled {
+        let epoch = epochs.entry(one.lane).or_default();
+        *epoch = one.epoch.max(*epoch);
+    }
+    epochs
 }
 
 /// How many lanes a relay may hold now, given how many each live relay holds: no relay goes without while

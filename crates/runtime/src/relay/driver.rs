@@ -309,7 +309,7 @@ impl Driver {
             return Ok(());
         };
         for lane in lost {
-            let stale = queue.iter().find(|one| one.lane == lane).map(|one| one.epoch);
+            let stale = queue.iter().filter(|one| one.lane == lane).map(|one| one.epoch).max();
             tracing::warn!(source = %self.task.name, lane, "another relay has taken the lane over");
             if self.lanes.get(&lane).is_some_and(|held| Some(held.lease.epoch) == stale) {
                 self.lanes.remove(&lane);
@@ -318,9 +318,11 @@ impl Driver {
         }
         for one in &queue {
             if let Some(rows) = self.unwritten.get_mut(&one.lane) {
-                *rows -= 1;
+                *rows = rows.saturating_sub(1);
             }
-            if let Some(held) = self.lanes.get_mut(&one.lane) {
+            // What was said under another epoch was not written down.
+            let held = self.lanes.get_mut(&one.lane).filter(|held| held.lease.epoch == one.epoch);
+            if let Some(held) = held {
                 held.settled(one, self.claiming.is_some());
             }
         }

@@ -8,6 +8,7 @@ use sqlx::{AssertSqlSafe, MySql, MySqlPool, Transaction};
 use super::Names;
 use super::lease::{lane_and_epoch, lanes};
 use crate::mysql::sql::{LONGEST, list};
+use crate::outbox::epochs;
 use crate::store::micros;
 
 /// The most characters of an error that are kept.
@@ -35,7 +36,7 @@ impl Settle {
         relay: &str,
         settled: &[Settled],
     ) -> sqlx::Result<Vec<Lane>> {
-        let epochs: BTreeMap<Lane, u64> = settled.iter().map(|one| (one.lane, one.epoch)).collect();
+        let epochs = epochs(settled);
         let mut transaction = pool.begin().await?;
         let held = self.held(&mut transaction, relay, epochs.keys().copied()).await?;
         let (mut published, mut waiting) = (Vec::new(), Vec::new());

@@ -1,13 +1,12 @@
 //! Writing down what became of rows, in one statement.
 
-use std::collections::BTreeMap;
-
 use headwater_core::ports::{Lane, Outcome, Settled};
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, PgPool};
 
 use super::Names;
 use super::lease::millis;
+use crate::outbox::epochs;
 
 /// The statement.
 #[derive(Debug)]
@@ -44,7 +43,7 @@ impl Settle {
 
     /// See [`OutboxStore::settle`](headwater_core::ports::OutboxStore::settle).
     pub async fn settle(&self, pool: &PgPool, relay: &str, settled: &[Settled]) -> sqlx::Result<Vec<Lane>> {
-        let epochs: BTreeMap<Lane, u64> = settled.iter().map(|one| (one.lane, one.epoch)).collect();
+        let epochs = epochs(settled);
         let (mut published, mut waiting, mut failed) = (Rows::default(), Rows::default(), Failed::default());
         for one in settled.iter().filter(|one| epochs.get(&one.lane) == Some(&one.epoch)) {
             match &one.outcome {

@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, Row, Sqlite, Transaction};
 use super::Names;
 use super::lease::millis;
 use super::pools::Pools;
+use crate::outbox::epochs;
 use crate::store::now;
 
 /// The statements.
@@ -48,7 +49,7 @@ impl Settle {
 
     /// See [`OutboxStore::settle`](headwater_core::ports::OutboxStore::settle).
     pub async fn settle(&self, pools: &Pools, relay: &str, settled: &[Settled]) -> sqlx::Result<Vec<Lane>> {
-        let epochs: BTreeMap<Lane, u64> = settled.iter().map(|one| (one.lane, one.epoch)).collect();
+        let epochs = epochs(settled);
         let mut transaction = pools.write().await?;
         let held = self.held(&mut transaction, relay).await?;
         let ours: Vec<&Settled> =

@@ -85,6 +85,24 @@ pub async fn a_zombie_settles_nothing<F: Factory>(factory: &F) {
     assert_eq!(factory.states().await, ["published"; 50]);
 }
 
+/// A relay that lost a lane and got it back may have something to say of both times.
+pub async fn of_two_epochs_the_newer_counts<F: Factory>(factory: &F) {
+    publish(factory, &[event("k", 1), event("k", 2)]).await;
+    lease(factory, "a").await;
+    within(factory.expire("a")).await;
+    lease(factory, "b").await;
+    within(factory.expire("b")).await;
+    assert!(lease(factory, "a").await.iter().all(|lease| lease.epoch == 3));
+    let told: Vec<Settled> = claim(factory)
+        .await
+        .iter()
+        .zip([3, 1])
+        .map(|(row, epoch)| Settled { epoch, ..settled(row, Outcome::Published) })
+        .collect();
+    assert!(within(factory.store().settle("a", &told)).await.unwrap().is_empty(), "the lane is its own");
+    assert_eq!(factory.states().await, ["published", "new"]);
+}
+
 /// Nobody waits for the leases of a relay that has ended as it should.
 pub async fn who_leaves_gives_all_back_at_once<F: Factory>(factory: &F) {
     lease(factory, "a").await;

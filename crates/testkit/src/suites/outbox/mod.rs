@@ -121,6 +121,7 @@ macro_rules! outbox_suite {
             lanes_are_shared_among_relays,
             a_look_takes_what_is_free_and_prolongs_nothing,
             a_zombie_settles_nothing,
+            of_two_epochs_the_newer_counts,
             who_leaves_gives_all_back_at_once,
             an_epoch_rises_whenever_a_lane_passes_on,
             // keeping
