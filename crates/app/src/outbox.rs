@@ -130,6 +130,10 @@ impl Event {
     /// What is written.
     fn finish(mut self) -> Result<NewEvent> {
         check_stream_name(&self.new.stream)?;
+        if i32::try_from(self.new.version).is_err() {
+            let doing = format!("version {} of an event for {}", self.new.version, self.new.stream);
+            return Err(Error::new(Kind::Config, doing).hint(format!("at most {}", i32::MAX)));
+        }
         if let Some(error) = self.failed {
             let doing = format!("the payload of an event for {} as JSON", self.new.stream);
             return Err(Error::new(Kind::Config, doing).because(error));
@@ -178,6 +182,8 @@ mod tests {
     #[test]
     fn what_cannot_be_published_is_said() {
         assert_eq!(Event::new("or/ders", "x").finish().unwrap_err().kind(), Kind::Config);
+        let refused = Event::new("orders", "x").version(3_000_000_000).finish().unwrap_err();
+        assert!(refused.to_string().contains("version 3000000000"), "{refused}");
         let no_json = HashMap::from([((1, 2), 3)]);
         let refused = Event::new("orders", "x").payload(&no_json).finish().unwrap_err();
         assert!(refused.to_string().contains("payload of an event for orders"), "{refused}");

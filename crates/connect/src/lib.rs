@@ -3,6 +3,7 @@
 pub mod embedded;
 mod inbox;
 pub mod kafka;
+mod lent;
 pub mod mysql;
 mod outbox;
 pub mod parked;

@@ -26,23 +26,24 @@ impl Default for Keep {
     }
 }
 
-/// What a claimed row says, in the order of the columns of [`table`].
+/// What a claimed row says, in the order of the columns of [`table`]: bytes, as not every database sees to it that texts
+/// are.
 #[derive(Debug, Clone, Copy)]
 pub struct Parts<'a> {
     /// The event's id, as text.
     pub id: &'a str,
     /// The stream.
-    pub stream: &'a str,
+    pub stream: &'a [u8],
     /// The type.
-    pub kind: &'a str,
+    pub kind: &'a [u8],
     /// The key.
-    pub key: Option<&'a str>,
+    pub key: Option<&'a [u8]>,
     /// JSON.
-    pub payload: Option<&'a str>,
+    pub payload: Option<&'a [u8]>,
     /// A JSON object.
-    pub headers: Option<&'a str>,
+    pub headers: Option<&'a [u8]>,
     /// The version of the schema.
-    pub version: i32,
+    pub version: i64,
     /// When it was written.
     pub created_at: Micros,
 }
@@ -180,18 +181,18 @@ impl Parts<'_> {
         let version = self.version.to_string();
         let created_at = instant(self.created_at);
         let texts = [
-            Some(self.id),
+            Some(self.id.as_bytes()),
             Some(self.stream),
             Some(self.kind),
             self.key,
             self.payload,
             self.headers,
-            Some(&version),
-            created_at.as_deref(),
+            Some(version.as_bytes()),
+            created_at.as_deref().map(str::as_bytes),
         ];
         for text in texts {
             match text {
-                Some(text) => row.push(CellKind::Text, text.as_bytes()),
+                Some(text) => row.push(CellKind::Text, text),
                 None => row.push(CellKind::Null, b""),
             }
         }
@@ -254,11 +255,11 @@ mod tests {
     fn a_row_is_read_as_it_was_written() {
         let parts = Parts {
             id: "018f85d0-c334-7123-8567-89abcdef0123",
-            stream: "orders",
-            kind: "Placed",
-            key: Some("42"),
-            payload: Some("{\"a\": 1.50}"),
-            headers: Some("{\"traceparent\":\"00-1\"}"),
+            stream: b"orders",
+            kind: b"Placed",
+            key: Some(b"42"),
+            payload: Some(b"{\"a\": 1.50}"),
+            headers: Some(b"{\"traceparent\":\"00-1\"}"),
             version: 2,
             created_at: 1_715_940_000_500_001,
         };

@@ -14,7 +14,9 @@ use headwater_core::ports::{
 };
 use headwater_core::{EventId, Kind};
 use headwater_testkit::servers::{MySql, MySqlDatabase, Proxy};
-use headwater_testkit::suites::outbox::{Factory, Tx, who_goes_silent_while_settling_keeps_no_lane};
+use headwater_testkit::suites::outbox::{
+    Factory, Tx, who_goes_silent_while_settling_keeps_no_lane, who_hears_nothing_asks_again,
+};
 use sqlx::{AssertSqlSafe, Executor, MySqlPool, Row};
 
 const LIMIT: ClaimLimit = ClaimLimit { rows: 100_000, bytes: 1 << 30 };
@@ -47,6 +49,17 @@ impl OnMySql {
 
     async fn run(&self, sql: String) {
         self.pool.execute(AssertSqlSafe(sql)).await.unwrap();
+    }
+
+    async fn lock_rows(transaction: &mut Tx<Self>) {
+        transaction.execute("SELECT * FROM outbox FOR UPDATE").await.unwrap();
+    }
+
+    /// Whether a statement that settles rows is under way.
+    async fn somebody_waits(&self) -> bool {
+        let waiting = "SELECT count(*) > 0 FROM information_schema.processlist \
+             WHERE db = ? AND info LIKE 'UPDATE%state%published%'";
+        sqlx::query_scalar(waiting).bind(self.url.database()).fetch_one(&self.pool).await.unwrap()
     }
 }
 
@@ -150,16 +163,18 @@ async fn a_relay_that_goes_silent_while_settling_keeps_no_lane() {
     let proxy = Proxy::start(("127.0.0.1", server().await.port())).await.unwrap();
     let url = ConnectOptions::parse(&factory.database.url_through(&proxy)).unwrap();
     let store = MySqlOutboxStore::new(&url, "outbox");
-    let lock = async |transaction: &mut Tx<OnMySql>| {
-        transaction.execute("SELECT * FROM outbox FOR UPDATE").await.unwrap();
-    };
-    let name = factory.url.database();
-    let waits = async || {
-        let waiting = "SELECT count(*) > 0 FROM information_schema.processlist \
-             WHERE db = ? AND info LIKE 'UPDATE%state%published%'";
-        sqlx::query_scalar(waiting).bind(name).fetch_one(&factory.pool).await.unwrap()
-    };
+    let (lock, waits) = (OnMySql::lock_rows, async || factory.somebody_waits().await);
     who_goes_silent_while_settling_keeps_no_lane(&factory, (store, &proxy), lock, waits).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_hears_nothing_asks_again() {
+    let factory = OnMySql::new().await;
+    let proxy = Proxy::start(("127.0.0.1", server().await.port())).await.unwrap();
+    let url = ConnectOptions::parse(&factory.database.url_through(&proxy)).unwrap();
+    let store = MySqlOutboxStore::new(&url, "outbox");
+    let (lock, waits) = (OnMySql::lock_rows, async || factory.somebody_waits().await);
+    who_hears_nothing_asks_again(&factory, (store, &proxy), lock, waits).await;
 }
 
 fn event(key: &str, n: u64) -> NewEvent {
@@ -238,6 +253,34 @@ async fn plain_sql_does_all_of_it() {
     let left = "SELECT (SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE()) + \
          (SELECT COUNT(*) FROM information_schema.routines WHERE routine_schema = DATABASE())";
     assert_eq!(connection.fetch_one(left).await.unwrap().get::<i64, _>(0), 0, "nothing is left");
+}
+
+/// What was published before it is gone is not lost: who has yet to commit is waited for, and counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outbox_that_a_transaction_publishes_to_is_not_dropped() {
+    let factory = OnMySql::new().await;
+    let mut transaction = factory.begin().await;
+    factory.writer().insert(&mut transaction, &[event("k", 1)]).await.unwrap();
+    let url = factory.url.clone();
+    let removal = tokio::spawn(async move { remove(&url, "outbox", false).await });
+    let waits = "SELECT count(*) > 0 FROM information_schema.processlist WHERE db = ? AND state LIKE 'Waiting for table%'";
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !sqlx::query_scalar::<_, bool>(waits)
+        .bind(factory.url.database())
+        .fetch_one(&factory.pool)
+        .await
+        .unwrap()
+    {
+        assert!(Instant::now() < deadline && !removal.is_finished(), "it does not wait");
+    }
+    factory.commit(transaction).await;
+    let refused = removal.await.unwrap().unwrap_err();
+    assert!(refused.to_string().contains("1 events"), "{refused}");
+    assert_eq!(claim_all(&factory.store()).await.len(), 1);
+    factory.run("CREATE TABLE orders (id INT PRIMARY KEY, state INT)".into()).await;
+    let foreign = remove(&factory.url, "orders", true).await.unwrap_err();
+    assert!(foreign.hint_text().unwrap().contains("not made by `headwater init`"), "{foreign}");
+    factory.run("INSERT INTO orders VALUES (1, 1)".into()).await;
 }
 
 /// Nothing but the key's lock keeps these in order: what a writer sees of its key when it holds the lock is what

@@ -3,13 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-use headwater_connect::postgres::outbox::{PostgresOutbox, PostgresOutboxStore, install};
+use headwater_connect::postgres::outbox::{PostgresOutbox, PostgresOutboxStore, install, remove};
 use headwater_connect::postgres::url::ConnectOptions;
 use headwater_core::ports::{
     Claim, ClaimLimit, Finding, LANES, Lane, LeaseAsk, NewEvent, OutboxStore as _, Severity, Shelf,
 };
 use headwater_testkit::servers::{Database, Postgres, Proxy};
-use headwater_testkit::suites::outbox::{Factory, Tx, who_goes_silent_while_settling_keeps_no_lane};
+use headwater_testkit::suites::outbox::{
+    Factory, Tx, who_goes_silent_while_settling_keeps_no_lane, who_hears_nothing_asks_again,
+};
 use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
 
 struct OnPostgres {
@@ -31,6 +33,16 @@ impl OnPostgres {
 
     async fn run(&self, sql: String) {
         self.pool.execute(AssertSqlSafe(sql)).await.unwrap();
+    }
+
+    async fn lock_rows(transaction: &mut Tx<Self>) {
+        transaction.execute("SELECT FROM outbox FOR UPDATE").await.unwrap();
+    }
+
+    /// Whether somebody waits for a lock.
+    async fn somebody_waits(&self) -> bool {
+        let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        sqlx::query_scalar(waiting).fetch_one(&self.pool).await.unwrap()
     }
 }
 
@@ -214,6 +226,17 @@ async fn plans_name_the_partial_indexes() {
     }
 }
 
+/// However it is asked for: a table of another layout is somebody's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_another_layout_is_not_dropped() {
+    let factory = OnPostgres::new().await;
+    factory.run("CREATE TABLE orders (id bigint PRIMARY KEY, state text)".into()).await;
+    let refused = remove(&factory.url, "public.orders", true).await.unwrap_err();
+    assert!(refused.hint_text().unwrap().contains("another layout"), "{refused}");
+    factory.run("INSERT INTO orders VALUES (1, 'new')".into()).await;
+    assert!(remove(&factory.url, "public.outbox", false).await.unwrap());
+}
+
 /// `check` says which index an earlier version made otherwise, and how it is made anew.
 #[tokio::test(flavor = "multi_thread")]
 async fn indexes_of_an_earlier_version_are_found_and_mended() {
@@ -243,15 +266,19 @@ async fn a_relay_that_goes_silent_while_settling_keeps_no_lane() {
     let proxy = Proxy::start(("127.0.0.1", Postgres::shared().await.unwrap().port())).await.unwrap();
     let url = ConnectOptions::parse(&factory.database.url_through(&proxy)).unwrap();
     let store = PostgresOutboxStore::new(&url, "public.outbox");
-    let lock = async |transaction: &mut Tx<OnPostgres>| {
-        transaction.execute("SELECT FROM outbox FOR UPDATE").await.unwrap();
-    };
-    let waits = async || {
-        let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        sqlx::query_scalar(waiting).fetch_one(&factory.pool).await.unwrap()
-    };
+    let (lock, waits) = (OnPostgres::lock_rows, async || factory.somebody_waits().await);
     who_goes_silent_while_settling_keeps_no_lane(&factory, (store, &proxy), lock, waits).await;
     assert_eq!(factory.states().await, ["published"], "and what it asked for is done");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_hears_nothing_asks_again() {
+    let factory = OnPostgres::new().await;
+    let proxy = Proxy::start(("127.0.0.1", Postgres::shared().await.unwrap().port())).await.unwrap();
+    let url = ConnectOptions::parse(&factory.database.url_through(&proxy)).unwrap();
+    let store = PostgresOutboxStore::new(&url, "public.outbox");
+    let (lock, waits) = (OnPostgres::lock_rows, async || factory.somebody_waits().await);
+    who_hears_nothing_asks_again(&factory, (store, &proxy), lock, waits).await;
 }
 
 fn event() -> NewEvent {

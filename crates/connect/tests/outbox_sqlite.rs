@@ -10,8 +10,10 @@ use headwater_connect::sqlite::outbox::{
     SqliteOutbox, SqliteOutboxStore, install, removal_script, remove, script,
 };
 use headwater_core::ports::{
-    Claim, ClaimLimit, Lane, LeaseAsk, NewEvent, OutboxStore as _, OutboxWriter as _, Severity, Shelf,
+    Claim, ClaimLimit, ClaimedRow, Lane, LeaseAsk, NewEvent, OutboxStore as _, OutboxWriter as _, Outcome,
+    Settled, Severity, Shelf, ShelfFilter,
 };
+use headwater_core::{CellKind, Value};
 use headwater_testkit::suites::outbox::{Factory, Tx};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, Executor, Row, SqlitePool};
@@ -215,6 +217,65 @@ async fn a_table_that_init_did_not_make_is_refused() {
     let store = SqliteOutboxStore::new(&factory.path, "events");
     let error = store.claim(&claims(false), ALL).await.unwrap_err();
     assert!(!error.is_retryable() && error.hint_text().unwrap().contains("headwater init"), "{error}");
+}
+
+/// However it is asked for: a table of another layout is somebody's.
+#[tokio::test]
+async fn a_table_of_another_layout_is_not_dropped() {
+    let factory = OnSqlite::new().await;
+    factory.run("CREATE TABLE orders (id INTEGER PRIMARY KEY, state TEXT)".into()).await;
+    for force in [false, true] {
+        let refused = remove(&factory.path, "orders", force).unwrap_err();
+        assert!(refused.hint_text().unwrap().contains("another layout"), "{refused}");
+    }
+    factory.run("INSERT INTO orders VALUES (1, 'new')".into()).await;
+}
+
+/// Drivers bind bytes where texts belong, and SQLite keeps what they bind. That is read as text; what is none reaches
+/// the relay as it is, which parks it, and no row stands in the way of others.
+#[tokio::test]
+async fn whatever_was_written_is_read() {
+    let factory = OnSqlite::new().await;
+    let store = factory.store();
+    let ask = LeaseAsk {
+        relay: "r".into(),
+        ttl: Duration::from_secs(60),
+        release: Vec::new(),
+        renew: true,
+        leaving: false,
+    };
+    store.lease(&ask).await.unwrap();
+    factory
+        .run(
+            "INSERT INTO outbox (stream, type, key, payload, headers, version) VALUES \
+             (CAST('orders' AS BLOB), CAST('Placed' AS BLOB), CAST('k' AS BLOB), CAST('{\"n\":1}' AS BLOB), '{}', 1), \
+             (CAST('orders' AS BLOB), 'Placed', CAST('k' AS BLOB), '{}', NULL, 3000000000), \
+             (CAST(x'ff' AS TEXT), 'Placed', CAST(x'fe' AS TEXT), NULL, NULL, 'x')"
+                .into(),
+        )
+        .await;
+    let claimed = store.claim(&claims(true), ALL).await.unwrap();
+    let said: Vec<_> = claimed.rows.iter().map(|row| (&*row.stream, row.key.as_deref())).collect();
+    assert_eq!(said, [("orders", Some("k")), ("orders", Some("k")), ("\u{fffd}", Some("\u{fffd}"))]);
+    let payload = claimed.table.unwrap().column("payload").unwrap();
+    assert_eq!(claimed.rows[0].row.value(payload), Value::Bytes(CellKind::Text, b"{\"n\":1}"));
+    let settled = |at: usize, outcome: Outcome| {
+        let row: &ClaimedRow = &claimed.rows[at];
+        Settled { lane: 0, epoch: 1, sequence: row.sequence, id: row.id, outcome }
+    };
+    let parked = || Outcome::Parked { attempts: 1, error: "no".into() };
+    let told = [settled(0, parked()), settled(1, Outcome::Waiting), settled(2, parked())];
+    store.settle("r", &told).await.unwrap();
+    let claimed = store.claim(&claims(true), ALL).await.unwrap();
+    assert_eq!((claimed.rows.len(), claimed.blocked.len()), (0, 2));
+    let shelf = store.shelf("shop");
+    let lines = shelf.list(&ShelfFilter::default()).await.unwrap();
+    assert_eq!(lines.iter().map(|line| line.waiting).collect::<Vec<_>>(), [1, 0]);
+    assert_eq!(shelf.show(&ShelfFilter::default()).await.unwrap().len(), 3);
+    let first = ShelfFilter { id: Some(lines[0].id), ..ShelfFilter::default() };
+    assert_eq!(shelf.drop(&first).await.unwrap(), 1);
+    let next = store.claim(&claims(true), ALL).await.unwrap().rows;
+    assert!(next.len() == 1 && next[0].again, "the next of its key");
 }
 
 /// `check` says which index is missing, and how it is made.

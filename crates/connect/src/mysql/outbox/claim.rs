@@ -12,11 +12,9 @@ use sqlx::{AssertSqlSafe, Executor as _, MySql, MySqlPool, Row};
 use super::horizon::Horizon;
 use super::layout::WORK;
 use super::{Names, Queue, place_of_key, place_of_now};
+use crate::lent::{DRAINED, Lent};
 use crate::mysql::sql::{LONGEST, list};
 use crate::outbox::{Parts, gaps};
-
-/// So many bytes that nobody wants any more may still come through a connection before its next statement.
-const DRAINED: usize = 4 << 20;
 
 /// Waiting rows that are let go in one statement.
 const RESUMED: u64 = 10_000;
@@ -73,7 +71,7 @@ impl Claims {
         claims: &[Claim],
         limit: ClaimLimit,
     ) -> sqlx::Result<Claimed> {
-        let mut connection = pool.acquire().await?;
+        let mut connection = Lent::of(pool).await?;
         let mut claimed = Claimed { horizon: self.horizon.now(&mut connection).await?, ..Claimed::default() };
         for claim in claims.iter().filter(|claim| claim.resume) {
             self.resume(&mut connection, claim.lane, &mut claimed.blocked).await?;
@@ -134,7 +132,7 @@ impl Claims {
     /// that has much more to say then is closed.
     async fn read(
         &self,
-        mut on: PoolConnection<MySql>,
+        mut on: Lent<MySql>,
         places: &[&[i64]],
         bytes: usize,
         claimed: &mut Vec<ClaimedRow>,
@@ -144,7 +142,7 @@ impl Claims {
             let (list, sequences) = list(chunk);
             let sql = format!("{}({list}) ORDER BY `seq`", self.rows);
             let ask = sequences.fold(sqlx::query(AssertSqlSafe(sql)), |ask, sequence| ask.bind(sequence));
-            let mut rows = ask.fetch(&mut *on);
+            let mut rows = ask.fetch(&mut **on);
             while let Some(row) = rows.try_next().await? {
                 let Some(row) = claimed_row(&row)? else { continue };
                 self.horizon.saw(row.sequence);
@@ -153,8 +151,8 @@ impl Claims {
                 claimed.push(row);
                 if size >= bytes {
                     drop(rows);
-                    if (chunk.len() - at - 1) * (size / claimed.len()) > DRAINED {
-                        drop(on.detach());
+                    if (chunk.len() - at - 1) * (size / claimed.len()) <= DRAINED {
+                        on.back();
                     }
                     return Ok(past + at + 1);
                 }
@@ -162,6 +160,7 @@ impl Claims {
             drop(rows);
             past += chunk.len();
         }
+        on.back();
         Ok(past)
     }
 
@@ -210,12 +209,12 @@ fn claimed_row(row: &MySqlRow) -> sqlx::Result<Option<ClaimedRow>> {
     let created_at = row.try_get(10)?;
     let parts = Parts {
         id,
-        stream,
-        kind: row.try_get(5)?,
-        key,
-        payload: row.try_get(7)?,
-        headers: row.try_get(8)?,
-        version: row.try_get(9)?,
+        stream: stream.as_bytes(),
+        kind: row.try_get::<&str, _>(5)?.as_bytes(),
+        key: key.map(str::as_bytes),
+        payload: row.try_get::<Option<&str>, _>(7)?.map(str::as_bytes),
+        headers: row.try_get::<Option<&str>, _>(8)?.map(str::as_bytes),
+        version: row.try_get::<i32, _>(9)?.into(),
         created_at,
     };
     let wrong = |()| sqlx::Error::Decode(format!("the id of an event is no UUID: {id}").into());

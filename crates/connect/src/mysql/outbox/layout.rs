@@ -31,6 +31,9 @@ pub fn removal_script(table: &str) -> String {
     removal(&names).iter().map(|statement| format!("{statement};\n")).collect()
 }
 
+/// For so many seconds the removal waits for transactions that have published.
+const DROP_PATIENCE: u32 = 60;
+
 /// A procedure keeps the mode that it was made in: what does not fit is refused, never cut off.
 const STRICT: &str = "SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')";
 
@@ -198,6 +201,11 @@ pub async fn remove(url: &ConnectOptions, table: &str, force: bool) -> Result<bo
         return Ok(false);
     }
     let outbox = database.names.outbox();
+    let own = format!("SELECT `seq`, `queue`, `lane`, `state`, `settled_at` FROM {outbox} LIMIT 0");
+    database.run(&own).await?;
+    // Whoever has published and not committed is waited for, and nobody writes to it until it is gone.
+    database.run(&format!("SET SESSION lock_wait_timeout = {DROP_PATIENCE}")).await?;
+    database.run(&format!("LOCK TABLES {outbox} WRITE")).await?;
     if !force {
         let done = Queue::Done.number();
         let waiting = format!("SELECT COUNT(*) FROM {outbox} WHERE `queue` < {done}");
@@ -208,6 +216,8 @@ pub async fn remove(url: &ConnectOptions, table: &str, force: bool) -> Result<bo
                 .hint("let a relay publish them, or give --force to lose them"));
         }
     }
+    database.run(&format!("DROP TABLE {outbox}")).await?;
+    database.run("UNLOCK TABLES").await?;
     for statement in removal(&database.names) {
         database.run(&statement).await?;
     }

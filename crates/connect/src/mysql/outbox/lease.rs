@@ -2,7 +2,7 @@
 
 use headwater_core::ports::{Lane, Lease, LeaseAsk};
 use sqlx::mysql::MySqlRow;
-use sqlx::{AssertSqlSafe, MySqlConnection, MySqlPool, Row};
+use sqlx::{AssertSqlSafe, MySqlConnection, Row};
 
 use super::Names;
 use crate::outbox::share;
@@ -48,8 +48,7 @@ impl Leases {
 
     /// See [`OutboxStore::lease`](headwater_core::ports::OutboxStore::lease). Each statement commits by itself: a
     /// relay that stands still in the middle of a transaction would keep its lanes locked.
-    pub async fn lease(&self, pool: &MySqlPool, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
-        let mut on = pool.acquire().await?;
+    pub async fn lease(&self, on: &mut MySqlConnection, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
         if !ask.release.is_empty() {
             let sql = format!(
                 "UPDATE {} SET `relay` = NULL, `until` = '1970-01-01' WHERE `relay` = ? AND `lane` IN ({})",
@@ -74,14 +73,14 @@ impl Leases {
             Ok((relay, lanes.unsigned_abs()))
         });
         let fair = share(&ask.relay, &live.collect::<sqlx::Result<_>>()?);
-        let held = self.held(&mut on, &ask.relay).await?;
+        let held = self.held(on, &ask.relay).await?;
         let many = fair.saturating_sub(held.len() as u64);
         let held = if many == 0 {
             held
         } else {
             let take = sqlx::query(AssertSqlSafe(&*self.take)).bind(&ask.relay).bind(ttl).bind(many);
             take.execute(&mut *on).await?;
-            self.held(&mut on, &ask.relay).await?
+            self.held(on, &ask.relay).await?
         };
         let lease = |(at, (lane, epoch))| Lease { lane, epoch, wanted: at as u64 >= fair };
         Ok(held.into_iter().enumerate().map(lease).collect())

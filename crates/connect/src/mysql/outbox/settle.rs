@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use headwater_core::ports::{Lane, Outcome, Settled};
-use sqlx::{AssertSqlSafe, MySql, MySqlPool, Transaction};
+use sqlx::{AssertSqlSafe, Connection as _, MySql, MySqlConnection, Transaction};
 
 use super::Names;
 use super::lease::{lane_and_epoch, lanes};
@@ -32,12 +32,12 @@ impl Settle {
     /// See [`OutboxStore::settle`](headwater_core::ports::OutboxStore::settle).
     pub async fn settle(
         &self,
-        pool: &MySqlPool,
+        on: &mut MySqlConnection,
         relay: &str,
         settled: &[Settled],
     ) -> sqlx::Result<Vec<Lane>> {
         let epochs = epochs(settled);
-        let mut transaction = pool.begin().await?;
+        let mut transaction = on.begin().await?;
         let held = self.held(&mut transaction, relay, epochs.keys().copied()).await?;
         let (mut published, mut waiting) = (Vec::new(), Vec::new());
         let mut failed: BTreeMap<Failure, Vec<i64>> = BTreeMap::new();

@@ -9,7 +9,7 @@ use headwater_core::ports::{
 };
 use headwater_core::{Result, Table};
 use sqlx::mysql::MySqlPoolOptions;
-use sqlx::{AssertSqlSafe, Executor as _, MySqlPool, Row};
+use sqlx::{AssertSqlSafe, Executor as _, MySqlConnection, MySqlPool, Row};
 
 use super::check::check;
 use super::claim::Claims;
@@ -18,6 +18,7 @@ use super::lease::Leases;
 use super::settle::Settle;
 use super::shelf::MySqlOutboxShelf;
 use super::{Names, Queue, place_of_now};
+use crate::lent::{Lent, distrusts};
 use crate::mysql::errors::failed;
 use crate::mysql::sql::{LONGEST, list};
 use crate::mysql::url::ConnectOptions;
@@ -49,9 +50,9 @@ pub struct MySqlOutboxStore {
 impl MySqlOutboxStore {
     /// The outbox `table` of a database. Nothing is asked of the server yet.
     pub fn new(url: &ConnectOptions, table: &str) -> Self {
-        // One each to claim, to settle, to renew leases and to clean; and as many again, as one whose server has vanished
-        // counts until the system gives it up.
-        let pool = MySqlPoolOptions::new().max_connections(8).min_connections(0).acquire_timeout(PATIENCE);
+        // One each to claim, to settle, to renew leases and to clean.
+        let pool = distrusts(MySqlPoolOptions::new()).max_connections(4).min_connections(0);
+        let pool = pool.acquire_timeout(PATIENCE);
         let pool = pool.idle_timeout(IDLE);
         let pool = pool.after_connect(|connection, _| {
             Box::pin(async move { connection.execute(sqlx::raw_sql(SESSION)).await.map(drop) })
@@ -88,9 +89,29 @@ impl MySqlOutboxStore {
         MySqlOutboxShelf::new(self.pool.clone(), self.names.clone(), owner)
     }
 
+    async fn leased(&self, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
+        let mut on = Lent::of(&self.pool).await?;
+        let leases = self.leases.lease(&mut on, ask).await?;
+        on.back();
+        Ok(leases)
+    }
+
+    async fn settled(&self, relay: &str, settled: &[Settled]) -> sqlx::Result<Vec<Lane>> {
+        let mut on = Lent::of(&self.pool).await?;
+        let lost = self.settle.settle(&mut on, relay, settled).await?;
+        on.back();
+        Ok(lost)
+    }
+
     async fn cleaned(&self, retention: Duration) -> sqlx::Result<u64> {
-        let old =
-            sqlx::query(AssertSqlSafe(&*self.old)).bind(micros(retention)).fetch_all(&self.pool).await?;
+        let mut on = Lent::of(&self.pool).await?;
+        let done = self.clean(&mut on, retention).await?;
+        on.back();
+        Ok(done)
+    }
+
+    async fn clean(&self, on: &mut MySqlConnection, retention: Duration) -> sqlx::Result<u64> {
+        let old = sqlx::query(AssertSqlSafe(&*self.old)).bind(micros(retention)).fetch_all(&mut *on).await?;
         let old: Vec<i64> = old.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<_>>()?;
         if old.is_empty() {
             return Ok(0);
@@ -99,14 +120,14 @@ impl MySqlOutboxStore {
         let sql = format!("DELETE FROM {} WHERE `seq` IN ({places})", self.names.outbox());
         let delete =
             sequences.fold(sqlx::query(AssertSqlSafe(sql)), |delete, sequence| delete.bind(sequence));
-        Ok(delete.execute(&self.pool).await?.rows_affected())
+        Ok(delete.execute(on).await?.rows_affected())
     }
 }
 
 #[async_trait]
 impl OutboxStore for MySqlOutboxStore {
     async fn lease(&self, ask: &LeaseAsk) -> Result<Vec<Lease>> {
-        let leases = self.leases.lease(&self.pool, ask).await;
+        let leases = self.leased(ask).await;
         leases.map_err(|error| failed(error, "renewing the leases of a relay", &self.names.plain()))
     }
 
@@ -120,7 +141,7 @@ impl OutboxStore for MySqlOutboxStore {
     }
 
     async fn settle(&self, relay: &str, settled: &[Settled]) -> Result<Vec<Lane>> {
-        let lost = self.settle.settle(&self.pool, relay, settled).await;
+        let lost = self.settled(relay, settled).await;
         lost.map_err(|error| failed(error, "settling rows of the outbox", &self.names.plain()))
     }
 

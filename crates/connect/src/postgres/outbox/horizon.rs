@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::{AssertSqlSafe, PgPool, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::Names;
 use crate::postgres::client::quote_literal;
@@ -57,7 +57,7 @@ impl Horizon {
     }
 
     /// Where it is now. What is read of the table after this has every committed row up to it.
-    pub async fn now(&self, pool: &PgPool) -> sqlx::Result<i64> {
+    pub async fn now(&self, on: &mut PgConnection) -> sqlx::Result<i64> {
         let highest = {
             let state = self.lock();
             if state.looked.is_some_and(|at| at.elapsed() < PAUSE) || state.highest == state.horizon {
@@ -65,7 +65,7 @@ impl Horizon {
             }
             state.highest
         };
-        let holders = sqlx::query(AssertSqlSafe(&*self.sql)).fetch_all(pool).await?;
+        let holders = sqlx::query(AssertSqlSafe(&*self.sql)).fetch_all(on).await?;
         let holders: sqlx::Result<HashSet<String>> = holders.iter().map(|row| row.try_get(0)).collect();
         let mut state = self.lock();
         state.looked = Some(Instant::now());

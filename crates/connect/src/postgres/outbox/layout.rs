@@ -159,6 +159,13 @@ pub async fn remove(url: &ConnectOptions, table: &str, force: bool) -> Result<bo
     }
     // Until it is gone nobody writes to it.
     connection.query(&format!("BEGIN; LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", names.outbox())).await?;
+    let own = format!("SELECT seq, lane, state, settled_at FROM {} LIMIT 0", names.outbox());
+    connection.query(&own).await.map_err(|error| {
+        let doing = format!("looking whether {} is an outbox that `headwater init` made", names.outbox());
+        Error::new(Kind::Refused, doing)
+            .because(error)
+            .hint("a table of another layout is yours: DROP TABLE it when no service writes to it any more")
+    })?;
     if !force {
         let waiting =
             format!("SELECT count(*) FROM {} WHERE state NOT IN ('published', 'dropped')", names.outbox());

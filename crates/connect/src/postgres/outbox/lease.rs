@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use headwater_core::ports::{Lane, Lease, LeaseAsk};
-use sqlx::{AssertSqlSafe, PgPool, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::Names;
 use crate::outbox::share;
@@ -61,8 +61,7 @@ impl Leases {
 
     /// See [`OutboxStore::lease`](headwater_core::ports::OutboxStore::lease). Each statement commits by itself: a
     /// relay that stands still in the middle of a transaction would keep its lanes locked.
-    pub async fn lease(&self, pool: &PgPool, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
-        let mut on = pool.acquire().await?;
+    pub async fn lease(&self, on: &mut PgConnection, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
         let release: Vec<i16> = ask.release.iter().map(|lane| *lane as i16).collect();
         if !release.is_empty() {
             let release = sqlx::query(AssertSqlSafe(&*self.release)).bind(&ask.relay).bind(release);

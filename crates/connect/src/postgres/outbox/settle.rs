@@ -2,7 +2,7 @@
 
 use headwater_core::ports::{Lane, Outcome, Settled};
 use sqlx::types::Uuid;
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::Names;
 use super::lease::millis;
@@ -42,7 +42,12 @@ impl Settle {
     }
 
     /// See [`OutboxStore::settle`](headwater_core::ports::OutboxStore::settle).
-    pub async fn settle(&self, pool: &PgPool, relay: &str, settled: &[Settled]) -> sqlx::Result<Vec<Lane>> {
+    pub async fn settle(
+        &self,
+        on: &mut PgConnection,
+        relay: &str,
+        settled: &[Settled],
+    ) -> sqlx::Result<Vec<Lane>> {
         let epochs = epochs(settled);
         let (mut published, mut waiting, mut failed) = (Rows::default(), Rows::default(), Failed::default());
         for one in settled.iter().filter(|one| epochs.get(&one.lane) == Some(&one.epoch)) {
@@ -61,7 +66,7 @@ impl Settle {
         let settle = settle.bind(published.ids).bind(published.lanes).bind(waiting.ids).bind(waiting.lanes);
         let settle = settle.bind(failed.rows.ids).bind(failed.rows.lanes);
         let settle = settle.bind(failed.attempts).bind(failed.after).bind(failed.errors);
-        let held: Vec<i16> = settle.fetch_all(pool).await?;
+        let held: Vec<i16> = settle.fetch_all(on).await?;
         Ok(epochs.into_keys().filter(|lane| !held.contains(&(*lane as i16))).collect())
     }
 }

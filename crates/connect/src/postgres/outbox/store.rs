@@ -12,7 +12,7 @@ use headwater_core::ports::{
 use headwater_core::{EventId, Result, Table};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow, PgSslMode};
 use sqlx::types::Uuid;
-use sqlx::{AssertSqlSafe, PgPool, Row};
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection, PgPool, Row};
 
 use super::check::check;
 use super::horizon::Horizon;
@@ -22,11 +22,15 @@ use super::settle::Settle;
 use super::shelf::PostgresOutboxShelf;
 use super::wake::Heard;
 use super::{Names, failed};
+use crate::lent::{DRAINED, Lent, distrusts};
 use crate::outbox::{Parts, gaps};
 use crate::postgres::url::{ConnectOptions, SslMode};
 
 /// Done rows that are deleted in one statement.
 const CLEANED: i64 = 1_000;
+
+/// The server ends a statement before its answer is waited for no more: who has gone leaves none that waits for a lock.
+const SESSION: &str = "SET statement_timeout = '20s'";
 
 /// Waiting rows that are let go in one statement.
 const RESUMED: u64 = 10_000;
@@ -50,10 +54,12 @@ pub struct PostgresOutboxStore {
 impl PostgresOutboxStore {
     /// The outbox `table` of a database. Nothing is asked of the server yet.
     pub fn new(url: &ConnectOptions, table: &str) -> Self {
-        // One each to claim, to settle, to renew leases, to clean and to listen; and as many again, as one whose server
-        // has vanished counts until the system gives it up.
-        let pool = PgPoolOptions::new().max_connections(10).min_connections(0);
+        // One each to claim, to settle, to renew leases, to clean and to listen.
+        let pool = distrusts(PgPoolOptions::new()).max_connections(5).min_connections(0);
         let pool = pool.acquire_timeout(url.connect_timeout.min(Duration::from_secs(30)));
+        let pool = pool.after_connect(|connection, _| {
+            Box::pin(async move { connection.execute(sqlx::raw_sql(SESSION)).await.map(drop) })
+        });
         let names = Names::new(table);
         let outbox = names.outbox();
         let columns = "row.lane, row.seq, row.attempts, row.id, row.stream, row.type, row.key, row.payload::text, \
@@ -111,9 +117,10 @@ impl PostgresOutboxStore {
     }
 
     async fn claimed(&self, claims: &[Claim], limit: ClaimLimit) -> sqlx::Result<Claimed> {
-        let mut claimed = Claimed { horizon: self.horizon.now(&self.pool).await?, ..Claimed::default() };
+        let mut on = Lent::of(&self.pool).await?;
+        let mut claimed = Claimed { horizon: self.horizon.now(&mut on).await?, ..Claimed::default() };
         for claim in claims.iter().filter(|claim| claim.resume) {
-            self.resume(claim.lane, &mut claimed.blocked).await?;
+            self.resume(&mut on, claim.lane, &mut claimed.blocked).await?;
         }
         let lanes: Vec<i16> = claims.iter().map(|claim| claim.lane as i16).collect();
         let above: Vec<i64> = claims.iter().map(|claim| claim.above).collect();
@@ -125,16 +132,43 @@ impl PostgresOutboxStore {
         let mut full = false;
         if !due.is_empty() {
             let due = sqlx::query(AssertSqlSafe(&*self.due)).bind(due).bind(rows);
-            full = self.take(due.fetch(&self.pool), &mut room, &mut claimed).await?;
+            full = self.take(due.fetch(&mut **on), &mut room, &mut claimed).await?;
             room.rows.clear();
         }
         let new = sqlx::query(AssertSqlSafe(&*self.new)).bind(&lanes).bind(above).bind(rows).bind(known);
-        let full = full || self.take(new.fetch(&self.pool), &mut room, &mut claimed).await?;
+        let full = full || self.take(new.fetch(&mut **on), &mut room, &mut claimed).await?;
         let more =
             |claim: &&Claim| full || room.rows.get(&claim.lane).is_some_and(|rows| *rows >= limit.rows);
         claimed.more = claims.iter().filter(more).map(|claim| claim.lane).collect();
         claimed.table = (!claimed.rows.is_empty()).then(|| Arc::clone(&self.table));
+        let taken = claimed.rows.len();
+        let rest = limit.rows.saturating_mul(claims.len()).saturating_sub(taken);
+        if !full || rest.saturating_mul(room.bytes / taken.max(1)) <= DRAINED {
+            on.back();
+        }
         Ok(claimed)
+    }
+
+    async fn leased(&self, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
+        let mut on = Lent::of(&self.pool).await?;
+        let leases = self.leases.lease(&mut on, ask).await?;
+        on.back();
+        Ok(leases)
+    }
+
+    async fn settled(&self, relay: &str, settled: &[Settled]) -> sqlx::Result<Vec<Lane>> {
+        let mut on = Lent::of(&self.pool).await?;
+        let lost = self.settle.settle(&mut on, relay, settled).await?;
+        on.back();
+        Ok(lost)
+    }
+
+    async fn cleaned(&self, retention: Duration) -> sqlx::Result<u64> {
+        let mut on = Lent::of(&self.pool).await?;
+        let clean = sqlx::query(AssertSqlSafe(&*self.clean)).bind(millis(retention));
+        let done = clean.execute(&mut **on).await?;
+        on.back();
+        Ok(done.rows_affected())
     }
 
     /// Takes rows until there is no more room; whether that was so.
@@ -159,9 +193,14 @@ impl PostgresOutboxStore {
 
     /// Says which keys are blocked, and lets go what waits behind none of them: some of it at a time, as nobody
     /// reads the lane before all of it is.
-    async fn resume(&self, lane: Lane, blocked: &mut Vec<(Lane, BlockedKey)>) -> sqlx::Result<()> {
+    async fn resume(
+        &self,
+        on: &mut PgConnection,
+        lane: Lane,
+        blocked: &mut Vec<(Lane, BlockedKey)>,
+    ) -> sqlx::Result<()> {
         let at = lane as i16;
-        let heads = sqlx::query(AssertSqlSafe(&*self.blocked)).bind(at).fetch_all(&self.pool).await?;
+        let heads = sqlx::query(AssertSqlSafe(&*self.blocked)).bind(at).fetch_all(&mut *on).await?;
         let (mut keys, mut places) = (HashSet::new(), BTreeSet::new());
         for head in &heads {
             keys.insert((head.try_get(0)?, head.try_get(1)?));
@@ -170,7 +209,7 @@ impl PostgresOutboxStore {
         let (first, last): (Vec<i64>, Vec<i64>) = gaps(&places).into_iter().unzip();
         loop {
             let resume = sqlx::query(AssertSqlSafe(&*self.resume)).bind(at).bind(&first).bind(&last);
-            if resume.execute(&self.pool).await?.rows_affected() < RESUMED {
+            if resume.execute(&mut *on).await?.rows_affected() < RESUMED {
                 break;
             }
         }
@@ -195,12 +234,12 @@ fn claimed_row(row: &PgRow) -> sqlx::Result<ClaimedRow> {
     let text = id.to_string();
     let parts = Parts {
         id: &text,
-        stream,
-        kind: row.try_get(5)?,
-        key,
-        payload: row.try_get(7)?,
-        headers: row.try_get(8)?,
-        version: row.try_get(9)?,
+        stream: stream.as_bytes(),
+        kind: row.try_get::<&str, _>(5)?.as_bytes(),
+        key: key.map(str::as_bytes),
+        payload: row.try_get::<Option<&str>, _>(7)?.map(str::as_bytes),
+        headers: row.try_get::<Option<&str>, _>(8)?.map(str::as_bytes),
+        version: row.try_get::<i32, _>(9)?.into(),
         created_at,
     };
     Ok(ClaimedRow {
@@ -219,7 +258,7 @@ fn claimed_row(row: &PgRow) -> sqlx::Result<ClaimedRow> {
 #[async_trait]
 impl OutboxStore for PostgresOutboxStore {
     async fn lease(&self, ask: &LeaseAsk) -> Result<Vec<Lease>> {
-        let leases = self.leases.lease(&self.pool, ask).await;
+        let leases = self.leased(ask).await;
         leases.map_err(|error| failed(error, "renewing the leases of a relay", &self.names))
     }
 
@@ -231,7 +270,7 @@ impl OutboxStore for PostgresOutboxStore {
     }
 
     async fn settle(&self, relay: &str, settled: &[Settled]) -> Result<Vec<Lane>> {
-        let lost = self.settle.settle(&self.pool, relay, settled).await;
+        let lost = self.settled(relay, settled).await;
         lost.map_err(|error| failed(error, "settling rows of the outbox", &self.names))
     }
 
@@ -249,10 +288,8 @@ impl OutboxStore for PostgresOutboxStore {
     }
 
     async fn clean(&self, retention: Duration) -> Result<u64> {
-        let clean =
-            sqlx::query(AssertSqlSafe(&*self.clean)).bind(millis(retention)).execute(&self.pool).await;
-        let done = clean.map_err(|error| failed(error, "deleting old rows of the outbox", &self.names))?;
-        Ok(done.rows_affected())
+        let done = self.cleaned(retention).await;
+        done.map_err(|error| failed(error, "deleting old rows of the outbox", &self.names))
     }
 }
 

@@ -25,7 +25,8 @@ pub fn script(table: &str) -> String {
         "CREATE TABLE {outbox} (\n    \
              seq INTEGER PRIMARY KEY AUTOINCREMENT, -- rises in the order of commits\n    \
              id TEXT NOT NULL DEFAULT ({uuid}) -- a UUID, by itself of version 7\n        \
-                 CHECK (id GLOB '????????-????-????-????-????????????' AND id NOT GLOB '*[^0-9a-fA-F-]*'),\n    \
+                 CHECK (id GLOB '????????-????-????-????-????????????' AND id NOT GLOB '*[^0-9a-fA-F-]*'\n                 \
+                 AND length(replace(id, '-', '')) = 32),\n    \
              stream TEXT NOT NULL,\n    \
              type TEXT NOT NULL,\n    \
              key TEXT, -- what the event is about; none: no order\n    \
@@ -114,7 +115,13 @@ pub fn remove(path: &Path, table: &str, force: bool) -> Result<bool> {
         return Ok(false);
     }
     let names = Names::new(table);
-    if !force && is_own(&write, table)? {
+    if !is_own(&write, table)? {
+        return Err(Error::new(Kind::Refused, format!("{table} is no outbox that `headwater init` made"))
+            .hint(
+                "a table of another layout is yours: DROP TABLE it when no service writes to it any more",
+            ));
+    }
+    if !force {
         let waiting =
             format!("SELECT count(*) FROM {} WHERE state NOT IN ('published', 'dropped')", names.outbox());
         let waiting: i64 = write.query_row(&waiting, [], |row| row.get(0)).sql(doing)?;

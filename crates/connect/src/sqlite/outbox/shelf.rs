@@ -8,6 +8,7 @@ use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{AssertSqlSafe, Row, Sqlite};
 
 use super::pools::Pools;
+use super::store::{id, text};
 use super::{Names, failed};
 use crate::outbox::SetAside;
 use crate::store::now;
@@ -51,11 +52,11 @@ impl SqliteOutboxShelf {
             ),
             drop: format!(
                 "UPDATE {outbox} SET state = 'dropped', settled_at = ?5, next_try = NULL WHERE seq IN ({these}) \
-                 RETURNING stream, key"
+                 RETURNING seq"
             ),
             next: format!(
-                "UPDATE {outbox} SET state = 'retrying', next_try = ?3 WHERE seq = \
-                 (SELECT min(seq) FROM {later} AND stream = ?1 AND key = ?2)"
+                "UPDATE {outbox} SET state = 'retrying', next_try = ?2 WHERE seq = (SELECT min(seq) FROM {later} \
+                 AND stream = (SELECT stream FROM {outbox} WHERE seq = ?1) AND key = (SELECT key FROM {outbox} WHERE seq = ?1))"
             ),
             pools,
             names,
@@ -105,8 +106,7 @@ impl SqliteOutboxShelf {
         let mut transaction = self.pools.write().await?;
         let dropped = self.ask(&self.drop, filter).bind(now).fetch_all(&mut *transaction).await?;
         for row in &dropped {
-            let (stream, key): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
-            let next = sqlx::query(AssertSqlSafe(&*self.next)).bind(stream).bind(key).bind(now);
+            let next = sqlx::query(AssertSqlSafe(&*self.next)).bind(row.try_get::<i64, _>(0)?).bind(now);
             next.execute(&mut *transaction).await?;
         }
         transaction.commit().await?;
@@ -115,15 +115,13 @@ impl SqliteOutboxShelf {
 }
 
 fn set_aside(row: &SqliteRow) -> sqlx::Result<SetAside> {
-    let id: &str = row.try_get("id")?;
-    let wrong = |()| sqlx::Error::Decode(format!("the id {id} of an event is no UUID").into());
     Ok(SetAside {
         sequence: row.try_get("seq")?,
-        id: id.parse().map_err(wrong)?,
-        stream: row.try_get("stream")?,
-        kind: row.try_get("type")?,
-        key: row.try_get("key")?,
-        payload: row.try_get("payload")?,
+        id: id(row, "id")?,
+        stream: text(row, "stream")?.unwrap_or_default(),
+        kind: text(row, "type")?.unwrap_or_default(),
+        key: text(row, "key")?,
+        payload: text(row, "payload")?,
         state: row.try_get("state")?,
         attempts: row.try_get("attempts")?,
         error: row.try_get("error")?,

@@ -12,7 +12,7 @@ use headwater_core::ports::{
 };
 use headwater_core::{EventId, Result, Table};
 use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::{AssertSqlSafe, ColumnIndex, Row};
 
 use super::check::check;
 use super::lease::{Leases, millis};
@@ -54,7 +54,7 @@ impl SqliteOutboxStore {
         let names = Names::new(table);
         let outbox = names.outbox();
         let index = |part: &str| format!("INDEXED BY {}", names.part(part));
-        let columns = "seq, attempts, id, stream, type, key, payload, headers, version, \
+        let columns = "seq, attempts, id, stream, type, key, payload, headers, CAST(version AS INTEGER), \
              CAST(created_at AS INTEGER), state = 'retrying'";
         let heads = "state IN ('retrying', 'parked')";
         let waiting = format!("{outbox} AS later {} WHERE later.state = 'waiting'", index("waiting"));
@@ -82,17 +82,18 @@ impl SqliteOutboxStore {
             // From key to key, by the first row of each. (Two questions, one for each column of the index: of a pair that
             // is greater than that of another row SQLite looks up the first alone.)
             free: format!(
-                "WITH RECURSIVE first (stream, key) AS (SELECT * FROM (SELECT stream, key FROM {waiting} AND stream >= '' \
-                 ORDER BY stream, key LIMIT 1) UNION ALL SELECT row.stream, row.key FROM first CROSS JOIN {outbox} AS row \
+                "WITH RECURSIVE first (seq, stream, key) AS (SELECT * FROM (SELECT seq, stream, key FROM {waiting} AND stream >= '' \
+                 ORDER BY stream, key LIMIT 1) UNION ALL SELECT row.seq, row.stream, row.key FROM first CROSS JOIN {outbox} AS row \
                  ON row.seq = coalesce((SELECT seq FROM {waiting} AND later.stream = first.stream AND later.key > first.key \
                   ORDER BY later.key LIMIT 1), (SELECT seq FROM {waiting} AND later.stream > first.stream \
-                  ORDER BY later.stream, later.key LIMIT 1))) SELECT stream, key FROM first WHERE NOT EXISTS \
+                  ORDER BY later.stream, later.key LIMIT 1))) SELECT seq FROM first WHERE NOT EXISTS \
                  (SELECT 1 FROM {outbox} AS head {} WHERE head.{heads} AND head.stream = first.stream AND head.key = first.key)",
                 index("heads")
             ),
             resume: format!(
                 "UPDATE {outbox} NOT INDEXED SET state = 'new' WHERE seq IN \
-                 (SELECT seq FROM {waiting} AND stream = ?1 AND key = ?2 LIMIT ?3)"
+                 (SELECT seq FROM {waiting} AND stream = (SELECT stream FROM {outbox} WHERE seq = ?1) \
+                  AND key = (SELECT key FROM {outbox} WHERE seq = ?1) LIMIT ?2)"
             ),
             clean: format!(
                 "DELETE FROM {outbox} WHERE seq IN (SELECT seq FROM {outbox} {} \
@@ -175,14 +176,14 @@ impl SqliteOutboxStore {
     /// Says which keys are blocked, and lets go what waits behind none of them: some of it at a time, as nobody
     /// reads the lane before all of it is.
     async fn resume(&self, lane: Lane, blocked: &mut Vec<(Lane, BlockedKey)>) -> sqlx::Result<()> {
-        let key = |row: &SqliteRow| -> sqlx::Result<BlockedKey> { Ok((row.try_get(0)?, row.try_get(1)?)) };
-        let free = sqlx::query(AssertSqlSafe(&*self.free)).fetch_all(&self.pools.reads).await?;
-        let mut free = free.iter().map(key).collect::<sqlx::Result<Vec<_>>>()?;
+        // Of each free key the first row.
+        let free = sqlx::query_scalar(AssertSqlSafe(&*self.free));
+        let mut free: Vec<i64> = free.fetch_all(&self.pools.reads).await?;
         while !free.is_empty() {
             let mut transaction = self.pools.write().await?;
             let mut room = RESUMED;
-            while let Some((stream, key)) = free.last().filter(|_| room > 0) {
-                let resume = sqlx::query(AssertSqlSafe(&*self.resume)).bind(&**stream).bind(&**key);
+            while let Some(first) = free.last().filter(|_| room > 0) {
+                let resume = sqlx::query(AssertSqlSafe(&*self.resume)).bind(*first);
                 let resumed = resume.bind(room).execute(&mut *transaction).await?.rows_affected();
                 room = room.saturating_sub(resumed.try_into().unwrap_or(i64::MAX).max(1));
                 if room > 0 {
@@ -193,24 +194,34 @@ impl SqliteOutboxStore {
         }
         let keys = sqlx::query(AssertSqlSafe(&*self.blocked)).fetch_all(&self.pools.reads).await?;
         for row in &keys {
-            blocked.push((lane, key(row)?));
+            blocked.push((lane, (text(row, 0)?.unwrap_or_default(), text(row, 1)?.unwrap_or_default())));
         }
         Ok(())
     }
 }
 
-fn claimed_row(lane: Lane, row: &SqliteRow) -> sqlx::Result<ClaimedRow> {
-    let text: &str = row.try_get(2)?;
+/// A text as it may be shown and compared: SQLite takes whatever bytes an application writes.
+pub(super) fn text<I: ColumnIndex<SqliteRow>>(row: &SqliteRow, at: I) -> sqlx::Result<Option<String>> {
+    let bytes: Option<&[u8]> = row.try_get(at)?;
+    Ok(bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned()))
+}
+
+/// The id of an event.
+pub(super) fn id<I: ColumnIndex<SqliteRow>>(row: &SqliteRow, at: I) -> sqlx::Result<EventId> {
+    let text = text(row, at)?.unwrap_or_default();
     let wrong = |()| sqlx::Error::Decode(format!("the id {text} of an event is no UUID").into());
-    let id: EventId = text.parse().map_err(wrong)?;
-    let (stream, key): (&str, Option<&str>) = (row.try_get(3)?, row.try_get(5)?);
+    text.parse().map_err(wrong)
+}
+
+fn claimed_row(lane: Lane, row: &SqliteRow) -> sqlx::Result<ClaimedRow> {
+    let id = id(row, 2)?;
     let created_at = row.try_get::<i64, _>(9)?.saturating_mul(1_000);
-    let text = id.to_string();
+    let of_id = id.to_string();
     let parts = Parts {
-        id: &text,
-        stream,
+        id: &of_id,
+        stream: row.try_get(3)?,
         kind: row.try_get(4)?,
-        key,
+        key: row.try_get(5)?,
         payload: row.try_get(6)?,
         headers: row.try_get(7)?,
         version: row.try_get(8)?,
@@ -222,8 +233,8 @@ fn claimed_row(lane: Lane, row: &SqliteRow) -> sqlx::Result<ClaimedRow> {
         id,
         attempts: row.try_get(1)?,
         again: row.try_get(10)?,
-        stream: stream.to_owned(),
-        key: key.map(str::to_owned),
+        stream: text(row, 3)?.unwrap_or_default(),
+        key: text(row, 5)?,
         created_at,
         row: parts.row(),
     })

@@ -128,6 +128,40 @@ pub async fn an_epoch_rises_whenever_a_lane_passes_on<F: Factory>(factory: &F) {
     assert_eq!(factory.states().await, ["new"]);
 }
 
+/// A question whose server vanishes may be given up, more often than a store has connections, and is asked anew: `store`
+/// reaches the server through `proxy`. For `lock` and `waits` see [`who_goes_silent_while_settling_keeps_no_lane`].
+pub async fn who_hears_nothing_asks_again<F: Factory>(
+    factory: &F,
+    (store, proxy): (F::Store, &Proxy),
+    lock: impl AsyncFn(&mut Tx<F>),
+    waits: impl AsyncFn() -> bool,
+) {
+    publish(factory, &(0..7).map(|n| event("k", n)).collect::<Vec<_>>()).await;
+    lease(factory, "a").await;
+    let rows = claim(factory).await;
+    let briefly = Duration::from_secs(1);
+    for row in &rows {
+        let mut transaction = factory.begin().await;
+        lock(&mut transaction).await;
+        let told = [settled(row, Outcome::Published)];
+        let mut settling = Box::pin(store.settle("a", &told));
+        let waiting = async {
+            while !waits().await {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            answer = &mut settling => panic!("settling does not wait for the row: {answer:?}"),
+            () = within(waiting) => proxy.abandon(),
+        }
+        within(factory.rollback(transaction)).await;
+        assert!(tokio::time::timeout(briefly, &mut settling).await.is_err(), "somebody has answered");
+        drop(settling);
+        // Those that it has beside are silent, too.
+        within(store.claim(&claims(factory, 0, false), ALL)).await.unwrap();
+    }
+}
+
 /// Nor does one that goes silent while it settles keep its lanes longer than its lease and a few seconds. Not every
 /// outbox has a network: `store` reaches the database through `proxy`; `lock` locks the rows in a transaction, and
 /// `waits` says whether somebody waits for such a lock.

@@ -1,0 +1,65 @@
+//! Connections to servers that may go silent: a host that loses its power, or a firewall that forgets a connection, says
+//! nothing, and whoever gives up waiting for an answer leaves a connection behind that nobody can use.
+
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+use sqlx::pool::{PoolConnection, PoolOptions};
+use sqlx::{Connection as _, Database, Pool};
+
+/// How long a connection may take to say that it is well. Of those that a pool has, all may have gone silent.
+const WELL: Duration = Duration::from_secs(3);
+
+/// A pool that closes a connection which does not say in time that it is well, before it lends it.
+pub(crate) fn distrusts<DB: Database>(pool: PoolOptions<DB>) -> PoolOptions<DB> {
+    pool.test_before_acquire(false).before_acquire(|connection, _| {
+        Box::pin(async {
+            Ok(tokio::time::timeout(WELL, connection.ping()).await.is_ok_and(|well| well.is_ok()))
+        })
+    })
+}
+
+/// So many bytes that nobody wants any more may still come through a connection before its next statement.
+pub(crate) const DRAINED: usize = 4 << 20;
+
+/// A connection of a pool that is closed, unless it is given back: the pool would ask it first whether it is well, and
+/// keep its place until there is an answer.
+pub(crate) struct Lent<DB: Database> {
+    connection: PoolConnection<DB>,
+    /// The server has answered all that it was asked.
+    answered: bool,
+}
+
+impl<DB: Database> Lent<DB> {
+    /// One of this pool.
+    pub async fn of(pool: &Pool<DB>) -> sqlx::Result<Self> {
+        Ok(Self { connection: pool.acquire().await?, answered: false })
+    }
+
+    /// The pool may lend it to others.
+    pub fn back(mut self) {
+        self.answered = true;
+    }
+}
+
+impl<DB: Database> Deref for Lent<DB> {
+    type Target = PoolConnection<DB>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.connection
+    }
+}
+
+impl<DB: Database> DerefMut for Lent<DB> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.connection
+    }
+}
+
+impl<DB: Database> Drop for Lent<DB> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.connection.close_on_drop();
+        }
+    }
+}
