@@ -16,7 +16,7 @@ pub(super) async fn live(how: &Messaging, rate: u64, kafka: &Kafka) -> Case {
     let server = settings.set("max_connections", 200).start().await.expect("PostgreSQL starts");
     let (a, b) = (orders(&server).await, features(&server).await);
     let (clients, handlers) = (CLIENTS, HANDLERS as usize - 2);
-    let live = Live { how, name: "postgres", rate, kafka, url: a.url(), clients, handlers };
+    let live = Live { how, name: "postgres", rate, kafka, url: a.unix_url(), clients, handlers };
     let shop =
         Shop { pool: pool(&a, CLIENTS).await, outbox: Outbox::new(PostgresOutbox::new("public.outbox")) };
     live.run(shop, PostgresInbox::new(pool(&b, HANDLERS).await), Remember).await
@@ -43,7 +43,7 @@ async fn features(server: &Postgres) -> Database {
 
 async fn pool(database: &Database, connections: u32) -> PgPool {
     let options = PgPoolOptions::new().max_connections(connections).test_before_acquire(false);
-    options.connect(database.url()).await.expect("a pool")
+    options.connect(database.unix_url()).await.expect("a pool")
 }
 
 #[derive(Clone)]
@@ -54,17 +54,13 @@ struct Shop {
 
 impl Orders for Shop {
     async fn place(&self, id: i64, item: i32, placed: impl FnOnce() -> Event + Send) {
-        let business = async {
-            let mut tx = self.pool.begin().await?;
-            let order = sqlx::query("INSERT INTO orders VALUES ($1, 7, 1990)").bind(id);
-            order.execute(&mut *tx).await?;
-            let lines = sqlx::query("INSERT INTO order_line VALUES ($1, 1, $2), ($1, 2, $2 + 1)");
-            lines.bind(id).bind(item).execute(&mut *tx).await?;
-            let stock = sqlx::query("UPDATE stock SET pieces = pieces - 1 WHERE item = $1").bind(item);
-            stock.execute(&mut *tx).await?;
-            Ok::<_, sqlx::Error>(tx)
-        };
-        let mut tx = business.await.expect("the business");
+        // Several rows of several tables, and one round trip.
+        let business = "WITH placed AS (INSERT INTO orders VALUES ($1, 7, 1990)), \
+             lines AS (INSERT INTO order_line VALUES ($1, 1, $2), ($1, 2, $2 + 1)) \
+             UPDATE stock SET pieces = pieces - 1 WHERE item = $2";
+        let mut tx = self.pool.begin().await.expect("a transaction");
+        let business = sqlx::query(business).bind(id).bind(item);
+        business.execute(&mut *tx).await.expect("the business");
         self.outbox.publish(&mut tx, placed()).await.expect("an event");
         tx.commit().await.expect("a commit");
     }
