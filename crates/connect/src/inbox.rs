@@ -8,12 +8,21 @@ use headwater_core::ports::{Aside, ShelfState};
 use headwater_core::{Error, Event, EventId, Header, Kind, Micros, Position, Record, Result};
 use serde_json::{Value, json};
 use smallvec::SmallVec;
+use sqlx::{AssertSqlSafe, Database, Pool, Transaction};
 
 /// Inbox rows that one statement deletes.
 pub const CLEANED: i64 = 1000;
 
 /// How much later than the consumer a server gives up a handler's statement.
 pub const MARGIN: Duration = Duration::from_secs(1);
+
+/// Begins a transaction, in a task of its own: one that nobody waits for any more when it has begun is rolled back. sqlx
+/// itself would give its connection back with the transaction open, and the next to use it would write into that.
+pub async fn begin<D: Database>(pool: &Pool<D>, sql: String) -> sqlx::Result<Transaction<'static, D>> {
+    let pool = pool.clone();
+    let begun = tokio::spawn(async move { pool.begin_with(AssertSqlSafe(sql)).await });
+    begun.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
+}
 
 /// The columns of an event that is set aside.
 pub struct Columns {

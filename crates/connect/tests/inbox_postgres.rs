@@ -9,7 +9,7 @@ use bytes::Bytes;
 use headwater_connect::postgres::inbox::{PostgresInbox, install, script};
 use headwater_connect::postgres::url::ConnectOptions;
 use headwater_core::ports::{Backlog, Due, Inbox, Settlement, Taken};
-use headwater_testkit::servers::{Database, Postgres};
+use headwater_testkit::servers::{Database, Postgres, Proxy};
 use headwater_testkit::suites::inbox::{Factory, tools};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Executor, PgPool, Transaction};
@@ -64,6 +64,31 @@ impl Factory for OnPostgres {
 }
 
 headwater_testkit::inbox_suite!(OnPostgres::new().await);
+
+/// A transaction that nobody waits for any more is not in the next one's way: that may be the service's own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_is_given_up_while_it_begins_is_rolled_back() {
+    let factory = OnPostgres::new().await;
+    let proxy = Proxy::start(("127.0.0.1", Postgres::shared().await.unwrap().port())).await.unwrap();
+    let options = PgPoolOptions::new().max_connections(1).test_before_acquire(false);
+    let pool = options.connect(&factory.database.url_through(&proxy)).await.unwrap();
+    let inbox = PostgresInbox::new(pool.clone());
+    proxy.hold();
+    let mut begun = Box::pin(inbox.begin("c", &[]));
+    // It has the pool's one connection then, and its BEGIN is on the way.
+    while pool.num_idle() > 0 {
+        assert!(futures::poll!(&mut begun).is_pending());
+        tokio::task::yield_now().await;
+    }
+    drop(begun);
+    proxy.release();
+    let mut transactions = Vec::new();
+    for _ in 0..2 {
+        let ask = sqlx::query_scalar::<_, String>("SELECT pg_current_xact_id()::text");
+        transactions.push(tools::within(ask.fetch_one(&pool)).await.unwrap());
+    }
+    assert_ne!(transactions[0], transactions[1], "each statement is a transaction of its own");
+}
 
 /// Tables that are missing are told apart from a server that is away.
 #[tokio::test]

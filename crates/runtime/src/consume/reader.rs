@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use headwater_core::ports::{Backlog, Bus, Cursor, Delivery, SeekTo, Start, Subscribe, Subscription};
@@ -17,6 +18,9 @@ use super::seat::Seat;
 use super::{Handle, Item, Received, Shared, order_key};
 use crate::clock;
 use crate::pipeline::Backoff;
+
+/// The last cursors have at least so long to be written.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// Reads until it is over; then waits for the workers, writes the last cursors and leaves the group.
 pub(super) async fn run<I, H>(
@@ -257,11 +261,16 @@ where
         }
         workers.shutdown().await;
         let Some(mut subscription) = self.subscription.take() else { return };
-        let (consumer, timeout) = (Arc::clone(&self.shared.name), self.shared.settings.drain_timeout);
-        match tokio::time::timeout(timeout, self.commit(&mut *subscription)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%consumer, %error, "a group's cursor stays behind"),
-            Err(_) => tracing::warn!(%consumer, "a group's cursor stays behind: the bus does not answer"),
+        // What is left of the time, and a moment where workers took all of it.
+        let shared = self.shared;
+        let over = async { tokio::join!(shared.cut_off(), tokio::time::sleep(MOMENT)) };
+        let consumer = &*shared.name;
+        tokio::select! {
+            biased;
+            committed = self.commit(&mut *subscription) => if let Err(error) = committed {
+                tracing::warn!(consumer, %error, "a group's cursor stays behind");
+            },
+            _ = over => tracing::warn!(consumer, "a group's cursor stays behind: the bus does not answer"),
         }
     }
 }

@@ -18,7 +18,7 @@ use sqlx::{AssertSqlSafe, Executor, MySql, MySqlPool, Row, Transaction};
 use bound::Bound;
 pub use layout::{SCRIPT, install};
 
-use crate::inbox::{MARGIN, hex};
+use crate::inbox::{MARGIN, begin, hex};
 use crate::mysql::sql::{LONGEST, list};
 use crate::sqlx_errors::SqlxExt;
 use crate::store::micros;
@@ -67,25 +67,26 @@ const BLOCKED: &str = "SELECT asked.at FROM JSON_TABLE(?, '$[*]' COLUMNS (at FOR
 
 /// The first of each key, by the index alone (from key to key, where the server knows that this is less), then
 /// those of them that may go; and events without a key.
-const DUE: &str = "(SELECT head.stream, head.`key`, head.seq FROM ( \
+const DUE: &str = "SELECT stream, `key`, seq FROM ((SELECT head.stream, head.`key`, head.seq, head.next_try FROM ( \
          SELECT MIN(seq) AS seq FROM headwater_parked FORCE INDEX (headwater_parked_key) \
          WHERE consumer = ? AND key_hash IS NOT NULL GROUP BY consumer, stream, key_hash) AS first \
          STRAIGHT_JOIN headwater_parked AS head ON head.seq = first.seq \
          WHERE head.state = 'waiting' OR head.state = 'retrying' AND head.next_try <= UTC_TIMESTAMP(6) \
-         ORDER BY head.seq LIMIT ?) \
+         ORDER BY head.next_try, head.seq LIMIT ?) \
      UNION ALL \
-     (SELECT stream, NULL, seq FROM headwater_parked FORCE INDEX (headwater_parked_retrying) \
+     (SELECT stream, NULL, seq, next_try FROM headwater_parked FORCE INDEX (headwater_parked_retrying) \
          WHERE consumer = ? AND key_hash IS NULL AND state = 'retrying' AND next_try <= UTC_TIMESTAMP(6) \
-         ORDER BY seq LIMIT ?) \
-     ORDER BY seq LIMIT ?";
+         ORDER BY next_try, seq LIMIT ?)) AS due \
+     ORDER BY next_try, seq LIMIT ?";
 
 const FIRST: &str = "SELECT seq FROM headwater_parked FORCE INDEX (headwater_parked_key) \
      WHERE consumer = ? AND stream = ? AND key_hash = UNHEX(SHA2(?, 256)) ORDER BY seq LIMIT 1";
 
-/// By the newest row and not by the clock: what a consumer handled before it stood still, and reads again afterwards, does
+/// By the newest row, unless it is from the future, and not by the clock: what a consumer handled before it stood still, and reads again afterwards, does
 /// not grow old meanwhile.
 const OLD: &str = "SELECT event_id FROM headwater_inbox FORCE INDEX (headwater_inbox_handled_at) WHERE consumer = ? \
-     AND handled_at <= (SELECT MAX(newest.handled_at) FROM headwater_inbox AS newest WHERE newest.consumer = ?) \
+     AND handled_at <= (SELECT LEAST(MAX(newest.handled_at), UTC_TIMESTAMP(6)) FROM headwater_inbox AS newest \
+         WHERE newest.consumer = ?) \
          - INTERVAL ? MICROSECOND ORDER BY handled_at LIMIT ?";
 
 impl MySqlInbox {
@@ -95,11 +96,11 @@ impl MySqlInbox {
     }
 
     async fn open(&self, doing: &str) -> Result<Transaction<'static, MySql>> {
-        let begun = match &self.bound {
-            None => self.pool.begin_with(BEGIN).await,
-            Some(bound) => self.pool.begin_with(AssertSqlSafe(format!("{}; {BEGIN}", bound.set()))).await,
+        let sql = match &self.bound {
+            None => BEGIN.to_owned(),
+            Some(bound) => format!("{}; {BEGIN}", bound.set()),
         };
-        begun.sqlx(doing)
+        begin(&self.pool, sql).await.sqlx(doing)
     }
 
     /// Says something within a transaction that is about to end; what bounded it is as before then.

@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, PgPool, Postgres, Row, Transaction};
 
 pub use layout::{install, script};
 
-use crate::inbox::{CLEANED, MARGIN};
+use crate::inbox::{CLEANED, MARGIN, begin};
 use crate::sqlx_errors::SqlxExt;
 use layout::Tables;
 
@@ -67,7 +67,7 @@ impl PostgresInbox {
     }
 
     async fn open(&self, doing: &str) -> Result<Transaction<'static, Postgres>> {
-        self.pool.begin_with(AssertSqlSafe(&*self.begin)).await.sqlx(doing)
+        begin(&self.pool, self.begin.to_string()).await.sqlx(doing)
     }
 }
 
@@ -120,14 +120,15 @@ impl Sql {
                              AND (stream, sha256(key)) > (keys.stream, keys.hash) \
                          ORDER BY stream, sha256(key) LIMIT 1) AS next \
                  ) \
-                 SELECT keys.stream, keys.key, head.seq FROM keys CROSS JOIN LATERAL ( \
+                 SELECT stream, key, seq FROM ( \
+                 SELECT keys.stream, keys.key, head.seq, head.next_try FROM keys CROSS JOIN LATERAL ( \
                      SELECT seq, state, next_try FROM {parked} WHERE consumer = $1 AND stream = keys.stream \
                          AND sha256(key) = keys.hash AND key IS NOT NULL ORDER BY seq LIMIT 1) AS head \
                  WHERE head.state = 'waiting' OR head.state = 'retrying' AND head.next_try <= clock_timestamp() \
                  UNION ALL \
-                 SELECT stream, NULL, seq FROM {parked} \
+                 SELECT stream, NULL, seq, next_try FROM {parked} \
                  WHERE consumer = $1 AND key IS NULL AND state = 'retrying' AND next_try <= clock_timestamp() \
-                 LIMIT $2"
+                 ) AS due ORDER BY next_try NULLS FIRST, seq LIMIT $2"
             ),
             head: format!(
                 "SELECT {columns} FROM {parked} WHERE seq = CASE WHEN $3::bytea IS NULL THEN $4 ELSE ( \
@@ -136,13 +137,13 @@ impl Sql {
                  ) END AND (state = 'waiting' OR state = 'retrying' AND next_try <= clock_timestamp()) \
                  FOR UPDATE SKIP LOCKED"
             ),
-            // By the newest row and not by the clock: what a consumer handled before it stood still, and reads again
+            // By the newest row, unless it is from the future, and not by the clock: what a consumer handled before it stood still, and reads again
             // afterwards, does not grow old meanwhile.
             clean: format!(
                 "DELETE FROM {inbox} WHERE ctid = ANY(ARRAY( \
                      SELECT ctid FROM {inbox} WHERE consumer = $1 \
-                         AND handled_at <= (SELECT max(handled_at) - $2 * interval '1 microsecond' FROM {inbox} \
-                             WHERE consumer = $1) \
+                         AND handled_at <= (SELECT least(max(handled_at), clock_timestamp()) - $2 * interval '1 microsecond' \
+                             FROM {inbox} WHERE consumer = $1) \
                      ORDER BY handled_at LIMIT $3 FOR UPDATE SKIP LOCKED))"
             ),
             settle: settle::Sql::new(tables),

@@ -55,18 +55,18 @@ const BLOCKED: &str = "SELECT asked.key FROM json_each(?2) AS asked WHERE EXISTS
 /// The state is that of the row with the lowest sequence: SQLite promises it of a lone min().
 const DUE: &str = "SELECT stream, key, seq FROM ( \
          SELECT stream, key, min(seq) AS seq, state, next_try FROM headwater_parked \
-         WHERE consumer = ?1 AND key IS NOT NULL GROUP BY stream, key) \
+         WHERE consumer = ?1 AND key IS NOT NULL GROUP BY stream, key \
+         UNION ALL \
+         SELECT stream, NULL, seq, state, next_try FROM headwater_parked \
+         WHERE consumer = ?1 AND key IS NULL AND state = 'retrying') \
      WHERE state = 'waiting' OR state = 'retrying' AND next_try <= ?3 \
-     UNION ALL \
-     SELECT stream, NULL, seq FROM headwater_parked \
-     WHERE consumer = ?1 AND key IS NULL AND state = 'retrying' AND next_try <= ?3 \
-     LIMIT ?2";
+     ORDER BY next_try, seq LIMIT ?2";
 
-/// By the newest row and not by the clock: what a consumer handled before it stood still, and reads again afterwards, does
+/// By the newest row, unless it is from the future, and not by the clock: what a consumer handled before it stood still, and reads again afterwards, does
 /// not grow old meanwhile.
 const CLEAN: &str = "DELETE FROM headwater_inbox WHERE consumer = ?1 AND event_id IN ( \
          SELECT event_id FROM headwater_inbox WHERE consumer = ?1 \
-             AND handled_at <= (SELECT max(handled_at) - ?2 FROM headwater_inbox WHERE consumer = ?1) \
+             AND handled_at <= (SELECT min(max(handled_at), ?4) - ?2 FROM headwater_inbox WHERE consumer = ?1) \
          ORDER BY handled_at LIMIT ?3)";
 
 impl SqliteInbox {
@@ -158,7 +158,7 @@ impl Inbox for SqliteInbox {
     }
 
     async fn clean(&self, consumer: &str, retention: Duration) -> Result<u64> {
-        let clean = sqlx::query(CLEAN).bind(consumer).bind(micros(retention)).bind(CLEANED);
+        let clean = sqlx::query(CLEAN).bind(consumer).bind(micros(retention)).bind(CLEANED).bind(now());
         Ok(clean.execute(&self.pool).await.sqlx("cleaning the inbox")?.rows_affected())
     }
 }

@@ -75,6 +75,7 @@ macro_rules! inbox_suite {
             a_cursor_moves_with_the_effect_and_never_back,
             old_rows_are_cleaned_and_no_others,
             what_was_handled_does_not_grow_old_while_nothing_is,
+            a_row_from_the_future_makes_no_other_old,
             // setting aside
             a_parked_event_blocks_its_key_and_nothing_else,
             an_event_without_a_key_blocks_nothing,
@@ -83,6 +84,7 @@ macro_rules! inbox_suite {
             a_backlog_goes_in_order_once_it_is_let_go,
             what_waits_behind_nothing_is_due,
             what_is_to_be_tried_again_is_due_by_itself,
+            what_waited_longest_is_due_first,
             a_retry_waits_and_a_parked_one_stays,
             // the shelf
             the_shelf_lists_keys_and_shows_events,

@@ -178,6 +178,28 @@ pub async fn what_is_to_be_tried_again_is_due_by_itself<F: Factory>(factory: &F)
     go(factory, &names, &due[0], &records[1]).await;
 }
 
+/// Keys that fail again and again are not in the way of those behind them.
+pub async fn what_waited_longest_is_due_first<F: Factory>(factory: &F) {
+    let (inbox, names) = (factory.inbox(), Names::new());
+    for (n, key) in ["b", "a", "c"].into_iter().enumerate() {
+        let record = names.record(n as u64, Some(key));
+        let aside = Aside { again: Some(Duration::ZERO), ..aside(&record, true) };
+        let (transaction, _) = within(inbox.begin(&names.consumer, &[arrival(&record)])).await.unwrap();
+        let settlement = Settlement { aside: vec![aside], ..Settlement::default() };
+        within(inbox.commit(transaction, &names.consumer, &settlement)).await.unwrap();
+    }
+    let mut keys = Vec::new();
+    for _ in 0..6 {
+        let due = within(inbox.due(&names.consumer, 1)).await.unwrap();
+        keys.extend(key_of(&due).into_iter().flatten().map(str::to_owned));
+        let (transaction, held) = within(inbox.head(&names.consumer, &due[0])).await.unwrap().unwrap();
+        let fate = Fate::Retry(Trouble { attempts: 1, error: "again".into() }, Duration::ZERO);
+        let settlement = Settlement { held: vec![(held.sequence, fate)], ..Settlement::default() };
+        within(inbox.commit(transaction, &names.consumer, &settlement)).await.unwrap();
+    }
+    assert_eq!(keys, ["b", "a", "c", "b", "a", "c"]);
+}
+
 /// Attempts are remembered.
 pub async fn a_retry_waits_and_a_parked_one_stays<F: Factory>(factory: &F) {
     let (inbox, names) = (factory.inbox(), Names::new());

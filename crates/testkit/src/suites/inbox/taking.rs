@@ -162,3 +162,14 @@ pub async fn what_was_handled_does_not_grow_old_while_nothing_is<F: Factory>(fac
     assert_eq!(within(inbox.clean(&names.consumer, week)).await.unwrap(), 1);
     assert_eq!(states(&inbox, &names.consumer, &records).await, [New, Seen]);
 }
+
+/// A clock that was wrong for a moment is not the measure of what was handled when it was right.
+pub async fn a_row_from_the_future_makes_no_other_old<F: Factory>(factory: &F) {
+    let (inbox, names) = (factory.inbox(), Names::new());
+    let records = [1, 2].map(|n| names.record(n, Some("a")));
+    take(&inbox, &names.consumer, &records[..1]).await;
+    factory.age(&names.consumer, -3650).await;
+    take(&inbox, &names.consumer, &records[1..]).await;
+    assert_eq!(within(inbox.clean(&names.consumer, Duration::from_secs(7 * 86_400))).await.unwrap(), 0);
+    assert_eq!(states(&inbox, &names.consumer, &records).await, [Seen, Seen]);
+}
