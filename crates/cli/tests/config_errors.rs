@@ -207,6 +207,19 @@ fn the_rest_of_the_file() {
     );
 }
 
+/// A relay that reads nothing would stand still without a word, and one that reads too much at once make checkpoints that
+/// no broker takes.
+#[test]
+fn how_much_a_relay_reads_at_once_has_bounds() {
+    for wrong in ["0", "8001", "-1"] {
+        let said = errors(&format!("{SHOP}[relay]\nbatch = {wrong}\n"));
+        assert!(said.contains("line 6: relay.batch: "), "{said}");
+    }
+    let said = errors(&format!("{SHOP}[relay]\nbatch = 0\n"));
+    assert_eq!(said, "line 6: relay.batch: expected a whole number from 1 to 8000");
+    assert_eq!(read(&format!("{SHOP}[relay]\nbatch = 8000\n")).unwrap().relay.batch, 8_000);
+}
+
 #[test]
 fn errors_of_several_sections_come_together() {
     let text = format!("{SHOP}[bus]\nkind = \"kafak\"\n[http]\nport = 1\n{STREAM}verison = 2\n");

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use headwater_core::ports::{Bus, OutboxStore};
 use headwater_core::{Origin, Result, StreamSpec};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Settings, required_duration};
@@ -40,10 +40,21 @@ pub struct RelaySettings {
     /// How often a row is tried before it is parked.
     pub attempts: u32,
     /// How many rows of a lane are read at once.
+    #[serde(deserialize_with = "rows_at_once")]
     pub batch: usize,
     /// How long published rows stay.
     #[serde(deserialize_with = "required_duration")]
     pub retention: Duration,
+}
+
+/// None would be no relay; and the ids of all that a lane may have on its way go into each of its checkpoints, which a
+/// broker takes up to a megabyte.
+fn rows_at_once<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<usize, D::Error> {
+    let rows = usize::deserialize(deserializer)?;
+    if (1..=8_000).contains(&rows) {
+        return Ok(rows);
+    }
+    Err(serde::de::Error::custom("expected a whole number from 1 to 8000"))
 }
 
 impl Default for RelaySettings {
