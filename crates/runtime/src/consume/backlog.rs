@@ -16,6 +16,16 @@ const KEYS: usize = 100;
 /// How much longer than a look the pause after it is at least.
 const EASE: u32 = 20;
 
+/// What became of the first event of a key.
+enum Step {
+    /// It was handled.
+    Gone,
+    /// It failed, and is not due for a while.
+    PutOff,
+    /// It is another's, or not due any more.
+    Nothing,
+}
+
 /// Looks for what may go on until it is over.
 pub(super) async fn run<I, H>(shared: Arc<Shared<I, H>>)
 where
@@ -52,14 +62,16 @@ where
     H: Handle<I::Transaction>,
 {
     /// Handles the events of a key one after the other, until one fails, none is left, or it is time to look again;
-    /// whether any went.
+    /// whether any is no longer due.
     async fn let_go(&self, due: Due, until: Instant) -> bool {
         let mut went = false;
         loop {
             match self.let_one_go(&due).await {
-                Ok(true) if Instant::now() >= until => return true,
-                Ok(true) => went = true,
-                Ok(false) => return went,
+                Ok(Step::Gone) if Instant::now() >= until => return true,
+                Ok(Step::Gone) => went = true,
+                // Others of which it is not known yet may be due: it is not these that are asked for next.
+                Ok(Step::PutOff) => return true,
+                Ok(Step::Nothing) => return went,
                 Err(error) => {
                     tracing::warn!(consumer = %self.name, stream = %due.stream, %error, "a parked key waits");
                     return went;
@@ -68,13 +80,14 @@ where
         }
     }
 
-    /// Whether the first event of a key was there and went.
-    async fn let_one_go(&self, due: &Due) -> Result<bool> {
+    /// Tries the first event of a key.
+    async fn let_one_go(&self, due: &Due) -> Result<Step> {
         let _turn = self.turn().await;
         if self.halt.is_cancelled() {
-            return Ok(false);
+            return Ok(Step::Nothing);
         }
-        let Some((mut transaction, held)) = self.inbox.head(&self.name, due).await? else { return Ok(false) };
+        let head = self.inbox.head(&self.name, due).await?;
+        let Some((mut transaction, held)) = head else { return Ok(Step::Nothing) };
         let attempts = held.attempts.saturating_add(1);
         let received = Received { record: held.record, attempt: attempts };
         match self.handled(&mut transaction, &[&received]).await {
@@ -82,7 +95,7 @@ where
                 Ok(()) => {
                     self.watch.handled(1);
                     metrics::consumed(&self.name, 1, 0);
-                    return Ok(true);
+                    return Ok(Step::Gone);
                 }
                 Err(error) if self.is_of_the_event(&error, Some(received.id())).await => {
                     self.put_off(&received, held.sequence, Failure::retry(error.to_string())).await?;
@@ -98,7 +111,7 @@ where
                 self.put_off(&received, held.sequence, failure).await?;
             }
         }
-        Ok(false)
+        Ok(Step::PutOff)
     }
 
     /// It has failed once more.

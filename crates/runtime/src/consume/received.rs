@@ -71,6 +71,9 @@ struct Envelope<'a> {
 /// The longest wait.
 const YEAR: Duration = Duration::from_hours(366 * 24);
 
+/// The most characters that are kept of an error: some hold the whole payload.
+const SAID: usize = 4_000;
+
 /// Why an event was not handled.
 #[derive(Debug)]
 pub struct Failure {
@@ -89,17 +92,24 @@ pub(super) enum Then {
 impl Failure {
     /// To be tried again after the usual wait.
     pub fn retry(error: impl Into<String>) -> Self {
-        Self { error: error.into(), then: Then::Retry(None), at: None }
+        Self::new(error.into(), Then::Retry(None))
     }
 
     /// To be tried again, not before `after`, which is a year at most.
     pub fn retry_after(error: impl Into<String>, after: Duration) -> Self {
-        Self { error: error.into(), then: Then::Retry(Some(after.min(YEAR))), at: None }
+        Self::new(error.into(), Then::Retry(Some(after.min(YEAR))))
     }
 
     /// Not to be tried again: it waits for a person, and its key with it.
     pub fn park(error: impl Into<String>) -> Self {
-        Self { error: error.into(), then: Then::Park, at: None }
+        Self::new(error.into(), Then::Park)
+    }
+
+    fn new(mut error: String, then: Then) -> Self {
+        if let Some((end, _)) = error.char_indices().nth(SAID) {
+            error.truncate(end);
+        }
+        Self { error, then, at: None }
     }
 
     /// Says which of several events failed, by its place among them: only that one is tried alone.
@@ -167,6 +177,8 @@ mod tests {
         }
         let failure = Failure::from(std::io::Error::other("no route"));
         assert_eq!((failure.then, failure.error.as_str()), (Then::Retry(None), "no route"));
+        let long = format!("{}é", "x".repeat(SAID - 1)) + &"é".repeat(1 << 20);
+        assert_eq!(Failure::park(long).error.chars().count(), SAID);
         let away = Error::new(Kind::Unavailable, "away").because(std::io::Error::other("cut"));
         assert_eq!(Failure::from(away).error, "away: cut");
     }
