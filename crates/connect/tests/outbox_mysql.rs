@@ -489,6 +489,22 @@ async fn the_layout_of_an_earlier_version_is_found_and_mended() {
     assert_eq!(shelf.list(&one).await.unwrap()[0].waiting, 10);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn check_finds_a_server_that_takes_no_writes() {
+    let server = MySql::start().await.unwrap();
+    let database = server.create_database().await.unwrap();
+    let url = ConnectOptions::parse(database.url()).unwrap();
+    install(&url, "outbox").await.unwrap();
+    let errors = async || -> Vec<Finding> {
+        let findings = MySqlOutboxStore::new(&url, "outbox").check().await.unwrap();
+        findings.into_iter().filter(|finding| finding.severity == Severity::Error).collect()
+    };
+    assert_eq!(errors().await, []);
+    database.execute("SET GLOBAL read_only = ON").await.unwrap();
+    let found = errors().await;
+    assert!(found.len() == 1 && found[0].message.contains("takes no writes"), "{found:?}");
+}
+
 /// What a claim does not want any more goes through its connection where that is little; else the connection
 /// ends.
 #[tokio::test(flavor = "multi_thread")]

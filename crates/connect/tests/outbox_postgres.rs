@@ -226,6 +226,21 @@ async fn plans_name_the_partial_indexes() {
     }
 }
 
+/// A standby says of itself that it takes no writes, as does this.
+#[tokio::test(flavor = "multi_thread")]
+async fn check_finds_a_server_that_takes_no_writes() {
+    let factory = OnPostgres::new().await;
+    let errors = async || -> Vec<Finding> {
+        let findings = factory.store().check().await.unwrap();
+        findings.into_iter().filter(|finding| finding.severity == Severity::Error).collect()
+    };
+    assert_eq!(errors().await, []);
+    let name = factory.pool.fetch_one("SELECT current_database()").await.unwrap().get::<String, _>(0);
+    factory.run(format!("ALTER DATABASE {name} SET default_transaction_read_only = on")).await;
+    let found = errors().await;
+    assert!(found.len() == 1 && found[0].message.contains("takes no writes"), "{found:?}");
+}
+
 /// However it is asked for: a table of another layout is somebody's.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_of_another_layout_is_not_dropped() {

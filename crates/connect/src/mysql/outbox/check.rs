@@ -33,6 +33,12 @@ pub(super) async fn check(pool: &MySqlPool, names: &Names) -> sqlx::Result<Vec<F
         let text = format!("the outbox {} is there, with the rights that a relay needs", names.plain());
         findings.push(Finding::ok(text));
     }
+    if sqlx::query_scalar("SELECT @@GLOBAL.read_only <> 0").fetch_one(pool).await? {
+        findings.push(Finding::error(
+            "the server takes no writes: read_only is on, as on a replica",
+            "name the primary in the url: a relay writes down what it has published",
+        ));
+    }
     findings.push(backlog(pool, names).await?);
     let parked = count(pool, names, Queue::Parked(0), Queue::Done).await?;
     if parked > 0 {

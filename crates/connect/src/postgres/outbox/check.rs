@@ -19,6 +19,13 @@ pub(super) async fn check(pool: &PgPool, names: &Names) -> sqlx::Result<Vec<Find
         findings.push(Finding::ok(text));
     }
     findings.extend(missing);
+    let read_only = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'";
+    if sqlx::query_scalar(read_only).fetch_one(pool).await? {
+        findings.push(Finding::error(
+            "the server takes no writes: it is a standby, or default_transaction_read_only is on",
+            "name the primary in the url: a relay writes down what it has published",
+        ));
+    }
     findings.extend(indexes(pool, names).await?);
     findings.push(backlog(pool, names).await?);
     let parked = format!(
