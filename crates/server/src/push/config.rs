@@ -220,7 +220,7 @@ impl Choices {
     }
 
     /// The text for an event.
-    pub(super) fn fill(&self, event: &Event, json: &Parsed) -> std::result::Result<String, String> {
+    pub(super) fn fill(&self, event: &Event, json: &Parsed<'_>) -> std::result::Result<String, String> {
         let template = match self {
             Self::All(template) => Some(template),
             Self::By(table) => {

@@ -127,10 +127,10 @@ impl Requests {
         request.header("webhook-signature", signature(&self.secrets, id, timestamp, body))
     }
 
-    fn one(&self, event: &Event, json: &Parsed) -> Vec<u8> {
+    fn one(&self, event: &Event, json: &Parsed<'_>) -> Vec<u8> {
         let whole = event.payload.as_deref().unwrap_or_default();
         match self.body {
-            Body::Payload => json.raw_inner(whole).map_or(whole, |inner| inner.get().as_bytes()).to_vec(),
+            Body::Payload => json.inner().map_or(whole, |inner| inner.get().as_bytes()).to_vec(),
             Body::Event => whole.to_vec(),
         }
     }

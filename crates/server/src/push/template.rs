@@ -1,10 +1,10 @@
 //! `https://host/{stream}/{payload.user.id}`: text with members of an event in it.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::HashMap;
 
 use headwater_core::Event;
 use serde::Deserialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// Text with places for what an event says, each percent-encoded.
@@ -86,7 +86,7 @@ impl Template {
     }
 
     /// Filled in; the error says which member the event does not have.
-    pub(super) fn fill(&self, event: &Event, json: &Parsed) -> Result<String, String> {
+    pub(super) fn fill(&self, event: &Event, json: &Parsed<'_>) -> Result<String, String> {
         let mut filled = String::new();
         for part in &self.0 {
             match part {
@@ -140,58 +140,58 @@ pub(super) fn encode(bytes: &[u8], into: &mut String) {
     }
 }
 
-/// An event's payload, read as JSON.
-pub(super) struct Parsed {
-    whole: Option<Value>,
-    id: String,
+/// An event's payload, read as JSON. What is in it stays as it is written: every digit of its numbers.
+pub(super) struct Parsed<'a> {
+    whole: Option<&'a RawValue>,
+    /// What an outbox row said, or the row after the change (before it, where it is gone), if there is an envelope.
+    inner: Option<&'a RawValue>,
+    /// The envelope's `op`.
+    op: Option<String>,
 }
 
-impl Parsed {
-    pub(super) fn of(event: &Event) -> Self {
+impl<'a> Parsed<'a> {
+    pub(super) fn of(event: &'a Event) -> Self {
         let whole = event.payload.as_deref().and_then(|payload| serde_json::from_slice(payload).ok());
-        Self { whole, id: event.id.to_string() }
+        let members = whole.and_then(members).unwrap_or_default();
+        let text =
+            |name: &str| members.get(name).and_then(|raw| serde_json::from_str::<String>(raw.get()).ok());
+        let is_envelope = text("id").is_some_and(|id| id == event.id.to_string());
+        let of_it = ["payload", "after", "before"].map(|name| members.get(name).copied());
+        let inner = of_it.into_iter().flatten().find(|value| value.get() != "null").filter(|_| is_envelope);
+        Self { whole, inner, op: text("op") }
     }
 
     pub(super) fn is_json(&self) -> bool {
         self.whole.is_some()
     }
 
-    /// What an outbox row said, or the row after the change (before it, where it is gone); where there is no
-    /// envelope, all of it.
-    pub(super) fn inner(&self) -> Option<&Value> {
-        let whole = self.whole.as_ref()?;
-        if whole.get("id").and_then(Value::as_str) != Some(&self.id) {
-            return Some(whole);
-        }
-        let members = ["payload", "after", "before"].map(|name| whole.get(name));
-        members.into_iter().flatten().find(|value| !value.is_null()).or(Some(whole))
-    }
-
-    /// The same as it is written in the payload, every digit of its numbers.
-    pub(super) fn raw_inner<'a>(&self, payload: &'a [u8]) -> Option<&'a RawValue> {
-        let whole: BTreeMap<&str, &RawValue> = serde_json::from_slice(payload).ok()?;
-        self.whole.as_ref()?.get("id").and_then(Value::as_str).filter(|id| *id == self.id)?;
-        let members = ["payload", "after", "before"].map(|name| whole.get(name).copied());
-        members.into_iter().flatten().find(|value| value.get() != "null")
+    /// What is in the envelope, if there is one.
+    pub(super) fn inner(&self) -> Option<&'a RawValue> {
+        self.inner
     }
 
     /// What was done: the envelope's `op`, otherwise the type.
-    pub(super) fn op<'a>(&'a self, event: &'a Event) -> &'a str {
-        let op = self.whole.as_ref().and_then(|whole| whole.get("op")?.as_str());
-        op.unwrap_or(&event.kind)
+    pub(super) fn op(&'a self, event: &'a Event) -> &'a str {
+        self.op.as_deref().unwrap_or(&event.kind)
     }
 
     fn member(&self, path: &[String]) -> Option<String> {
-        let walk = |from: &Value| {
-            let found = path.iter().try_fold(from, |value, name| value.get(name))?;
-            match found {
-                Value::String(text) if !text.is_empty() => Some(text.clone()),
-                Value::Number(_) | Value::Bool(_) => Some(found.to_string()),
-                _ => None,
+        let walk = |from: &'a RawValue| {
+            let found =
+                path.iter().try_fold(from, |value, name| members(value)?.get(name.as_str()).copied())?;
+            match found.get().as_bytes().first()? {
+                b'"' => serde_json::from_str(found.get()).ok().filter(|text: &String| !text.is_empty()),
+                b'{' | b'[' | b'n' => None,
+                _ => Some(found.get().to_owned()),
             }
         };
-        walk(self.inner()?).or_else(|| walk(self.whole.as_ref()?))
+        self.inner.and_then(walk).or_else(|| walk(self.whole?))
     }
+}
+
+/// The members of an object.
+fn members(object: &RawValue) -> Option<HashMap<Cow<'_, str>, &RawValue>> {
+    serde_json::from_str(object.get()).ok()
 }
 
 #[cfg(test)]
@@ -228,7 +228,11 @@ mod tests {
         assert_eq!(fill("/{payload.after.user.id}", &envelope).unwrap(), "/%C3%BC%20..");
         assert_eq!(fill("/{payload.x}", "{\"x\":\"../..\"}").unwrap(), "/..%2F..");
         assert!(fill("/{payload.x}", "{\"x\":\"..\"}").unwrap_err().contains("only dots"));
-        assert_eq!(fill("/{payload.x}", "{\"x\":12}").unwrap(), "/12");
+        for number in ["12", "12345678901234567890123", "1.10", "-0.5", "true"] {
+            let payload = format!("{{\"x\": {number} }}");
+            assert_eq!(fill("/{payload.x}", &payload).unwrap(), format!("/{number}"), "as it is written");
+        }
+        assert_eq!(fill("/{payload.\"ü}", "{\"\\\"\\u00fc\":\"a\\nb\"}").unwrap(), "/a%0Ab");
     }
 
     #[test]
@@ -240,10 +244,9 @@ mod tests {
             format!("{{\"id\":\"{id}\",\"after\":null,\"before\":{inner}}}"),
         ] {
             let event = event(&envelope);
-            let raw = Parsed::of(&event).raw_inner(envelope.as_bytes()).map(|raw| raw.get().to_owned());
-            assert_eq!(raw.as_deref(), Some(inner));
+            assert_eq!(Parsed::of(&event).inner().map(RawValue::get), Some(inner));
         }
-        assert!(Parsed::of(&event(inner)).raw_inner(inner.as_bytes()).is_none(), "it is no envelope");
+        assert!(Parsed::of(&event(inner)).inner().is_none(), "it is no envelope");
     }
 
     #[test]
