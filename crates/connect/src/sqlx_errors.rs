@@ -103,6 +103,7 @@ fn sqlite(error: &dyn DatabaseError) -> (Kind, &'static str) {
         8 => (Kind::Refused, "give the user who runs this the right to write to the database and its folder"),
         13 => (Kind::Full, "make room on the disk of the database"),
         10 | 14 => (Kind::Unavailable, ""),
+        11 | 26 => (Kind::Refused, "the file is damaged: look at the disk, and restore it from a backup"),
         _ => (Kind::Refused, ""),
     }
 }

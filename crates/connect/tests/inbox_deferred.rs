@@ -69,6 +69,16 @@ async fn what_is_over_the_budget_is_refused_before_it_is_handled() {
     assert_eq!(inbox.clone().count(&names.consumer).await.unwrap().waiting, set);
 }
 
+#[tokio::test]
+async fn a_damaged_file_is_named_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("push.db");
+    std::fs::write(&file, "no database ".repeat(1000)).unwrap();
+    let error = DeferredInbox::open(&file).await.unwrap_err();
+    assert!(!error.is_retryable() && error.to_string().contains("push.db"), "{error}");
+    assert!(error.hint_text().is_some_and(|hint| hint.contains("backup")), "{error}");
+}
+
 /// A request cannot be taken back: it is not made again because nobody could write down that it was made.
 #[tokio::test]
 async fn what_was_handled_is_not_handed_out_again_while_the_disk_is_full() {

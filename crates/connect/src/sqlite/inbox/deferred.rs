@@ -54,8 +54,9 @@ impl DeferredInbox {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(30));
         let pool = SqlitePoolOptions::new().max_connections(8).connect_with(options).await;
-        let pool = pool.sqlx("opening an inbox")?;
-        sqlx::raw_sql(super::SCRIPT).execute(&pool).await.sqlx("making the tables of an inbox")?;
+        let doing = format!("opening {}", path.display());
+        let pool = pool.sqlx(&doing)?;
+        sqlx::raw_sql(super::SCRIPT).execute(&pool).await.sqlx(&doing)?;
         budget::install(&pool).await?;
         delivery::install(&pool).await?;
         Ok(Self { inner: SqliteInbox::new(pool), budget: Budget(u64::MAX), unwritten: Arc::default() })
