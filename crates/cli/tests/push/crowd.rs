@@ -85,6 +85,34 @@ async fn keys_that_hang_take_half_of_the_requests_at_most() {
     }
 }
 
+/// The same of keys that were set aside, however many there are.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_set_aside_and_hangs_leaves_room_for_what_arrives() {
+    let hangs = |asked: &Asked| asked.events()[0].0.starts_with("hang");
+    let world = World::new(move |_, asked| match hangs(asked) {
+        true => StatusCode::UNPROCESSABLE_ENTITY.into_response(),
+        false => StatusCode::NO_CONTENT.into_response(),
+    })
+    .await;
+    let keys: Vec<String> = (0..40).map(|n| format!("hang{n}")).collect();
+    world.publish(&keys.iter().map(|key| (key.as_str(), "")).collect::<Vec<_>>()).await;
+    // More keys than lanes, and two requests at a time.
+    let running = world.run("concurrency = 2\ntimeout = \"2s\"").await;
+    let deadline = Instant::now() + PATIENCE;
+    while world.parked(&running).await.len() < keys.len() {
+        assert!(Instant::now() < deadline, "they are not set aside");
+    }
+    world.hang(hangs);
+    assert_eq!(running.shelf.retry(&ShelfFilter::default()).await.unwrap(), 40);
+    world.until("they are tried again", |asked| asked.len() > 41).await;
+    world.publish(&[("fine", ""); 20]).await;
+    let asked = world
+        .until("what arrives has come", |asked| asked.iter().filter(|asked| !hangs(asked)).count() == 20)
+        .await;
+    assert!(asked.iter().filter(|asked| hangs(asked)).count() < 60, "it came when they had been tried");
+    running.stop().await;
+}
+
 /// A key that was let go and has much behind it is not the only one that goes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_queue_that_goes_keeps_no_other_key_from_going() {

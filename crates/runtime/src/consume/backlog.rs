@@ -42,7 +42,8 @@ where
                 let until = Instant::now() + pause;
                 let more = due.len() == KEYS;
                 let all = futures::stream::iter(due).map(|due| shared.let_go(due, until));
-                let went = all.buffer_unordered(shared.settings.concurrency).fold(false, async |a, b| a | b);
+                let at_once = shared.settings.held.unwrap_or(shared.settings.concurrency);
+                let went = all.buffer_unordered(at_once).fold(false, async |a, b| a | b);
                 let again = went.await && (more || Instant::now() >= until);
                 if again && !shared.halt.is_cancelled() {
                     continue;

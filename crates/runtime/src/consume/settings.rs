@@ -16,6 +16,8 @@ pub struct ConsumeSettings {
     /// How many transactions it has open at once, each with events of other keys, whether those arrive or were set
     /// aside and go on; 8.
     pub concurrency: usize,
+    /// How many of them may be of what was set aside, where it must leave room for what arrives; all.
+    pub held: Option<usize>,
     /// How many events may share a transaction; 100. With 1, each has its own.
     pub batch: usize,
     /// Whether what is handled at once goes out as one call: events of one partition only, as many as there are up to
@@ -53,6 +55,7 @@ impl Default for ConsumeSettings {
     fn default() -> Self {
         Self {
             concurrency: 8,
+            held: None,
             batch: 100,
             one_call: false,
             max_events: 10_000,
@@ -76,6 +79,7 @@ impl ConsumeSettings {
     pub fn check(&self) -> Result<()> {
         let zero = [
             (self.concurrency == 0, "concurrency"),
+            (self.held == Some(0), "held"),
             (self.batch == 0, "batch"),
             (self.max_events == 0, "max_events"),
             (self.max_bytes == 0, "max_bytes"),

@@ -313,6 +313,11 @@ impl PushConfig {
         Ok(())
     }
 
+    /// How many requests may be tries again.
+    pub(super) fn again(&self) -> usize {
+        (self.concurrency / 2).max(1)
+    }
+
     pub(super) fn signing(&self) -> std::result::Result<Vec<Secret>, String> {
         self.signing_secrets.iter().map(|secret| Secret::parse(&secret.0)).collect()
     }

@@ -140,6 +140,7 @@ where
         let config = &self.config;
         let settings = ConsumeSettings {
             concurrency: config.concurrency.saturating_mul(LANES).min(256).max(config.concurrency),
+            held: Some(config.again()),
             batch: config.batch,
             one_call: true,
             attempts: config.attempts.unwrap_or(u32::MAX),

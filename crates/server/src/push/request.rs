@@ -60,7 +60,7 @@ impl Requests {
             basic: config.basic.as_ref().map(|basic| (basic.user.clone(), basic.password.0.clone())),
             secrets: config.signing().map_err(wrong)?,
             room: Semaphore::new(config.concurrency.min(Semaphore::MAX_PERMITS)),
-            again: Semaphore::new((config.concurrency / 2).clamp(1, Semaphore::MAX_PERMITS)),
+            again: Semaphore::new(config.again().min(Semaphore::MAX_PERMITS)),
         })
     }
 
