@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use headwater_connect::sqlite::inbox::DeferredInbox;
-use headwater_core::ports::{Aside, Backlog, Fate, Inbox, Settlement, Shelf, ShelfFilter, Taken, Trouble};
+use std::time::Duration;
+
+use headwater_connect::sqlite::inbox::{DeferredInbox, delivery};
+use headwater_core::ports::{
+    Arrival, Aside, Backlog, Fate, Inbox, Settlement, Shelf, ShelfFilter, Taken, Trouble,
+};
 use headwater_core::{Kind, Record};
 use headwater_testkit::disk::SmallDisk;
 use headwater_testkit::suites::inbox::tools::{Names, arrival, states};
@@ -67,6 +71,30 @@ async fn what_is_over_the_budget_is_refused_before_it_is_handled() {
     inbox.commit(transaction, &names.consumer, &done).await.unwrap();
     set_aside(&inbox, &names.consumer, &behind, false).await.unwrap();
     assert_eq!(inbox.clone().count(&names.consumer).await.unwrap().waiting, set);
+}
+
+/// What became of an event is known as long as the event is, and no longer.
+#[tokio::test]
+async fn what_became_of_an_event_is_forgotten_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("push.db");
+    let inbox = DeferredInbox::open(&file).await.unwrap();
+    let names = Names::new();
+    let (first, second) = (names.record(1, Some("a")), names.record(2, Some("a")));
+    for (record, attempt) in [(&first, 3), (&second, 1)] {
+        let arrival = Arrival { attempt, ..arrival(record) };
+        let (transaction, _) = inbox.begin(&names.consumer, &[arrival]).await.unwrap();
+        inbox.commit(transaction, &names.consumer, &Settlement::default()).await.unwrap();
+    }
+    let attempts = |record: &Record| {
+        let found = delivery(&file, &names.consumer, record.event.id).unwrap();
+        found.map(|found| (found.state, found.attempts))
+    };
+    let delivered = |attempts| Some(("delivered".to_owned(), attempts));
+    inbox.clean(&names.consumer, Duration::from_hours(1)).await.unwrap();
+    assert_eq!((attempts(&first), attempts(&second)), (delivered(3), delivered(1)));
+    while inbox.clean(&names.consumer, Duration::ZERO).await.unwrap() > 0 {}
+    assert_eq!(attempts(&first), None);
 }
 
 #[tokio::test]

@@ -130,9 +130,9 @@ impl Inbox for DeferredInbox {
     }
 
     async fn clean(&self, consumer: &str, retention: Duration) -> Result<u64> {
+        let cleaned = self.inner.clean(consumer, retention).await?;
         let before = now().saturating_sub(micros(retention));
-        let cleaned = delivery::clean(&self.inner.pool, consumer, before, CLEANED).await?;
-        Ok(cleaned + self.inner.clean(consumer, retention).await?)
+        Ok(cleaned + delivery::clean(&self.inner.pool, consumer, before, CLEANED).await?)
     }
 }
 

@@ -31,8 +31,12 @@ const HELD: &str = "INSERT OR REPLACE INTO headwater_delivery \
 
 const ARRIVED: &str = "INSERT OR REPLACE INTO headwater_delivery VALUES (?1, ?2, 'delivered', ?3, ?4, NULL)";
 
+/// Not before the inbox row, which by itself would say that it is delivered.
 const CLEAN: &str = "DELETE FROM headwater_delivery WHERE (consumer, event_id) IN ( \
-         SELECT consumer, event_id FROM headwater_delivery WHERE consumer = ?1 AND at < ?2 ORDER BY at LIMIT ?3)";
+         SELECT consumer, event_id FROM headwater_delivery AS delivery WHERE consumer = ?1 AND at < ?2 \
+             AND NOT EXISTS (SELECT 1 FROM headwater_inbox AS inbox \
+                 WHERE inbox.consumer = ?1 AND inbox.event_id = delivery.event_id) \
+         ORDER BY at LIMIT ?3)";
 
 /// What is set aside, first; what became of it, before what only says that it was taken.
 const FIND: &str = "SELECT state, attempts, parked_at, error, 0 AS place FROM headwater_parked \
