@@ -33,8 +33,9 @@ const SESSION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; \
 /// How long a connection may be idle: shorter than the server's patience with it.
 const IDLE: Duration = Duration::from_secs(2);
 
-/// How long to wait for a connection.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait for a connection. One whose server has vanished may take all of it to be closed, where it is
+/// protected by TLS; then another is asked for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The outbox of a MySQL or MariaDB database, read by query.
 pub struct MySqlOutboxStore {

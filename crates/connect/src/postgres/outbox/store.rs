@@ -29,6 +29,10 @@ use crate::postgres::url::{ConnectOptions, SslMode};
 /// Done rows that are deleted in one statement.
 const CLEANED: i64 = 1_000;
 
+/// How long to wait for a connection. One whose server has vanished may take all of it to be closed, where it is
+/// protected by TLS; then another is asked for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// The server ends a statement before its answer is waited for no more: who has gone leaves none that waits for a lock.
 const SESSION: &str = "SET statement_timeout = '20s'";
 
@@ -56,7 +60,7 @@ impl PostgresOutboxStore {
     pub fn new(url: &ConnectOptions, table: &str) -> Self {
         // One each to claim, to settle, to renew leases, to clean and to listen.
         let pool = distrusts(PgPoolOptions::new()).max_connections(5).min_connections(0);
-        let pool = pool.acquire_timeout(url.connect_timeout.min(Duration::from_secs(30)));
+        let pool = pool.acquire_timeout(url.connect_timeout.min(PATIENCE));
         let pool = pool.after_connect(|connection, _| {
             Box::pin(async move { connection.execute(sqlx::raw_sql(SESSION)).await.map(drop) })
         });
