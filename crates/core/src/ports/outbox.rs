@@ -49,7 +49,8 @@ pub const LANES: Lane = 8;
 pub trait OutboxStore: Send + Sync {
     /// Tells that a relay is alive, renews its leases, and gives it a fair share of the lanes. Called
     /// several times within `ask.ttl`. Returns every lane that the relay may work now. Without `ask.renew` it only
-    /// looks, and takes what is free.
+    /// looks, and takes what is free. A lease that has run out is not renewed: its lane is free, for its last holder
+    /// too.
     async fn lease(&self, ask: &LeaseAsk) -> Result<Vec<Lease>>;
 
     /// Reads rows that are due, of each lane in the order of their sequence. Takes nothing away: what is
@@ -83,7 +84,8 @@ pub struct LeaseAsk {
     /// Whether its leases are renewed, and it is known to be alive for as long. Otherwise what it holds lasts as long as
     /// before: a question that costs little and is asked often.
     pub renew: bool,
-    /// Whether it ends: it is given nothing, and no longer counts among those that share.
+    /// Whether it ends: it is given nothing, and no longer counts among those that share. What it does not give back
+    /// it keeps.
     pub leaving: bool,
 }
 
@@ -92,7 +94,8 @@ pub struct LeaseAsk {
 pub struct Lease {
     /// The lane.
     pub lane: Lane,
-    /// Rises whenever the lane passes to another relay.
+    /// Rises whenever the lane is given to a relay: to another, or to the same after its lease has run out or was given
+    /// back.
     pub epoch: u64,
     /// Another relay waits for it: to be given back once nothing is on its way.
     pub wanted: bool,

@@ -31,17 +31,22 @@ impl Leases {
                 "INSERT INTO {relay} (`until`, `relay`) VALUES ({until}, ?) ON DUPLICATE KEY UPDATE `until` = VALUES(`until`)"
             ),
             leave: format!("DELETE FROM {relay} WHERE `relay` = ?"),
-            renew: format!("UPDATE {lease} SET `until` = {until} WHERE `relay` = ?"),
+            // What has run out is taken anew, under another epoch: what was asked before may arrive late.
+            renew: format!(
+                "UPDATE {lease} SET `until` = {until} WHERE `relay` = ? AND `until` > UTC_TIMESTAMP(6)"
+            ),
             live_now: format!(
                 "SELECT alive.`relay`, COUNT(lease.`lane`) FROM {relay} AS alive \
-                 LEFT JOIN {lease} AS lease ON lease.`relay` = alive.`relay` \
+                 LEFT JOIN {lease} AS lease ON lease.`relay` = alive.`relay` AND lease.`until` > UTC_TIMESTAMP(6) \
                  WHERE alive.`until` > UTC_TIMESTAMP(6) GROUP BY alive.`relay`"
             ),
             take: format!(
                 "UPDATE {lease} SET `relay` = ?, `epoch` = `epoch` + 1, `until` = {until} \
                  WHERE `until` < UTC_TIMESTAMP(6) ORDER BY `lane` LIMIT ?"
             ),
-            held: format!("SELECT `lane`, `epoch` FROM {lease} WHERE `relay` = ? ORDER BY `lane`"),
+            held: format!(
+                "SELECT `lane`, `epoch` FROM {lease} WHERE `relay` = ? AND `until` > UTC_TIMESTAMP(6) ORDER BY `lane`"
+            ),
             lease,
         }
     }
@@ -57,14 +62,14 @@ impl Leases {
             );
             sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(&ask.relay).execute(&mut *on).await?;
         }
+        let ttl = micros(ask.ttl);
         if ask.leaving {
             sqlx::query(AssertSqlSafe(&*self.leave)).bind(&ask.relay).execute(&mut *on).await?;
-            return Ok(Vec::new());
-        }
-        let ttl = micros(ask.ttl);
-        if ask.renew {
+        } else if ask.renew {
             sqlx::query(AssertSqlSafe(&*self.live)).bind(ttl).bind(&ask.relay).execute(&mut *on).await?;
             sqlx::query(AssertSqlSafe(&*self.forget)).execute(&mut *on).await?;
+        }
+        if ask.renew {
             sqlx::query(AssertSqlSafe(&*self.renew)).bind(ttl).bind(&ask.relay).execute(&mut *on).await?;
         }
         let live = sqlx::query(AssertSqlSafe(&*self.live_now)).fetch_all(&mut *on).await?;
@@ -72,7 +77,8 @@ impl Leases {
             let (relay, lanes): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
             Ok((relay, lanes.unsigned_abs()))
         });
-        let fair = share(&ask.relay, &live.collect::<sqlx::Result<_>>()?);
+        let live = live.collect::<sqlx::Result<_>>()?;
+        let fair = if ask.leaving { 0 } else { share(&ask.relay, &live) };
         let held = self.held(on, &ask.relay).await?;
         let many = fair.saturating_sub(held.len() as u64);
         let held = if many == 0 {

@@ -41,21 +41,24 @@ impl Leases {
                 "UPDATE {lease} SET relay = NULL, until = '-infinity' WHERE lane IN \
                  (SELECT lane FROM {lease} WHERE relay = $1 AND lane = ANY($2) ORDER BY lane FOR UPDATE)"
             ),
-            // In the order in which settling locks them, or the two could wait for each other.
+            // In the order in which settling locks them, or the two could wait for each other. What has run out is taken
+            // anew, under another epoch: what was asked before may arrive late.
             renew: format!(
                 "UPDATE {lease} SET until = {until} WHERE lane IN \
-                 (SELECT lane FROM {lease} WHERE relay = $1 ORDER BY lane FOR UPDATE)"
+                 (SELECT lane FROM {lease} WHERE relay = $1 AND until > clock_timestamp() ORDER BY lane FOR UPDATE)"
             ),
             live_now: format!(
-                "SELECT alive.relay, count(lease.lane) FROM {relay} AS alive LEFT JOIN {lease} AS lease USING (relay) \
-                 WHERE alive.until > clock_timestamp() GROUP BY alive.relay"
+                "SELECT alive.relay, count(lease.lane) FROM {relay} AS alive LEFT JOIN {lease} AS lease \
+                 ON lease.relay = alive.relay AND lease.until > clock_timestamp() WHERE alive.until > clock_timestamp() GROUP BY alive.relay"
             ),
             take: format!(
                 "UPDATE {lease} SET relay = $1, epoch = epoch + 1, until = {until} WHERE lane IN \
                  (SELECT lane FROM {lease} WHERE until < clock_timestamp() \
                   ORDER BY lane LIMIT $3 FOR UPDATE SKIP LOCKED)"
             ),
-            held: format!("SELECT lane, epoch FROM {lease} WHERE relay = $1 ORDER BY lane"),
+            held: format!(
+                "SELECT lane, epoch FROM {lease} WHERE relay = $1 AND until > clock_timestamp() ORDER BY lane"
+            ),
         }
     }
 
@@ -67,14 +70,14 @@ impl Leases {
             let release = sqlx::query(AssertSqlSafe(&*self.release)).bind(&ask.relay).bind(release);
             release.execute(&mut *on).await?;
         }
+        let ttl = millis(ask.ttl);
         if ask.leaving {
             sqlx::query(AssertSqlSafe(&*self.leave)).bind(&ask.relay).execute(&mut *on).await?;
-            return Ok(Vec::new());
-        }
-        let ttl = millis(ask.ttl);
-        if ask.renew {
+        } else if ask.renew {
             sqlx::query(AssertSqlSafe(&*self.live)).bind(&ask.relay).bind(ttl).execute(&mut *on).await?;
             sqlx::query(AssertSqlSafe(&*self.forget)).execute(&mut *on).await?;
+        }
+        if ask.renew {
             sqlx::query(AssertSqlSafe(&*self.renew)).bind(&ask.relay).bind(ttl).execute(&mut *on).await?;
         }
         let live = sqlx::query(AssertSqlSafe(&*self.live_now)).fetch_all(&mut *on).await?;
@@ -83,7 +86,8 @@ impl Leases {
             Ok((relay, lanes.unsigned_abs()))
         });
         let live: BTreeMap<String, u64> = live.collect::<sqlx::Result<_>>()?;
-        let (fair, held) = (share(&ask.relay, &live), live.get(&ask.relay).copied().unwrap_or(0));
+        let fair = if ask.leaving { 0 } else { share(&ask.relay, &live) };
+        let held = live.get(&ask.relay).copied().unwrap_or(0);
         if held < fair {
             let take = sqlx::query(AssertSqlSafe(&*self.take)).bind(&ask.relay).bind(ttl);
             take.bind((fair - held) as i64).execute(&mut *on).await?;

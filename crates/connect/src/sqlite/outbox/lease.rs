@@ -40,16 +40,17 @@ impl Leases {
             leave: format!("DELETE FROM {relay} WHERE relay = ?1"),
             release: format!("UPDATE {lease} SET relay = NULL, until = 0 WHERE relay = ?1 AND lane = ?2"),
             triggers: ["insert", "settle"].map(|word| names.drop_trigger(word)),
-            renew: format!("UPDATE {lease} SET until = ?2 WHERE relay = ?1"),
+            // What has run out is taken anew, under another epoch: what was asked before may arrive late.
+            renew: format!("UPDATE {lease} SET until = ?2 WHERE relay = ?1 AND until >= ?3"),
             live_now: format!(
-                "SELECT alive.relay, count(lease.lane) FROM {relay} AS alive LEFT JOIN {lease} AS lease USING (relay) \
-                 WHERE alive.until > ?1 GROUP BY alive.relay"
+                "SELECT alive.relay, count(lease.lane) FROM {relay} AS alive LEFT JOIN {lease} AS lease \
+                 ON lease.relay = alive.relay AND lease.until >= ?1 WHERE alive.until > ?1 GROUP BY alive.relay"
             ),
             take: format!(
                 "UPDATE {lease} SET relay = ?1, epoch = epoch + 1, until = ?2 WHERE lane IN \
                  (SELECT lane FROM {lease} WHERE until < ?3 ORDER BY lane LIMIT ?4)"
             ),
-            held: format!("SELECT lane, epoch FROM {lease} WHERE relay = ?1 ORDER BY lane"),
+            held: format!("SELECT lane, epoch FROM {lease} WHERE relay = ?1 AND until >= ?2 ORDER BY lane"),
         }
     }
 
@@ -66,25 +67,28 @@ impl Leases {
             let release = sqlx::query(AssertSqlSafe(&*self.release)).bind(&*ask.relay).bind(*lane);
             release.execute(&mut **on).await?;
         }
-        if ask.leaving {
-            sqlx::query(AssertSqlSafe(&*self.leave)).bind(&*ask.relay).execute(&mut **on).await?;
-            return Ok(Vec::new());
-        }
         let now = now() / 1_000;
         let until = now.saturating_add(millis(ask.ttl));
-        if ask.renew {
+        if ask.leaving {
+            sqlx::query(AssertSqlSafe(&*self.leave)).bind(&*ask.relay).execute(&mut **on).await?;
+        } else if ask.renew {
             sqlx::query(AssertSqlSafe(&*self.live)).bind(&*ask.relay).bind(until).execute(&mut **on).await?;
             let forgotten = now.saturating_sub(millis(FORGOTTEN));
             sqlx::query(AssertSqlSafe(&*self.forget)).bind(forgotten).execute(&mut **on).await?;
-            sqlx::query(AssertSqlSafe(&*self.renew)).bind(&*ask.relay).bind(until).execute(&mut **on).await?;
+        }
+        if ask.renew {
+            let renew = sqlx::query(AssertSqlSafe(&*self.renew)).bind(&*ask.relay).bind(until).bind(now);
+            renew.execute(&mut **on).await?;
         }
         let alive = self.alive(on, now).await?;
-        let (fair, held) = (share_of(LANES, &ask.relay, &alive), alive.get(&ask.relay).copied().unwrap_or(0));
+        let fair = if ask.leaving { 0 } else { share_of(LANES, &ask.relay, &alive) };
+        let held = alive.get(&ask.relay).copied().unwrap_or(0);
         if held < fair {
             let take = sqlx::query(AssertSqlSafe(&*self.take)).bind(&*ask.relay).bind(until).bind(now);
             take.bind((fair - held) as i64).execute(&mut **on).await?;
         }
-        let held = sqlx::query(AssertSqlSafe(&*self.held)).bind(&*ask.relay).fetch_all(&mut **on).await?;
+        let held = sqlx::query(AssertSqlSafe(&*self.held)).bind(&*ask.relay).bind(now);
+        let held = held.fetch_all(&mut **on).await?;
         // Those by which a source read the outbox: what they write down from now on nobody would read.
         for drop in self.triggers.iter().filter(|_| !held.is_empty()) {
             sqlx::query(AssertSqlSafe(&**drop)).execute(&mut **on).await?;

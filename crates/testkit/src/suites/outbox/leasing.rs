@@ -113,6 +113,44 @@ pub async fn who_leaves_gives_all_back_at_once<F: Factory>(factory: &F) {
     assert!(next.iter().all(|lease| lease.epoch == 2 && !lease.wanted));
 }
 
+/// What has run out is not prolonged, nor is it looked at as one's own: who had it last gets it under a new epoch, too.
+/// What it asked before, and gave up, may arrive late, and is refused then.
+pub async fn who_is_late_has_its_lanes_under_a_new_epoch<F: Factory>(factory: &F) {
+    publish(factory, &[event("k", 1)]).await;
+    lease(factory, "a").await;
+    let row = claim(factory).await.remove(0);
+    for (renew, epoch) in [(true, 2), (false, 3)] {
+        within(factory.expire("a")).await;
+        let again = within(factory.store().lease(&LeaseAsk { renew, ..ask("a") })).await.unwrap();
+        assert_eq!(again.len(), usize::from(factory.lanes()));
+        assert!(again.iter().all(|lease| lease.epoch == epoch), "{again:?}");
+        let late = settled(&row, Outcome::Waiting);
+        assert_eq!(within(factory.store().settle("a", &[late])).await.unwrap(), [row.lane]);
+    }
+    assert!(lease(factory, "a").await.iter().all(|lease| lease.epoch == 3), "what has not run out stays");
+    assert_eq!(factory.states().await, ["new"]);
+}
+
+/// Who stops gives back what is idle, is given nothing any more, and keeps the rest as long as it says so.
+pub async fn who_is_leaving_keeps_what_it_does_not_give_back<F: Factory>(factory: &F) {
+    let all: Vec<Lane> = (0..factory.lanes()).collect();
+    lease(factory, "a").await;
+    let leaving = |release: &[Lane], ttl| {
+        let ask = LeaseAsk { leaving: true, release: release.to_vec(), ttl, ..ask("a") };
+        let store = factory.store();
+        async move { within(store.lease(&ask)).await.unwrap() }
+    };
+    let kept = leaving(&all[1..], LONG).await;
+    assert_eq!(kept, [Lease { lane: 0, epoch: 1, wanted: true }]);
+    assert_eq!(lanes(&lease(factory, "b").await), all[1..], "b alone shares, and gets what is free");
+    // It renews: to no length at all.
+    leaving(&[], Duration::ZERO).await;
+    let deadline = Instant::now() + LONG / 20;
+    while lease(factory, "b").await.len() < all.len() {
+        assert!(Instant::now() < deadline, "what it keeps is not renewed");
+    }
+}
+
 /// Also when it passes to who had it before: what was begun then is another's.
 pub async fn an_epoch_rises_whenever_a_lane_passes_on<F: Factory>(factory: &F) {
     publish(factory, &[event("k", 1)]).await;

@@ -123,6 +123,8 @@ macro_rules! outbox_suite {
             a_zombie_settles_nothing,
             of_two_epochs_the_newer_counts,
             who_leaves_gives_all_back_at_once,
+            who_is_leaving_keeps_what_it_does_not_give_back,
+            who_is_late_has_its_lanes_under_a_new_epoch,
             an_epoch_rises_whenever_a_lane_passes_on,
             // keeping
             what_is_done_goes_after_its_retention_in_small_batches,
