@@ -30,7 +30,7 @@ pub(super) struct Claims {
 /// Where the rows are that are due: those that are tried again, and new ones, by their sequence.
 #[derive(Debug, Default)]
 struct Places {
-    again: Vec<i64>,
+    again: Vec<(i64, Lane)>,
     new: BTreeMap<i64, Lane>,
 }
 
@@ -39,14 +39,15 @@ impl Places {
     /// that may have more.
     fn keep(&mut self, claims: &[Claim], rows: usize) -> HashSet<Lane> {
         let known: HashSet<i64> = claims.iter().flat_map(|claim| &claim.known).copied().collect();
-        let mut many: HashMap<Lane, usize> = HashMap::new();
+        let (mut many, mut again) = (HashMap::<Lane, usize>::new(), HashMap::<Lane, usize>::new());
+        self.again.iter().for_each(|(_, lane)| *again.entry(*lane).or_default() += 1);
         self.new.retain(|sequence, lane| {
             let many = many.entry(*lane).or_default();
             let keep = *many < rows && !known.contains(sequence);
             *many += usize::from(keep);
             keep
         });
-        many.into_iter().filter(|(_, many)| *many >= rows).map(|(lane, _)| lane).collect()
+        many.into_iter().chain(again).filter(|(_, many)| *many >= rows).map(|(lane, _)| lane).collect()
     }
 }
 
@@ -78,11 +79,11 @@ impl Claims {
         }
         let mut places = self.places(&mut connection, claims, limit.rows).await?;
         let mut more = places.keep(claims, limit.rows);
-        let sequences: Vec<i64> = places.new.keys().copied().collect();
-        let read =
-            self.read(connection, &[&places.again, &sequences], limit.bytes, &mut claimed.rows).await?;
-        let read = read.saturating_sub(places.again.len());
-        more.extend(places.new.values().skip(read));
+        let again: Vec<i64> = places.again.iter().map(|(sequence, _)| *sequence).collect();
+        let new: Vec<i64> = places.new.keys().copied().collect();
+        let read = self.read(connection, &[&again, &new], limit.bytes, &mut claimed.rows).await?;
+        let lanes = places.again.iter().map(|(_, lane)| lane).chain(places.new.values());
+        more.extend(lanes.skip(read));
         claimed.more = more.into_iter().collect();
         Ok(claimed)
     }
@@ -121,8 +122,8 @@ impl Claims {
             let (queue, sequence): (u8, i64) = (row.try_get(0)?, row.try_get(1)?);
             match Queue::of(queue.into()) {
                 Some(Queue::New(lane)) => drop(places.new.insert(sequence, lane)),
-                Some(_) => places.again.push(sequence),
-                None => {}
+                Some(Queue::Retrying(lane)) => places.again.push((sequence, lane)),
+                Some(_) | None => {}
             }
         }
         Ok(places)

@@ -139,10 +139,13 @@ impl PostgresOutboxStore {
             full = self.take(due.fetch(&mut **on), &mut room, &mut claimed).await?;
             room.rows.clear();
         }
+        let again = claimed.rows.len() >= limit.rows;
         let new = sqlx::query(AssertSqlSafe(&*self.new)).bind(&lanes).bind(above).bind(rows).bind(known);
         let full = full || self.take(new.fetch(&mut **on), &mut room, &mut claimed).await?;
-        let more =
-            |claim: &&Claim| full || room.rows.get(&claim.lane).is_some_and(|rows| *rows >= limit.rows);
+        let more = |claim: &&Claim| {
+            let new = room.rows.get(&claim.lane).copied().unwrap_or(0);
+            full || new >= limit.rows || claim.retries && again
+        };
         claimed.more = claims.iter().filter(more).map(|claim| claim.lane).collect();
         claimed.table = (!claimed.rows.is_empty()).then(|| Arc::clone(&self.table));
         let taken = claimed.rows.len();

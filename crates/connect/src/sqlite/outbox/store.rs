@@ -137,7 +137,7 @@ impl SqliteOutboxStore {
             let new = sqlx::query(AssertSqlSafe(&*self.new)).bind(claim.above).bind(rows).bind(known);
             self.take(new.fetch(&self.pools.reads), &mut room, claim.lane, &mut claimed).await?;
         }
-        if room == 0 || claimed.rows.len() - again >= limit.rows {
+        if room == 0 || again.max(claimed.rows.len() - again) >= limit.rows {
             claimed.more.push(claim.lane);
         }
         claimed.horizon = self.highest.load(Ordering::Relaxed);

@@ -1,5 +1,7 @@
 //! How much is read at once.
 
+use std::time::Duration;
+
 use headwater_core::ports::{Claim, ClaimLimit, NewEvent, OutboxStore, Outcome};
 
 use super::Factory;
@@ -42,6 +44,25 @@ pub async fn a_claim_ends_at_its_bytes<F: Factory>(factory: &F) {
     assert_eq!(claimed.rows.len(), 1, "one is always read, or nothing would ever go");
     let all = within(store.claim(&claims(factory, 0, false), ALL)).await.unwrap();
     assert_eq!((all.rows.len(), all.more.len()), (20, 0));
+}
+
+/// It is said as well where what is tried again is more than the limit: whoever believes that it has seen all that waits
+/// forgets what is on the bus already.
+pub async fn a_claim_of_what_is_tried_again_ends_at_its_limit<F: Factory>(factory: &F) {
+    let events: Vec<NewEvent> = (0..10).map(|n| event("k", n)).collect();
+    publish(factory, &events).await;
+    lease(factory, "r").await;
+    let rows = claim(factory).await;
+    settle_all(factory, "r", &rows, retry(Duration::ZERO)).await;
+    let store = factory.store();
+    let bytes = rows.iter().take(4).map(|row| row.row.size()).sum();
+    for limit in [ClaimLimit { rows: 4, ..ALL }, ClaimLimit { bytes, ..ALL }] {
+        let claimed = within(store.claim(&claims(factory, 0, false), limit)).await.unwrap();
+        assert_eq!(claimed.rows.iter().filter(|row| row.again).count(), 4, "{limit:?}");
+        assert!(claimed.more.contains(&rows[0].lane), "{limit:?}");
+    }
+    let all = within(store.claim(&claims(factory, 0, false), ALL)).await.unwrap();
+    assert_eq!((all.rows.len(), all.more.len()), (10, 0));
 }
 
 /// What is on its way is not read again, takes no room, and hides no other row of its lane.

@@ -107,6 +107,7 @@ macro_rules! outbox_suite {
             // claiming
             a_claim_ends_at_its_rows,
             a_claim_ends_at_its_bytes,
+            a_claim_of_what_is_tried_again_ends_at_its_limit,
             what_is_known_hides_no_other_row,
             a_claim_takes_nothing_away,
             // troubled
