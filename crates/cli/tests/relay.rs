@@ -336,9 +336,7 @@ async fn a_database_that_vanishes_is_asked_again_over_another_connection() {
     let server = Postgres::shared().await.unwrap();
     let proxy = Proxy::start(("127.0.0.1", server.port())).await.unwrap();
     let service = Service::new("[stream.orders]\npartitions = 4\n[relay]\nlease = \"1s\"").await;
-    let config = std::fs::read_to_string(service.place.config()).unwrap();
-    let config = config.replace(service.database.url(), &service.database.url_through(&proxy));
-    std::fs::write(service.place.config(), config).unwrap();
+    service.at(&service.database.url_through(&proxy));
     let mut hold = service.hold_settling().await;
     let headwater = service.place.run().await;
     let mut events = service.place.read(&["orders"]).await;
@@ -353,6 +351,128 @@ async fn a_database_that_vanishes_is_asked_again_over_another_connection() {
     assert_eq!(read(&mut *events, 1).await, BTreeMap::from([(key, vec![2])]));
     service.until_settled(2).await;
     // Nor does a stop wait for it.
+    headwater.stop(PATIENCE).await.unwrap();
+}
+
+impl Service {
+    /// Relays reach the database at this address.
+    fn at(&self, url: &str) {
+        let config = std::fs::read_to_string(self.place.config()).unwrap();
+        std::fs::write(self.place.config(), config.replace(self.database.url(), url)).unwrap();
+    }
+
+    /// One number of the database, until it is that.
+    async fn until_is(&self, what: &str, wanted: i64) {
+        let (mut connection, deadline) = (self.database.connect().await.unwrap(), Instant::now() + PATIENCE);
+        loop {
+            let is: i64 = sqlx::query_scalar(AssertSqlSafe(what)).fetch_one(&mut connection).await.unwrap();
+            if is == wanted {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not {wanted} but {is} after {PATIENCE:?}: {what}");
+        }
+    }
+
+    /// The epoch of each lane.
+    async fn epochs(&self) -> Vec<i64> {
+        let mut connection = self.database.connect().await.unwrap();
+        let epochs = "SELECT epoch FROM outbox_lease ORDER BY lane";
+        sqlx::query_scalar(epochs).fetch_all(&mut connection).await.unwrap()
+    }
+}
+
+/// An old transaction keeps what was published: a look from the beginning may take longer than any patience that is
+/// always the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_that_takes_long_is_given_the_time() {
+    let service = Service::new("[stream.orders]\npartitions = 4\n[relay]\nlease = \"5s\"").await;
+    let name = service.database.name();
+    let slow = format!(
+        "CREATE FUNCTION slow(seq bigint) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN \
+         IF seq = 1 AND current_query() LIKE 'SELECT row.lane%' THEN PERFORM pg_sleep(21); END IF; RETURN true; END $$; \
+         ALTER TABLE outbox ENABLE ROW LEVEL SECURITY; \
+         CREATE POLICY slow ON outbox USING (slow(seq)) WITH CHECK (true); CREATE ROLE relay_of_{name} LOGIN; \
+         GRANT SELECT, INSERT, UPDATE, DELETE ON outbox, outbox_lease, outbox_relay TO relay_of_{name}"
+    );
+    service.database.execute(&slow).await.unwrap();
+    service.at(&service.database.url().replace("postgres@", &format!("relay_of_{name}@")));
+    service.publish([("k".to_owned(), 1)].into_iter()).await;
+    let headwater = service.place.run().await;
+    let mut events = service.place.read(&["orders"]).await;
+    assert_eq!(read(&mut *events, 1).await, BTreeMap::from([("k".to_owned(), vec![1])]));
+    service.until_settled(1).await;
+    headwater.stop(PATIENCE).await.unwrap();
+}
+
+/// What was written down without an answer may arrive at any time, as long as its epoch is the lane's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_begins_anew_after_nobody_answered_what_was_written_down_of_it() {
+    let service = Service::new("[stream.orders]\npartitions = 4\n[relay]\nlease = \"10m\"").await;
+    let mut hold = service.hold_settling().await;
+    let headwater = service.place.run().await;
+    let mut events = service.place.read(&["orders"]).await;
+    let key = key_of(&service.database, 0).await;
+    service.publish([(key.clone(), 1)].into_iter()).await;
+    read(&mut *events, 1).await;
+    service.until_settling(&mut hold).await;
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+         WHERE datname = current_database() AND wait_event = 'advisory'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(end).fetch_one(&mut hold).await.unwrap(), 1);
+    sqlx::query("SELECT pg_advisory_unlock(1)").execute(&mut hold).await.unwrap();
+    service.until_settled(1).await;
+    service.until_is("SELECT epoch FROM outbox_lease WHERE lane = 0", 2).await;
+    assert_eq!(service.epochs().await[1..], [1; 7]);
+    service.publish([(key.clone(), 2)].into_iter()).await;
+    assert_eq!(read(&mut *events, 1).await, BTreeMap::from([(key, vec![2])]), "nothing came twice");
+    service.until_settled(2).await;
+    assert_eq!(service.epochs().await, [2, 1, 1, 1, 1, 1, 1, 1]);
+    headwater.stop(PATIENCE).await.unwrap();
+}
+
+/// Others go on with the idle lanes of a relay that stops, however long the rest of it takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_that_drains_slowly_keeps_no_other() {
+    let service = Service::new("[runtime]\ndrain_timeout = \"10m\"\n[stream.orders]\npartitions = 4").await;
+    let mut hold = service.hold_settling().await;
+    let headwater = service.place.run().await;
+    let mut events = service.place.read(&["orders"]).await;
+    service.publish([(key_of(&service.database, 0).await, 1)].into_iter()).await;
+    read(&mut *events, 1).await;
+    service.until_settling(&mut hold).await;
+    let stopping = tokio::spawn(headwater.stop(PATIENCE));
+    service.until_is("SELECT count(*) FROM outbox_lease WHERE relay IS NULL", 7).await;
+    service
+        .until_is("SELECT count(*) FROM outbox_lease WHERE lane = 0 AND until > clock_timestamp()", 1)
+        .await;
+    sqlx::query("SELECT pg_advisory_unlock(1)").execute(&mut hold).await.unwrap();
+    assert_eq!(stopping.await.unwrap().unwrap().code(), Some(0));
+    service.until_is("SELECT count(*) FROM outbox_lease WHERE relay IS NULL", 8).await;
+    assert_eq!(service.count("published").await, 1);
+}
+
+/// A renewal that is never answered leaves time to ask again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_that_is_not_answered_costs_no_lease() {
+    let server = Postgres::shared().await.unwrap();
+    let proxy = Proxy::start(("127.0.0.1", server.port())).await.unwrap();
+    let service = Service::new("[relay]\nlease = \"8s\"").await;
+    service.at(&service.database.url_through(&proxy));
+    let headwater = service.place.run().await;
+    service.until_is("SELECT count(*) FROM outbox_lease WHERE until > clock_timestamp()", 8).await;
+    let mut connection = service.database.connect().await.unwrap();
+    let mut holds = connection.begin().await.unwrap();
+    sqlx::query("SELECT FROM outbox_lease FOR UPDATE").execute(&mut *holds).await.unwrap();
+    let waits = "SELECT least(1, count(*)) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    service.until_is(waits, 1).await;
+    proxy.abandon();
+    // The server still does what it was asked: it is the next renewal that tells.
+    let next = "SELECT (clock_timestamp() + interval '9 seconds')::text";
+    let next: String = sqlx::query_scalar(next).fetch_one(&mut *holds).await.unwrap();
+    holds.rollback().await.unwrap();
+    service.until_is(&format!("SELECT count(*) FROM outbox_lease WHERE until > '{next}'"), 8).await;
+    let log = headwater.log_tail();
+    assert!(!log.contains("could not be renewed in time"), "{log}");
+    assert_eq!(service.epochs().await, [1; 8]);
     headwater.stop(PATIENCE).await.unwrap();
 }
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 use sqlx::pool::{PoolConnection, PoolOptions};
 use sqlx::{Connection as _, Database, Pool};
 
-/// How long a connection may take to say that it is well. Of those that a pool has, all may have gone silent.
-const WELL: Duration = Duration::from_secs(3);
+/// How long a connection may take to say that it is well. Of those that a pool has, all may have gone silent, and whoever
+/// asks for a lease has a few seconds.
+const WELL: Duration = Duration::from_secs(1);
 
 /// A pool that closes a connection which does not say in time that it is well, before it lends it.
 pub(crate) fn distrusts<DB: Database>(pool: PoolOptions<DB>) -> PoolOptions<DB> {

@@ -2,7 +2,7 @@
 
 mod leasing;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,6 +36,10 @@ const CLEAN: Duration = Duration::from_secs(10);
 /// another connection.
 const PATIENCE: u32 = 3;
 
+/// How long a look may take at the most. Each that was given up may have been merely long, as where an old transaction
+/// keeps what was published: the next has twice the time.
+const LONGEST_LOOK: Duration = Duration::from_mins(10);
+
 /// A question to the store that is under way, if one is.
 type Asking<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
@@ -46,6 +50,9 @@ pub struct Driver {
     lanes: BTreeMap<Lane, Held>,
     /// Leases whose lane failed, and when to run it again.
     resting: BTreeMap<Lane, (Lease, Instant, Backoff)>,
+    /// Lanes that are given back once they are idle, with their epochs: what was said of them had no answer, and may
+    /// arrive as long as the epoch is the same, when other things are true.
+    doubtful: BTreeMap<Lane, u64>,
     reports: (mpsc::UnboundedSender<Report>, mpsc::UnboundedReceiver<Report>),
     runs: u64,
     /// What is to be written down, in order.
@@ -56,6 +63,8 @@ pub struct Driver {
     claiming: Asking<(Vec<Claim>, Result<Claimed>)>,
     /// How many lanes had been run when it began: what it read is not for later ones.
     claimed_at: u64,
+    /// How long a look may take now.
+    look_patience: Duration,
     leasing: Asking<Result<Vec<Lease>>>,
     cleaning: Asking<Result<u64>>,
     pace: Pace,
@@ -82,12 +91,14 @@ impl Driver {
     pub fn new(task: RelayTask) -> Self {
         let relay = leasing::own_name(task.relay.name.as_deref());
         let now = Instant::now();
+        let look_patience = task.relay.lease.saturating_mul(PATIENCE);
         let (pace, backoff) = (Pace::new(task.relay.poll), Backoff::new(task.settings.retry_max));
         Self {
             task,
             relay,
             lanes: BTreeMap::new(),
             resting: BTreeMap::new(),
+            doubtful: BTreeMap::new(),
             reports: mpsc::unbounded_channel(),
             runs: 0,
             queue: Vec::new(),
@@ -95,6 +106,7 @@ impl Driver {
             settling: None,
             claiming: None,
             claimed_at: 0,
+            look_patience,
             leasing: None,
             cleaning: None,
             pace,
@@ -156,7 +168,7 @@ impl Driver {
         while let Ok(report) = self.reports.1.try_recv() {
             self.heard(report);
         }
-        if now >= self.ours_until && !self.lanes.is_empty() {
+        if now >= self.ours_until && !(self.lanes.is_empty() && self.resting.is_empty()) {
             tracing::warn!(source = %self.task.name, "the leases of this relay could not be renewed in time");
             self.lanes.clear();
             self.resting.clear();
@@ -187,9 +199,8 @@ impl Driver {
         sooner(self.look_at, self.claiming.is_none() && self.stopping.is_none());
         sooner(self.settle_at, self.settling.is_none() && !self.queue.is_empty());
         sooner(self.clean_at, self.cleaning.is_none() && self.stopping.is_none());
-        let rests = |lane: &Lane| !self.lanes.contains_key(lane) && self.stopping.is_none();
-        for (_, (_, at, _)) in self.resting.iter().filter(|(lane, _)| rests(lane)) {
-            sooner(*at, true);
+        for (lease, at, _) in self.resting.values() {
+            sooner(*at, self.may_begin(lease));
         }
         if let Some(until) = self.stopping {
             sooner(until, true);
@@ -242,7 +253,7 @@ impl Driver {
         let turn = self.turn % claims.len();
         claims.rotate_left(turn);
         let limit = ClaimLimit { rows: self.task.relay.batch, bytes };
-        let (store, patience) = (Arc::clone(&self.task.store), self.patience());
+        let (store, patience) = (Arc::clone(&self.task.store), self.look_patience);
         (self.looked, self.claimed_at) = (now, self.runs);
         self.claiming = Some(Box::pin(async move {
             let claimed = in_time(patience, store.claim(&claims, limit)).await;
@@ -303,6 +314,7 @@ impl Driver {
 
     fn settled(&mut self, queue: Vec<Settled>, lost: Result<Vec<Lane>>) -> Result<()> {
         let Some(lost) = self.answer(lost)? else {
+            self.doubt(&queue);
             // Before what was queued meanwhile: within a lane rows are written down in order.
             self.queue.splice(0..0, queue);
             self.settle_at = Instant::now() + self.backoff.next();
@@ -335,19 +347,30 @@ impl Driver {
         Ok(())
     }
 
+    /// Nobody answered this, and it will be said again. Nothing more is claimed of these lanes under their epoch.
+    fn doubt(&mut self, queue: &[Settled]) {
+        let named: BTreeSet<(Lane, u64)> = queue.iter().map(|one| (one.lane, one.epoch)).collect();
+        for (lane, epoch) in named {
+            let held = self.lanes.get_mut(&lane).map(|held| &mut held.lease);
+            let resting = self.resting.get_mut(&lane).map(|(lease, ..)| lease);
+            for lease in held.into_iter().chain(resting).filter(|lease| lease.epoch == epoch) {
+                lease.wanted = true;
+                self.doubtful.insert(lane, epoch);
+            }
+        }
+    }
+
     fn claimed(&mut self, claims: &[Claim], claimed: Result<Claimed>) -> Result<()> {
         let now = Instant::now();
+        let took = now.saturating_duration_since(self.looked);
         let claimed = self.answer(claimed)?;
+        self.learn(claims, now, took, claimed.is_some());
         let found = claimed.map(|claimed| self.hand_out(claims, claimed));
         self.lanes.values_mut().for_each(Held::forget);
         let Some(found) = found else {
             self.look_at = now + self.backoff.next();
             return Ok(());
         };
-        let took = now.saturating_duration_since(self.looked);
-        if claims.iter().all(|claim| claim.above == 0) {
-            self.pace.looked_from_beginning(now, took);
-        }
         self.hungry = found.unwrap_or(self.hungry);
         match found {
             Some(more) => self.pace.found(more, took),
@@ -355,6 +378,20 @@ impl Driver {
         }
         self.look_at = now + self.pace.pause();
         Ok(())
+    }
+
+    /// How long looks take: those from the beginning longest.
+    fn learn(&mut self, claims: &[Claim], now: Instant, took: Duration, answered: bool) {
+        let (least, given_up) = (self.patience(), !answered && took >= self.look_patience);
+        let longest = LONGEST_LOOK.max(least);
+        if given_up {
+            self.look_patience = self.look_patience.saturating_mul(2).min(longest);
+        } else if answered && claims.iter().any(|claim| claim.above == 0) {
+            self.look_patience = took.saturating_mul(2).clamp(least, longest);
+        }
+        if (answered || given_up) && claims.iter().all(|claim| claim.above == 0) {
+            self.pace.looked_from_beginning(now, took);
+        }
     }
 
     /// Gives each lane its rows. Returns whether there is more, if there was anything.

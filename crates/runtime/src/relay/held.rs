@@ -67,7 +67,9 @@ impl Held {
     pub fn claim(&self, all: bool, retries: bool, most: usize) -> Option<Claim> {
         let lane = self.lease.lane;
         match self.stage {
-            Stage::Resuming => Some(Claim { lane, above: 0, known: Vec::new(), retries: true, resume: true }),
+            Stage::Resuming if !self.lease.wanted => {
+                Some(Claim { lane, above: 0, known: Vec::new(), retries: true, resume: true })
+            }
             Stage::Working if self.known.len() < most && !self.lease.wanted => {
                 let above = if all { 0 } else { self.above };
                 let known = self.known.keys().copied().filter(|sequence| *sequence > above).collect();
@@ -123,10 +125,10 @@ impl Held {
         }
     }
 
-    /// Whether another relay may have it now. Not while its writer is being opened: that cannot be called off, and
+    /// Whether another relay could have it now. Not while its writer is being opened: that cannot be called off, and
     /// might fence the other's.
     pub fn can_go(&self) -> bool {
-        self.lease.wanted && self.known.is_empty() && self.stage != Stage::Opening
+        self.known.is_empty() && self.stage != Stage::Opening
     }
 
     /// The lane.
@@ -139,9 +141,9 @@ impl Held {
 mod tests {
     use super::*;
 
-    fn held(stage: Stage, wanted: bool) -> Held {
+    fn held(stage: Stage) -> Held {
         Held {
-            lease: Lease { lane: 3, epoch: 1, wanted },
+            lease: Lease { lane: 3, epoch: 1, wanted: false },
             run: 1,
             stage,
             known: HashMap::new(),
@@ -161,16 +163,26 @@ mod tests {
     /// would know any more that it is on the bus.
     #[tokio::test]
     async fn whoever_resumes_sees_all_that_waits() {
-        let claim = held(Stage::Resuming, false).claim(false, false, 100).unwrap();
+        let claim = held(Stage::Resuming).claim(false, false, 100).unwrap();
         assert_eq!((claim.above, claim.retries, claim.resume), (0, true, true));
-        assert!(held(Stage::Opening, false).claim(true, true, 100).is_none());
+        assert!(held(Stage::Opening).claim(true, true, 100).is_none());
     }
 
     #[tokio::test]
-    async fn a_lane_goes_when_it_is_wanted_and_idle_and_its_writer_is_there() {
+    async fn a_lane_goes_when_it_is_idle_and_its_writer_is_there() {
         for stage in [Stage::Resuming, Stage::Working, Stage::Quiescing] {
-            assert!(held(stage, true).can_go() && !held(stage, false).can_go());
+            assert!(held(stage).can_go());
         }
-        assert!(!held(Stage::Opening, true).can_go());
+        assert!(!held(Stage::Opening).can_go());
+    }
+
+    #[tokio::test]
+    async fn of_what_is_to_be_given_back_nothing_is_claimed() {
+        for stage in [Stage::Resuming, Stage::Working] {
+            let mut held = held(stage);
+            assert!(held.claim(true, true, 100).is_some());
+            held.lease.wanted = true;
+            assert!(held.claim(true, true, 100).is_none());
+        }
     }
 }

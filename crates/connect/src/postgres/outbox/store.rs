@@ -33,8 +33,8 @@ const CLEANED: i64 = 1_000;
 /// protected by TLS; then another is asked for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The server ends a statement before its answer is waited for no more: who has gone leaves none that waits for a lock.
-const SESSION: &str = "SET statement_timeout = '20s'";
+/// Nothing waits for a lock for long: who has gone leaves no statement behind that does. One that reads takes its time.
+const SESSION: &str = "SET lock_timeout = '20s'";
 
 /// Waiting rows that are let go in one statement.
 const RESUMED: u64 = 10_000;

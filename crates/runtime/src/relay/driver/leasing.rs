@@ -18,6 +18,9 @@ use crate::relay::rows::Patience;
 /// How often it is looked for lanes that are free, and whether another relay waits for some.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// An answer about leases may always take so long.
+const LEAST: Duration = Duration::from_secs(1);
+
 impl Driver {
     /// Renews the leases when that is due, gives back what is wanted and idle, and looks in between for lanes that are
     /// free: whoever stops, and whoever begins, is not waited for until the next renewal.
@@ -34,22 +37,25 @@ impl Driver {
             self.lanes.remove(lane);
             self.resting.remove(lane);
         }
-        let ttl = self.task.relay.lease;
-        let ask = LeaseAsk { relay: self.relay.clone(), ttl, release, renew, leaving: false };
+        let (ttl, leaving) = (self.task.relay.lease, self.stopping.is_some());
+        let ask = LeaseAsk { relay: self.relay.clone(), ttl, release, renew, leaving };
         let store = Arc::clone(&self.task.store);
         self.share_at = now + LOOK;
         if renew {
             self.renewing = Some(now);
             self.renew_at = now + ttl / 4;
         }
-        self.leasing = Some(Box::pin(in_time(ttl, async move { store.lease(&ask).await })));
+        // One that is not answered leaves time for others, over other connections.
+        let patience = ttl.min((ttl / 4).max(LEAST));
+        self.leasing = Some(Box::pin(in_time(patience, async move { store.lease(&ask).await })));
     }
 
-    /// What another relay waits for and nothing of which is on its way.
+    /// What is not to be kept and nothing of which is on its way: all of it while the relay stops, or another waits for it.
     fn to_release(&self) -> Vec<Lane> {
-        let idle = self.lanes.values().filter(|held| held.can_go()).map(Held::lane);
+        let goes = |lease: &Lease| lease.wanted || self.stopping.is_some();
+        let idle = self.lanes.values().filter(|held| goes(&held.lease) && held.can_go()).map(Held::lane);
         let rests = |lane: &Lane| !self.lanes.contains_key(lane) && self.is_written(*lane);
-        let resting = self.resting.values().map(|(lease, ..)| lease).filter(|lease| lease.wanted);
+        let resting = self.resting.values().map(|(lease, ..)| lease).filter(|lease| goes(lease));
         idle.chain(resting.map(|lease| lease.lane).filter(rests)).collect()
     }
 
@@ -73,7 +79,9 @@ impl Driver {
         let same = |lane: &Lane, epoch: u64| ours.get(lane).is_some_and(|lease| lease.epoch == epoch);
         self.lanes.retain(|lane, held| same(lane, held.lease.epoch));
         self.resting.retain(|lane, (lease, ..)| same(lane, lease.epoch));
-        for lease in leases {
+        self.doubtful.retain(|lane, epoch| same(lane, *epoch));
+        for mut lease in leases {
+            lease.wanted |= self.doubtful.contains_key(&lease.lane);
             match self.lanes.get_mut(&lease.lane) {
                 Some(held) => held.lease = lease,
                 None if self.stopping.is_none() => {
@@ -90,19 +98,18 @@ impl Driver {
     /// Runs the lanes that are ours and do not run. Not before all that an earlier run of one published is written
     /// down: what it claims would come twice.
     pub(super) fn start_lanes(&mut self, now: Instant) {
-        if self.stopping.is_some() {
-            return;
+        let due = self.resting.values().filter(|(lease, at, _)| now >= *at && self.may_begin(lease));
+        let due: Vec<Lease> = due.map(|(lease, ..)| *lease).collect();
+        for lease in due {
+            let held = self.start_lane(lease);
+            self.lanes.insert(lease.lane, held);
         }
-        let due = |(lane, (_, at, _)): (&Lane, &(Lease, Instant, Backoff))| {
-            (now >= *at && !self.lanes.contains_key(lane) && self.is_written(*lane)).then_some(*lane)
-        };
-        let due: Vec<Lane> = self.resting.iter().filter_map(due).collect();
-        for lane in due {
-            if let Some((lease, ..)) = self.resting.get(&lane) {
-                let held = self.start_lane(*lease);
-                self.lanes.insert(lane, held);
-            }
-        }
+    }
+
+    /// Whether a lane may be run that is ours. Not one that is to be given back.
+    pub(super) fn may_begin(&self, lease: &Lease) -> bool {
+        let runs = self.lanes.contains_key(&lease.lane);
+        self.stopping.is_none() && !runs && !lease.wanted && self.is_written(lease.lane)
     }
 
     /// Whether all that was published of a lane is written down.
