@@ -211,13 +211,13 @@ fn the_rest_of_the_file() {
 /// no broker takes.
 #[test]
 fn how_much_a_relay_reads_at_once_has_bounds() {
-    for wrong in ["0", "8001", "-1"] {
+    for wrong in ["0", "5001", "-1"] {
         let said = errors(&format!("{SHOP}[relay]\nbatch = {wrong}\n"));
         assert!(said.contains("line 6: relay.batch: "), "{said}");
     }
     let said = errors(&format!("{SHOP}[relay]\nbatch = 0\n"));
-    assert_eq!(said, "line 6: relay.batch: expected a whole number from 1 to 8000");
-    assert_eq!(read(&format!("{SHOP}[relay]\nbatch = 8000\n")).unwrap().relay.batch, 8_000);
+    assert_eq!(said, "line 6: relay.batch: expected a whole number from 1 to 5000");
+    assert_eq!(read(&format!("{SHOP}[relay]\nbatch = 5000\n")).unwrap().relay.batch, 5_000);
 }
 
 #[test]

@@ -12,8 +12,8 @@ use headwater_connect::embedded::{EmbeddedBus, EmbeddedConfig};
 use headwater_connect::parked::SqliteParkedStore;
 use headwater_connect::postgres::outbox::PostgresOutboxStore;
 use headwater_connect::postgres::url::ConnectOptions;
-use headwater_core::ports::{Bus, Delivery, Subscription};
-use headwater_core::{Origin, Record};
+use headwater_core::ports::{Bus, Delivery, Published, Subscription};
+use headwater_core::{Checkpoint, Origin, Position, Record};
 use headwater_runtime::{OutboxRoute, Runtime, TableRef};
 use headwater_testkit::faults::{Call, Fault, Faults, FaultyBus};
 use headwater_testkit::servers::{Database, Postgres, Proxy};
@@ -474,6 +474,37 @@ async fn a_renewal_that_is_not_answered_costs_no_lease() {
     assert!(!log.contains("could not be renewed in time"), "{log}");
     assert_eq!(service.epochs().await, [1; 8]);
     headwater.stop(PATIENCE).await.unwrap();
+}
+
+/// What earlier runs published and nobody has settled goes with each checkpoint, but not for ever more of it: a broker
+/// takes no message of any size.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_handed_on_from_run_to_run_has_a_bound() {
+    let service = Service::new("[stream.orders]\npartitions = 4\n[relay]\nbatch = 1").await;
+    let key = key_of(&service.database, 0).await;
+    // Sixteen bytes each, in base64.
+    let ids = |published: &str| published.len() * 3 / 4 / 16;
+    let inherited: String = (0..32_000).map(|n| format!("{n:08}")).collect();
+    assert_eq!(ids(&inherited), 12_000);
+    let open = async || {
+        let bus = EmbeddedBus::open(&service.place.data(), EmbeddedConfig::default()).await.unwrap();
+        bus.writer("shop/0").await.unwrap()
+    };
+    let state = serde_json::json!({ "published": inherited });
+    let checkpoint = Checkpoint { source: "shop/0".into(), position: Position::of(1, [1]), state };
+    let published = open().await.writer.publish(Vec::new(), Some(checkpoint)).await.unwrap();
+    let Published::Accepted(accepted) = published else { panic!("it was rejected") };
+    accepted.durable().await.unwrap();
+    // As long as there is more than a look takes, none sees all.
+    service.publish((0..2_000).map(|n| (key.clone(), n))).await;
+    let headwater = service.place.run().await;
+    read(&mut *service.place.read(&["orders"]).await, 1).await;
+    let log = headwater.log_tail();
+    headwater.stop(PATIENCE).await.unwrap();
+    assert!(service.count("new").await > 0, "it is over too soon");
+    let left = open().await.checkpoint.unwrap().state["published"].as_str().map(ids).unwrap();
+    assert!((10_000..10_020).contains(&left), "{left}");
+    assert!(log.contains("left_out=2000"), "{log}");
 }
 
 /// A defect ends no lane for good.

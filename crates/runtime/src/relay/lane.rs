@@ -19,6 +19,10 @@ use super::rows::{self, Blocked, Patience, Trouble};
 use crate::pipeline::{Counted, count};
 use crate::shape::{Routes, Shaped, Shaper};
 
+/// How many ids a run hands on of those that earlier runs published and nobody settled since. They leave only with a look
+/// that sees all that waits, which a long backlog has none of; and a broker takes a checkpoint up to a megabyte.
+const INHERITED: usize = 10_000;
+
 /// What a lane is given.
 pub enum Work {
     /// Which keys are blocked now.
@@ -147,7 +151,15 @@ impl LaneTask {
         let writes_as = format!("{}/{}", self.source, self.lane);
         let Opened { writer, checkpoint } = self.bus.writer(&writes_as).await?;
         let already = checkpoint.as_ref().map(|checkpoint| published(&checkpoint.state)).unwrap_or_default();
-        self.unsettled.with(|unsettled| unsettled.extend(&already));
+        let inherited: Vec<EventId> = already.iter().take(INHERITED).copied().collect();
+        if inherited.len() < already.len() {
+            tracing::warn!(
+                source = %self.source, lane = self.lane, left_out = already.len() - inherited.len(),
+                "more events are published and not settled than are remembered: should this relay end before they are, the \
+                 oldest come again, with the same ids"
+            );
+        }
+        self.unsettled.with(|unsettled| unsettled.extend(&inherited));
         let mut publishing = Publishing {
             lane: self.lane,
             epoch: self.epoch,
@@ -159,7 +171,8 @@ impl LaneTask {
             patience: self.patience,
             unsettled: self.unsettled.clone(),
             batches: checkpoint.map_or(0, |checkpoint| checkpoint.position.numbers()[0]),
-            already,
+            already: already.into_iter().collect(),
+            inherited,
             blocked: Blocked::new(),
             broken: Vec::new(),
         };
@@ -185,6 +198,8 @@ struct Publishing {
     batches: u64,
     /// Rows that an earlier run published, as its last checkpoint says.
     already: HashSet<EventId>,
+    /// Those of them that are handed on, the newest first.
+    inherited: Vec<EventId>,
     blocked: Blocked,
     /// Streams that the bus will not have, and why.
     broken: Vec<(StreamSpec, String)>,
@@ -281,9 +296,11 @@ impl Publishing {
     fn checkpoint(&mut self, ids: &[EventId]) -> Checkpoint {
         self.batches += 1;
         // Short, as it is made for each batch: thousands of ids, 16 bytes each.
-        let mut published: Vec<u8> = ids.iter().flat_map(EventId::as_bytes).copied().collect();
-        self.unsettled
-            .with(|unsettled| unsettled.iter().for_each(|id| published.extend_from_slice(id.as_bytes())));
+        let published: Vec<u8> = self.unsettled.with(|unsettled| {
+            self.inherited.retain(|id| unsettled.contains(id));
+            let own = unsettled.iter().filter(|id| !self.already.contains(id));
+            ids.iter().chain(own).chain(&self.inherited).flat_map(EventId::as_bytes).copied().collect()
+        });
         Checkpoint {
             source: self.writes_as.clone(),
             position: Position::of(self.epoch, [self.batches]),
@@ -317,8 +334,8 @@ impl Publishing {
     }
 }
 
-/// The ids that a checkpoint says are published and not settled.
-fn published(state: &serde_json::Value) -> HashSet<EventId> {
+/// The ids that a checkpoint says are published and not settled, those of the newest run first.
+fn published(state: &serde_json::Value) -> Vec<EventId> {
     let text = state.get("published").and_then(serde_json::Value::as_str).unwrap_or_default();
     let bytes = STANDARD.decode(text).unwrap_or_default();
     let (ids, _) = bytes.as_chunks::<16>();

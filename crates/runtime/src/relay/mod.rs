@@ -47,14 +47,14 @@ pub struct RelaySettings {
     pub retention: Duration,
 }
 
-/// None would be no relay; and the ids of all that a lane may have on its way go into each of its checkpoints, which a
-/// broker takes up to a megabyte.
+/// None would be no relay; and the ids of all that a lane may have on its way, six times as many, go into each of its
+/// checkpoints, which a broker takes up to a megabyte.
 fn rows_at_once<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<usize, D::Error> {
     let rows = usize::deserialize(deserializer)?;
-    if (1..=8_000).contains(&rows) {
+    if (1..=5_000).contains(&rows) {
         return Ok(rows);
     }
-    Err(serde::de::Error::custom("expected a whole number from 1 to 8000"))
+    Err(serde::de::Error::custom("expected a whole number from 1 to 5000"))
 }
 
 impl Default for RelaySettings {
