@@ -255,6 +255,20 @@ async fn plain_sql_does_all_of_it() {
     assert_eq!(connection.fetch_one(left).await.unwrap().get::<i64, _>(0), 0, "nothing is left");
 }
 
+/// Whoever has gone leaves no statement behind that waits for a table which somebody alters.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_long_for_a_table() {
+    let factory = OnMySql::new().await;
+    let mut alters = factory.pool.acquire().await.unwrap();
+    alters.execute("LOCK TABLES outbox WRITE").await.unwrap();
+    let claims = [Claim { lane: 0, above: 0, known: Vec::new(), retries: true, resume: false }];
+    let (store, limit) = (factory.store(), ClaimLimit { rows: 1, bytes: 1 });
+    let late = tokio::time::timeout(Duration::from_secs(60), store.claim(&claims, limit)).await;
+    let error = late.expect("the server ends it").unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    alters.execute("UNLOCK TABLES").await.unwrap();
+}
+
 /// What was published before it is gone is not lost: who has yet to commit is waited for, and counts.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outbox_that_a_transaction_publishes_to_is_not_dropped() {

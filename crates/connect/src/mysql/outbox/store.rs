@@ -28,7 +28,7 @@ use crate::store::micros;
 /// none waits for long. The server ends one that is idle for seconds: a relay that stands still in the middle of a
 /// transaction would keep its lanes locked. (One that is merely not needed is made anew when it is.)
 const SESSION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; \
-     SET SESSION innodb_lock_wait_timeout = 5, SESSION wait_timeout = 3";
+     SET SESSION innodb_lock_wait_timeout = 5, SESSION lock_wait_timeout = 20, SESSION wait_timeout = 3";
 
 /// How long a connection may be idle: shorter than the server's patience with it.
 const IDLE: Duration = Duration::from_secs(2);
