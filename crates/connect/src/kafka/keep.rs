@@ -1,9 +1,11 @@
 //! The topic that keeps positions: making it, and whether it is as it has to be.
 
 use std::collections::HashMap;
+use std::error::Error as _;
 
 use headwater_core::ports::Finding;
 use headwater_core::{Error, Kind, Result};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
 use super::positions;
 use super::topics::{Topics, blocking};
@@ -20,11 +22,23 @@ fn settings() -> [(&'static str, String); 2] {
     [(POLICY, "compact".to_owned()), (SEGMENT_BYTES, SEGMENT.to_string())]
 }
 
+/// Whether a cluster does not let whoever makes a topic say all of that, as hosted ones do.
+fn is_unfit(error: &Error) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref::<KafkaError>());
+    matches!(source, Some(KafkaError::AdminOp(Code::InvalidConfig | Code::PolicyViolation)))
+}
+
 impl Topics {
     /// Makes sure of the topic of positions: one partition that is compacted and never emptied.
     pub async fn ensure_positions(&self) -> Result<()> {
         let name = &self.config.positions_topic;
-        let partitions = self.make(name, 1, &settings()).await?;
+        let partitions = match self.make(name, 1, &settings()).await {
+            Err(error) if is_unfit(&error) => {
+                tracing::warn!(topic = name, %error, "made with its {POLICY} alone: what is newest is compacted late");
+                self.make(name, 1, &settings()[..1]).await?
+            }
+            made => made?,
+        };
         self.keeps(partitions, &self.describe(name).await?)
     }
 
@@ -51,7 +65,11 @@ impl Topics {
     pub async fn check_positions(&self) -> Result<Vec<Finding>> {
         let name = &self.config.positions_topic;
         let Some(partitions) = self.partitions(name).await? else {
-            self.create(name, 1, &settings(), &self.options().validate_only(true)).await?;
+            let options = self.options().validate_only(true);
+            match self.create(name, 1, &settings(), &options).await {
+                Err(error) if is_unfit(&error) => self.create(name, 1, &settings()[..1], &options).await?,
+                made => made?,
+            };
             return Ok(vec![Finding::ok(format!("topic {name}, for positions, is made by the first run"))]);
         };
         let described = self.describe(name).await?;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use headwater_connect::kafka::{KafkaBus, KafkaConfig};
 use headwater_core::ports::{Bus, Published, Rejection};
@@ -13,6 +14,9 @@ use super::tools::{
     Client, admin, checkpoint, event, first_deliveries, large, limit, number, open, publish, read, spec,
     unique, until, within,
 };
+
+/// How long a question takes that nobody answers: longer than one that a busy machine answers.
+const BRIEFLY: Duration = Duration::from_secs(10);
 
 /// A key and a certificate of its own for 127.0.0.1, in PEM; the certificate alone in a file.
 fn identity(dir: &Path) -> String {
@@ -61,17 +65,14 @@ async fn users_log_in_and_may_or_may_not() {
     publish(&bus, vec![event(&stream, Some(0), 1, 1)], None).await.unwrap();
     read(&bus, &stream, 1).await;
 
-    let wrong = KafkaConfig {
-        timeout: std::time::Duration::from_secs(3),
-        ..login(&kafka, dir.path(), "admin", "guess")
-    };
+    let wrong = KafkaConfig { timeout: BRIEFLY, ..login(&kafka, dir.path(), "admin", "guess") };
     let error = within(open(&wrong).await.ensure(&spec(&stream, 1))).await.unwrap_err();
     let text = error.to_string();
     assert!(text.contains("sasl.password") && !text.contains("guess"), "{text}");
     assert_eq!(error.kind(), Kind::Refused, "{text}");
 
     let mut stranger = login(&kafka, dir.path(), "admin", "admin-secret");
-    stranger.timeout = std::time::Duration::from_secs(3);
+    stranger.timeout = BRIEFLY;
     stranger.options.remove("ssl.ca.location");
     let text = within(open(&stranger).await.ensure(&spec(&stream, 1))).await.unwrap_err().to_string();
     assert!(text.contains("certificate verify") && text.contains("ssl.ca.location"), "{text}");
@@ -200,11 +201,7 @@ async fn publish_one(bus: &Client, stream: &Arc<str>, source: &Arc<str>, n: u64)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_may_not_be_known_of_positions_or_done_with_them_is_checked() {
     let (kafka, config) = limited().await;
-    let config = KafkaConfig {
-        positions_topic: unique("positions").to_string(),
-        timeout: std::time::Duration::from_secs(3),
-        ..config
-    };
+    let config = KafkaConfig { positions_topic: unique("positions").to_string(), timeout: BRIEFLY, ..config };
     let (bus, positions, source) = (open(&config).await, config.positions_topic.clone(), unique("source"));
     assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), None);
     publish(&bus, Vec::new(), Some(checkpoint(&source, 1))).await.unwrap();
@@ -216,6 +213,33 @@ async fn what_may_not_be_known_of_positions_or_done_with_them_is_checked() {
     assert_eq!(error.kind(), Kind::Refused, "{error}");
     assert!(error.to_string().contains(&format!("the right Read on topic {positions}")), "{error}");
     kafka.undeny("app", Right::Read, &positions).await.unwrap();
+}
+
+/// Hosted clusters have settings of their own: what they refuse to hear of the topic of positions is left to them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_topic_of_positions_is_made_where_its_segments_are_not_ours_to_size() {
+    let policy = "import org.apache.kafka.common.errors.PolicyViolationException;
+        public class Hosted implements org.apache.kafka.server.policy.CreateTopicPolicy {
+            public void configure(java.util.Map<String, ?> configs) {}
+            public void close() {}
+            public void validate(RequestMetadata request) {
+                if (!request.topic().startsWith(\"__\") && request.configs().containsKey(\"segment.bytes\"))
+                    throw new PolicyViolationException(\"segment.bytes is the host's\");
+            }
+        }";
+    let settings = Kafka::settings().class("Hosted", policy);
+    let kafka = settings.set("create.topic.policy.class.name", "Hosted").start().await.unwrap();
+    let bus = open(&KafkaConfig::new([kafka.brokers()])).await;
+    let found = within(bus.check()).await.unwrap();
+    assert!(found.iter().any(|found| found.message.contains("is made by the first run")), "{found:?}");
+    let source = unique("source");
+    assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), None);
+    publish(&bus, Vec::new(), Some(checkpoint(&source, 1))).await.unwrap();
+    let found = within(bus.check()).await.unwrap();
+    assert!(
+        found.iter().any(|found| found.message.contains("keeps the positions of 1 sources")),
+        "{found:?}"
+    );
 }
 
 /// Rights may be taken away at any time: of a stream's topic, or of that of the positions. Whoever

@@ -33,6 +33,7 @@ pub struct KafkaSettings {
     java: Vec<String>,
     proxy: bool,
     users: Vec<(String, String)>,
+    classes: Vec<(String, String)>,
     identity: Option<String>,
 }
 
@@ -58,6 +59,13 @@ impl KafkaSettings {
     #[must_use]
     pub fn java(mut self, option: &str) -> Self {
         self.java.push(option.into());
+        self
+    }
+
+    /// Gives it a class of this name, whose Java source is `source`.
+    #[must_use]
+    pub fn class(mut self, name: &str, source: &str) -> Self {
+        self.classes.push((name.into(), source.into()));
         self
     }
 
@@ -116,7 +124,13 @@ impl KafkaSettings {
         let mut java: Vec<String> = ["-Xmx384m", "-XX:+UseSerialGC"].map(String::from).into();
         java.extend(self.java);
         java.push("-Dorg.slf4j.simpleLogger.log.org.apache.kafka.common.config=warn".into());
-        java.extend(["-cp".into(), format!("{}/*", libs.display())]);
+        let path = format!("{}/*:{}", libs.display(), process.dir().display());
+        for (name, source) in &self.classes {
+            let file = process.dir().join(format!("{name}.java"));
+            process.write(&file, source.as_bytes())?;
+            process.run(Command::new("javac").args(["-cp", &path]).arg(file))?;
+        }
+        java.extend(["-cp".into(), path]);
         let mut format = Command::new("java");
         format.args(["-XX:TieredStopAtLevel=1"]).args(&java).arg("kafka.tools.StorageTool");
         // Any 16 bytes name a cluster, in URL-safe base64 without padding.
