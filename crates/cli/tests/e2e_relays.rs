@@ -364,7 +364,7 @@ async fn service() -> (Database, String) {
 async fn a_rolling_restart_repeats_nothing_and_holds_nothing_up() {
     let (database, bus) = service().await;
     let brokers = Kafka::shared().await.unwrap().brokers();
-    // Whoever waited for the next renewal would wait for up to five seconds.
+    // Whoever waited for the next renewal would wait for up to five seconds, twice.
     let mut relays = [0, 1].map(|_| Relay::start(&database, &brokers, "20s", &bus));
     for relay in &mut relays {
         relay.ready().await;
@@ -423,7 +423,7 @@ async fn a_rolling_restart_repeats_nothing_and_holds_nothing_up() {
     took.sort_unstable();
     let of = |hundredth: usize| took[took.len() * hundredth / 100];
     eprintln!("{written} events: p50 {:?}, p99 {:?}, at most {:?}", of(50), of(99), took[took.len() - 1]);
-    assert!(of(99) < Duration::from_secs(3), "of 100 events the 99th took {:?}", of(99));
+    assert!(of(99) < Duration::from_secs(5), "of 100 events the 99th took {:?}", of(99));
 }
 
 async fn until_shared(database: &Database, wanted: &[i64]) {
