@@ -1,6 +1,8 @@
 //! One relay's loop: leases, claims, settling.
 
 mod leasing;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;

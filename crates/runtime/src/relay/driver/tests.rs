@@ -1,0 +1,75 @@
+use async_trait::async_trait;
+use headwater_core::Origin;
+use headwater_core::ports::{Finding, LeaseAsk, OutboxStore};
+use headwater_testkit::memory::MemoryBus;
+
+use super::*;
+use crate::config::Settings;
+use crate::relay::RelaySettings;
+
+/// A database that never answers: what is decided without it is looked at.
+struct Silent;
+
+#[async_trait]
+impl OutboxStore for Silent {
+    async fn lease(&self, _: &LeaseAsk) -> Result<Vec<Lease>> {
+        std::future::pending().await
+    }
+
+    async fn claim(&self, _: &[Claim], _: ClaimLimit) -> Result<Claimed> {
+        std::future::pending().await
+    }
+
+    async fn settle(&self, _: &str, _: &[Settled]) -> Result<Vec<Lane>> {
+        std::future::pending().await
+    }
+
+    async fn check(&self) -> Result<Vec<Finding>> {
+        std::future::pending().await
+    }
+
+    async fn wait(&self, at_most: Duration) {
+        tokio::time::sleep(at_most).await;
+    }
+
+    async fn clean(&self, _: Duration) -> Result<u64> {
+        std::future::pending().await
+    }
+}
+
+fn driver() -> Driver {
+    let origin = Origin {
+        source: "shop".into(),
+        connector: "postgres".into(),
+        database: "shop".into(),
+        system_id: String::new(),
+    };
+    Driver::new(RelayTask {
+        name: "shop".into(),
+        store: Arc::new(Silent),
+        bus: Arc::new(MemoryBus::default()),
+        routes: Arc::default(),
+        specs: Vec::new(),
+        origin: Arc::new(origin),
+        relay: RelaySettings::default(),
+        settings: Settings::default(),
+        board: Arc::default(),
+    })
+}
+
+/// Whether a lane that rests is begun, whose lease lasts for so long.
+fn begins(wanted: bool, lasts: Duration) -> bool {
+    let (mut driver, now) = (driver(), Instant::now());
+    let lease = Lease { lane: 0, epoch: 1, wanted };
+    driver.ours_until = now + lasts;
+    driver.resting.insert(0, (lease, now, Backoff::new(CLEAN)));
+    driver.start(now);
+    driver.lanes.contains_key(&0)
+}
+
+#[tokio::test]
+async fn a_lane_is_opened_while_it_is_ours_and_nobody_waits_for_it() {
+    assert!(begins(false, CLEAN));
+    assert!(!begins(true, CLEAN), "another relay waits for it");
+    assert!(!begins(false, Duration::ZERO), "its lease is over");
+}
