@@ -55,34 +55,32 @@ async fn a_key_that_fails_with_ten_times_the_room_holds_up_no_other() {
     running.stop().await;
 }
 
-/// Keys whose requests hang are tried again and again: there is always room for the others beside them.
+/// Keys whose requests hang when they are tried again: there is always room for the others beside them.
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_hang_take_half_of_the_requests_at_most() {
-    let world = World::new(|_, _| StatusCode::NO_CONTENT.into_response()).await;
     let hangs = |asked: &Asked| asked.events()[0].0.starts_with("hang");
-    world.hang(hangs);
-    let keys: Vec<String> = (0..12).map(|n| format!("hang{n}")).collect();
+    let world = World::new(move |_, asked| match hangs(asked) {
+        true => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        false => StatusCode::NO_CONTENT.into_response(),
+    })
+    .await;
+    let keys: Vec<String> = (0..5).map(|n| format!("hang{n}")).collect();
     world.publish(&keys.iter().map(|key| (key.as_str(), "")).collect::<Vec<_>>()).await;
-    let running = world.run("concurrency = 4\ntimeout = \"1s\"\nretry_max = \"100ms\"").await;
-    let tries = |asked: &[Asked], n: i64| asked.iter().filter(|asked| asked.events()[0].1 == n).count();
-    world.until("all were tried", |asked| (0..12).all(|n| tries(asked, n) > 0)).await;
-    world.publish(&[("fine", ""); 20]).await;
-    let fine = |asked: &[Asked]| asked.iter().filter(|asked| !hangs(asked)).count() == 20;
-    let asked = world
-        .until("the others have come", |asked| fine(asked) && (0..12).all(|n| tries(asked, n) > 2))
-        .await;
-    running.stop().await;
-    let mut seen = BTreeMap::new();
-    let again = asked.iter().filter(|asked| hangs(asked)).filter(|asked| {
-        let tries = seen.entry(asked.events()[0].1).or_insert(0);
-        *tries += 1;
-        *tries > 1
-    });
-    let again: Vec<_> = again.map(|asked| asked.when).collect();
-    for (at, when) in again.iter().enumerate() {
-        let beside = again[..at].iter().filter(|other| *when - **other < Duration::from_millis(500));
-        assert!(beside.count() < 2, "more than half of the requests hang");
+    // None of them is given up before the test is over.
+    let _running = world.run("concurrency = 4\ntimeout = \"10m\"\nretry_max = \"100ms\"").await;
+    let tried = |asked: &[Asked], n: i64| asked.iter().any(|asked| asked.events()[0].1 == n);
+    world.until("all were tried", |asked| (0..5).all(|n| tried(asked, n))).await;
+    world.hang(hangs);
+    world.until("some hang", |_| world.hung() >= 2).await;
+    let keys: Vec<String> = (0..40).map(|n| format!("fine{n}")).collect();
+    for round in 1..=50 {
+        world.publish(&keys.iter().map(|key| (key.as_str(), "")).collect::<Vec<_>>()).await;
+        let of_it = |(_, n): &(String, i64)| *n >= 5 + 40 * (round - 1);
+        let fine = |asked: &[Asked]| asked.iter().flat_map(Asked::events).filter(of_it).count() >= 15;
+        // Some share a lane with one that hangs.
+        world.until("most others have come", fine).await;
     }
+    assert_eq!(world.hung(), 2, "of 4 requests");
 }
 
 /// The same of keys that were set aside, however many there are.
@@ -141,7 +139,7 @@ async fn a_long_queue_that_goes_keeps_no_other_key_from_going() {
     assert_eq!(running.shelf.retry(&of("long")).await.unwrap(), 1);
     world.until("the long one goes", |asked| asked.len() >= 5).await;
     assert_eq!(running.shelf.retry(&of("short")).await.unwrap(), 1);
-    let asked = world.until("all have come", |asked| asked.len() == 2 + 2 + BEHIND).await;
+    let asked = world.until("all have come", |asked| asked.len() >= 2 + 2 + BEHIND).await;
     running.stop().await;
     let place = asked.iter().rposition(|asked| asked.events()[0].0 == "short").unwrap();
     assert!(place < 2 + BEHIND, "it came behind the long one: {place}");

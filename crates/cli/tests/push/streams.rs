@@ -1,9 +1,90 @@
 //! Streams of a push that come later than it.
 
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
+use headwater_core::ports::{Bus, BusStatus, Opened, Subscribe, Subscription};
+use headwater_core::{Error, Kind, Result, StreamSpec};
 
 use crate::world::{Asked, World};
+
+/// A bus whose brokers go away now and then, as the embedded one never does.
+struct Blips {
+    bus: Arc<dyn Bus>,
+    /// The streams of each subscription.
+    asked: Mutex<Vec<Vec<Arc<str>>>>,
+    /// What happens at the nth subscription, before the bus itself is asked.
+    blip: fn(usize) -> Blip,
+}
+
+enum Blip {
+    None,
+    Away,
+    Hangs,
+}
+
+#[async_trait]
+impl Bus for Blips {
+    async fn ensure(&self, spec: &StreamSpec) -> Result<u32> {
+        self.bus.ensure(spec).await
+    }
+
+    async fn writer(&self, source: &str) -> Result<Opened> {
+        self.bus.writer(source).await
+    }
+
+    async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>> {
+        let asked = {
+            let mut asked = self.asked.lock().unwrap();
+            asked.push(subscribe.streams.clone());
+            asked.len()
+        };
+        match (self.blip)(asked) {
+            Blip::None => self.bus.subscribe(subscribe).await,
+            Blip::Away => Err(Error::new(Kind::Unavailable, "the brokers are away")),
+            Blip::Hangs => std::future::pending().await,
+        }
+    }
+
+    async fn status(&self) -> Result<BusStatus> {
+        self.bus.status().await
+    }
+}
+
+async fn behind_blips(blip: fn(usize) -> Blip) -> (World, Arc<Blips>) {
+    let mut world = World::new(|_, _| StatusCode::NO_CONTENT.into_response()).await;
+    let blips = Arc::new(Blips { bus: Arc::clone(&world.bus), asked: Mutex::default(), blip });
+    world.bus = Arc::clone(&blips) as Arc<dyn Bus>;
+    (world, blips)
+}
+
+/// While a stream is not there, it alone is asked for; that it could not be asked for says nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_not_there_has_nothing_begin_anew() {
+    // It is asked for first, then the other is, which begins.
+    let (world, blips) = behind_blips(|nth| if nth == 4 { Blip::Away } else { Blip::None }).await;
+    world.publish(&[("a", "")]).await;
+    let running = world.run_with(&["later", "orders"], "").await;
+    world.until("what is there has come", |asked| asked.len() == 1).await;
+    let of = |name: &str| {
+        let asked = blips.asked.lock().unwrap();
+        asked.iter().filter(|streams| streams.iter().any(|stream| &**stream == name)).count()
+    };
+    world.until("it was asked for again, after the blip", |_| of("later") >= 3).await;
+    running.stop().await;
+    assert_eq!(of("orders"), 2, "{:?}", blips.asked.lock().unwrap());
+}
+
+/// A bus that says nothing holds up no stop.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bus_that_says_nothing_does_not_hold_up_a_stop() {
+    let (world, blips) = behind_blips(|_| Blip::Hangs).await;
+    let running = world.run("").await;
+    world.until("it is asked", |_| blips.asked.lock().unwrap().len() == 1).await;
+    running.stop().await;
+}
 
 /// An outbox's stream is there when its first row is; what the others have is not kept back until then.
 #[tokio::test(flavor = "multi_thread")]

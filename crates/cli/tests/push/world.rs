@@ -1,7 +1,7 @@
 //! A stream, an endpoint and a push in this process: what the endpoint says is up to the test.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -61,12 +61,14 @@ struct Endpoint {
     slow: Mutex<Duration>,
     /// Whether the answer to a request never comes.
     hangs: Mutex<Option<Which>>,
+    /// How many requests hang, or have hung.
+    hung: AtomicUsize,
 }
 
 /// The stream and the endpoint.
 pub struct World {
     pub dir: TempDir,
-    bus: Arc<dyn Bus>,
+    pub bus: Arc<dyn Bus>,
     endpoint: Arc<Endpoint>,
     url: String,
     published: AtomicU64,
@@ -95,6 +97,7 @@ impl World {
                 tokio::time::sleep(slow).await;
                 let hangs = asked.hangs.lock().unwrap().is_some_and(|hangs| hangs(&one));
                 if hangs {
+                    asked.hung.fetch_add(1, Ordering::SeqCst);
                     std::future::pending::<()>().await;
                 }
                 answer(turn, &one)
@@ -114,6 +117,11 @@ impl World {
     /// Requests that are such are never answered from now on.
     pub fn hang(&self, which: Which) {
         *self.endpoint.hangs.lock().unwrap() = Some(which);
+    }
+
+    /// How many requests hang, or have hung.
+    pub fn hung(&self) -> usize {
+        self.endpoint.hung.load(Ordering::SeqCst)
     }
 
     /// Makes a stream of one partition.

@@ -10,6 +10,7 @@ mod request;
 mod sign;
 mod template;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,9 +27,13 @@ use request::Requests;
 /// only those that share its lane.
 const LANES: usize = 8;
 
-/// How long a push that ended with an error waits before it begins again, and how often it looks for a stream that is
-/// not there.
+/// How long a push that ended with an error waits before it begins again, or looks again for a stream that cannot be
+/// read; that grows.
 const PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// The streams that cannot be read, and why, as it was said last.
+type Missing = BTreeMap<Arc<str>, String>;
 
 /// Delivers streams to an HTTP endpoint.
 pub struct Push<I> {
@@ -74,31 +79,29 @@ where
         &self.name
     }
 
-    /// Runs until `stop`: what is begun is finished. Whatever ends it is logged, and it begins again. A stream that is
-    /// not there yet is waited for, and holds up no other.
+    /// Runs until `stop`: what is begun is finished. Whatever ends it is logged, and it begins again. A stream that
+    /// cannot be read yet is waited for, and holds up no other.
     pub async fn run(self, stop: CancellationToken) {
-        let mut said = Vec::new();
+        let mut missing = Missing::new();
         while !stop.is_cancelled() {
-            let missing = self.missing().await;
-            if !missing.is_empty() && missing != said {
-                let streams = missing.join(", ");
-                tracing::warn!(push = %self.name, streams, "there is no such stream yet: it is waited for");
+            let streams = self.streams();
+            if stop.run_until_cancelled(self.ask(&streams, &mut missing)).await.is_none() {
+                return;
             }
-            if let Err(error) = self.run_without(&missing, &stop).await {
+            if let Err(error) = self.run_without(&mut missing, &stop).await {
                 tracing::error!(push = %self.name, %error, "a push ended; it begins again");
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(PAUSE) => {}
                 }
             }
-            said = missing;
         }
     }
 
-    /// Runs with the other streams until `stop`, an error, or until one of these is there.
-    async fn run_without(&self, missing: &[Arc<str>], stop: &CancellationToken) -> Result<()> {
-        let all = self.config.streams.iter().map(|stream| Arc::from(stream.as_str()));
-        let streams: Vec<Arc<str>> = all.filter(|stream| !missing.contains(stream)).collect();
+    /// Runs with the other streams until `stop`, an error, or until one of these can be read.
+    async fn run_without(&self, missing: &mut Missing, stop: &CancellationToken) -> Result<()> {
+        let mut streams = self.streams();
+        streams.retain(|stream| !missing.contains_key(stream));
         let turn = stop.child_token();
         let run = async {
             if streams.is_empty() {
@@ -107,33 +110,49 @@ where
             }
             self.consume(streams).run(turn.clone()).await
         };
-        let news = async {
-            loop {
-                tokio::time::sleep(PAUSE).await;
-                if !missing.is_empty() && self.missing().await != missing {
-                    return;
-                }
-            }
-        };
         tokio::pin!(run);
         tokio::select! {
             ended = &mut run => return ended,
-            () = news => turn.cancel(),
+            () = self.comes(missing) => turn.cancel(),
         }
         run.await
     }
 
-    /// The streams that the bus does not have. One that cannot be asked for now is not missed.
-    async fn missing(&self) -> Vec<Arc<str>> {
-        let mut missing = Vec::new();
-        for stream in &self.config.streams {
-            let stream: Arc<str> = stream.as_str().into();
-            let alone = Subscribe { streams: vec![Arc::clone(&stream)], group: None, start: Start::End };
-            if self.bus.subscribe(alone).await.is_err_and(|error| !error.is_retryable()) {
-                missing.push(stream);
+    /// Waits until one of these can be read.
+    async fn comes(&self, missing: &mut Missing) {
+        let (before, mut pause) = (missing.len(), PAUSE);
+        if before == 0 {
+            return std::future::pending().await;
+        }
+        while missing.len() == before {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            let streams: Vec<_> = missing.keys().cloned().collect();
+            self.ask(&streams, missing).await;
+        }
+    }
+
+    /// Asks the bus for streams. What it refuses is missing until it can be read; a bus that cannot be asked changes
+    /// nothing.
+    async fn ask(&self, streams: &[Arc<str>], missing: &mut Missing) {
+        for stream in streams {
+            let alone = Subscribe { streams: vec![Arc::clone(stream)], group: None, start: Start::End };
+            match self.bus.subscribe(alone).await {
+                Ok(_) => _ = missing.remove(stream),
+                Err(error) if error.is_retryable() => {}
+                Err(error) => {
+                    let why = error.to_string();
+                    if missing.get(stream) != Some(&why) {
+                        tracing::warn!(push = %self.name, %stream, error = why, "a stream cannot be read yet: it is waited for");
+                        missing.insert(Arc::clone(stream), why);
+                    }
+                }
             }
         }
-        missing
+    }
+
+    fn streams(&self) -> Vec<Arc<str>> {
+        self.config.streams.iter().map(|stream| stream.as_str().into()).collect()
     }
 
     fn consume(&self, streams: Vec<Arc<str>>) -> Consume<I, Deliver> {
