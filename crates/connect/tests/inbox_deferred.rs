@@ -97,6 +97,50 @@ async fn what_became_of_an_event_is_forgotten_with_it() {
     assert_eq!(attempts(&first), None);
 }
 
+/// Events are not to blame for a file that takes nothing, whatever SQLite says of it.
+#[tokio::test]
+async fn what_cannot_be_written_is_tried_again_and_blamed_on_no_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("push.db");
+    let inbox = DeferredInbox::open(&file).await.unwrap();
+    let names = Names::new();
+    let record = names.record(1, Some("a"));
+    let by_hand = rusqlite::Connection::open(&file).unwrap();
+    let refuse =
+        "CREATE TRIGGER refuse BEFORE INSERT ON headwater_inbox BEGIN SELECT RAISE(ABORT, 'not today'); END";
+    by_hand.execute_batch(refuse).unwrap();
+    let (transaction, _) = inbox.begin(&names.consumer, &[arrival(&record)]).await.unwrap();
+    let refused = inbox.commit(transaction, &names.consumer, &Settlement::default()).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Busy, "{refused}");
+    assert!(refused.to_string().contains("not today"), "{refused}");
+    by_hand.execute_batch("DROP TRIGGER refuse").unwrap();
+    let (transaction, taken) = inbox.begin(&names.consumer, &[arrival(&record)]).await.unwrap();
+    assert_eq!(taken, [Taken::Seen], "it would be handled again");
+    inbox.commit(transaction, &names.consumer, &Settlement::default()).await.unwrap();
+    assert_eq!(states(&inbox, &names.consumer, &[record]).await, [Taken::Seen]);
+}
+
+/// A file that an earlier version made has no table of what became of events: the others say what they know.
+#[tokio::test]
+async fn an_event_is_found_in_a_file_without_deliveries() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("push.db");
+    let inbox = DeferredInbox::open(&file).await.unwrap();
+    let names = Names::new();
+    let (held, gone, never) =
+        (names.record(1, Some("a")), names.record(2, Some("b")), names.record(3, Some("c")));
+    set_aside(&inbox, &names.consumer, &held, true).await.unwrap();
+    let (transaction, _) = inbox.begin(&names.consumer, &[arrival(&gone)]).await.unwrap();
+    inbox.commit(transaction, &names.consumer, &Settlement::default()).await.unwrap();
+    let by_hand = rusqlite::Connection::open(&file).unwrap();
+    by_hand.execute_batch("DROP TRIGGER headwater_delivery_dropped; DROP TABLE headwater_delivery").unwrap();
+    let state =
+        |record: &Record| delivery(&file, &names.consumer, record.event.id).unwrap().map(|found| found.state);
+    assert_eq!(state(&held).as_deref(), Some("parked"));
+    assert_eq!(state(&gone).as_deref(), Some("delivered"));
+    assert_eq!(state(&never), None);
+}
+
 #[tokio::test]
 async fn a_damaged_file_is_named_with_what_to_do() {
     let dir = tempfile::tempdir().unwrap();

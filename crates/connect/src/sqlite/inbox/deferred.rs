@@ -10,7 +10,7 @@ use headwater_core::ports::{
     Arrival, Backlog, Due, Fate, Held, Inbox, Settlement, Shelf, ShelfCount, ShelfFilter, Shelved,
     ShelvedEvent, Taken,
 };
-use headwater_core::{EventId, Result};
+use headwater_core::{Error, EventId, Kind, Result};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use super::SqliteInbox;
@@ -122,7 +122,7 @@ impl Inbox for DeferredInbox {
     async fn commit(&self, deferred: Deferred, consumer: &str, settlement: &Settlement) -> Result<()> {
         let written = self.write(&deferred, consumer, settlement).await;
         self.unwritten.ended(consumer, &deferred.arrivals, settlement, written.is_ok());
-        written
+        written.map_err(blameless)
     }
 
     async fn rollback(&self, _: Deferred) -> Result<()> {
@@ -133,6 +133,15 @@ impl Inbox for DeferredInbox {
         let cleaned = self.inner.clean(consumer, retention).await?;
         let before = now().saturating_sub(micros(retention));
         Ok(cleaned + delivery::clean(&self.inner.pool, consumer, before, CLEANED).await?)
+    }
+}
+
+/// No handler has written into the file, so that no event is to blame for what cannot be written, however SQLite puts it:
+/// it is tried again until it can be.
+fn blameless(error: Error) -> Error {
+    match error.kind() {
+        Kind::Full | Kind::Busy => error,
+        _ => Error::new(Kind::Busy, "writing down what became of events").because(error),
     }
 }
 

@@ -38,12 +38,21 @@ const CLEAN: &str = "DELETE FROM headwater_delivery WHERE (consumer, event_id) I
                  WHERE inbox.consumer = ?1 AND inbox.event_id = delivery.event_id) \
          ORDER BY at LIMIT ?3)";
 
-/// What is set aside, first; what became of it, before what only says that it was taken.
-const FIND: &str = "SELECT state, attempts, parked_at, error, 0 AS place FROM headwater_parked \
-         WHERE consumer = ?1 AND event_id = ?2 \
-     UNION ALL SELECT state, attempts, at, error, 1 FROM headwater_delivery WHERE consumer = ?1 AND event_id = ?2 \
-     UNION ALL SELECT 'delivered', 1, handled_at, NULL, 2 FROM headwater_inbox WHERE consumer = ?1 AND event_id = ?2 \
-     ORDER BY place LIMIT 1";
+/// Where an event is looked for, in this order: what is set aside, what became of it, what only says that it was taken.
+const FIND: [(&str, &str); 3] = [
+    (
+        "headwater_parked",
+        "SELECT state, attempts, parked_at, error FROM headwater_parked WHERE consumer = ?1 AND event_id = ?2",
+    ),
+    (
+        "headwater_delivery",
+        "SELECT state, attempts, at, error FROM headwater_delivery WHERE consumer = ?1 AND event_id = ?2",
+    ),
+    (
+        "headwater_inbox",
+        "SELECT 'delivered', 1, handled_at, NULL FROM headwater_inbox WHERE consumer = ?1 AND event_id = ?2",
+    ),
+];
 
 /// What became of an event at one consumer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,15 +67,28 @@ pub struct Delivery {
     pub error: Option<String>,
 }
 
-/// What became of an event at a consumer whose inbox is in the file, if that knows it. Blocks.
+/// What became of an event at a consumer whose inbox is in the file, if that knows it; an earlier version has made fewer
+/// tables. Blocks.
 pub fn delivery(path: &Path, consumer: &str, id: EventId) -> Result<Option<Delivery>> {
-    let read = |row: &Row<'_>| {
+    let row = |row: &Row<'_>| {
         let (state, attempts, at) = (row.get(0)?, row.get(1)?, row.get(2)?);
         Ok(Delivery { state, attempts, at, error: row.get(3)? })
     };
     let connection = open(path, Access::Read)?;
-    let found = connection.query_row(FIND, (consumer, id.to_string()), read).optional();
-    found.sql("looking for what became of an event")
+    let find = || -> rusqlite::Result<Option<Delivery>> {
+        // An event that moves from one to the next meanwhile is not missed.
+        let reading = connection.unchecked_transaction()?;
+        for (table, find) in FIND {
+            if !reading.table_exists(None, table)? {
+                continue;
+            }
+            if let Some(found) = reading.query_row(find, (consumer, id.to_string()), row).optional()? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    };
+    find().sql("looking for what became of an event")
 }
 
 /// Begins to write it down.
