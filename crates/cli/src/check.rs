@@ -111,32 +111,38 @@ async fn findings(config: &Config, path: &Path) -> Vec<Found> {
     found
 }
 
-/// Whether the streams of pushes are there or declared, and their endpoints can be reached.
+/// Whether the endpoints of pushes can be reached, and their streams are there or declared.
 async fn pushes(config: &Config) -> Vec<Found> {
     let status = async {
-        if wiring::never_ran(config) { Ok(BusStatus::default()) } else { wiring::bus_status(config).await }
+        if wiring::never_ran(config) { Ok(Default::default()) } else { wiring::bus_status(config).await }
     };
+    let looks = config.pushes.values().map(headwater_server::push::look);
+    let looks = futures::future::join_all(looks);
+    let (status, looks) = futures::future::join(tokio::time::timeout(PATIENCE, status), looks).await;
     let mut found = nameless(config).await;
-    // What keeps the bus from answering is said of the bus.
-    let Ok(Ok(BusStatus { streams: held, .. })) = tokio::time::timeout(PATIENCE, status).await else {
-        return found;
-    };
-    let checks = config.pushes.iter().map(async |(name, push)| {
-        let mut findings = headwater_server::push::look(push).await;
-        for stream in &push.streams {
-            let known = config.streams.contains_key(stream) || held.iter().any(|held| *held.stream == **stream);
-            if !known {
-                findings.push(Finding::warning(
-                    format!("there is no stream \"{stream}\" yet"),
-                    format!("it is there with its first outbox row; one of tables needs a section [stream.{stream}]"),
-                ));
-            }
-        }
+    for ((name, push), findings) in config.pushes.iter().zip(looks) {
         let place = format!("push.{name}");
-        findings.into_iter().map(|finding| Found::new(&place, finding)).collect::<Vec<_>>()
-    });
-    found.extend(futures::future::join_all(checks).await.into_iter().flatten());
+        found.extend(findings.into_iter().map(|finding| Found::new(&place, finding)));
+        // What keeps the bus from answering is said of the bus.
+        if let Ok(Ok((held, refused))) = &status {
+            let lacking = push.streams.iter().filter(|stream| !config.streams.contains_key(*stream));
+            found.extend(lacking.filter_map(|stream| lack(&place, stream, held, refused)));
+        }
+    }
     found
+}
+
+/// What is wrong with a stream that no source of the config feeds by a section.
+fn lack(place: &str, stream: &str, held: &BusStatus, refused: &[(String, Error)]) -> Option<Found> {
+    if let Some((_, error)) = refused.iter().find(|(refused, _)| refused == stream) {
+        return Some(Found::failed(place, error));
+    }
+    let known = held.streams.iter().any(|held| *held.stream == *stream);
+    let warning = Finding::warning(
+        format!("there is no stream \"{stream}\" yet"),
+        format!("it is there with its first outbox row; one of tables needs a section [stream.{stream}]"),
+    );
+    (!known).then(|| Found::new(place, warning))
 }
 
 /// What was set aside by pushes of another name.
@@ -238,7 +244,7 @@ async fn bus(config: &Config) -> Vec<Found> {
     let (status, checked) =
         tokio::time::timeout(PATIENCE, both).await.unwrap_or_else(|_| (Err(late()), Ok(Vec::new())));
     let mut found = match status {
-        Ok(status) => {
+        Ok((status, _)) => {
             let streams = human::plural(status.streams.len() as u64, "stream");
             let text = format!("the {} bus answers, it holds {streams}", status.kind);
             vec![Found::new("bus", Finding::ok(text))]

@@ -83,21 +83,23 @@ pub async fn bus_reader(bus: &BusConfig, data_dir: &Path) -> Result<Arc<dyn Bus>
     })
 }
 
-/// What the bus holds, asked beside a process that may be publishing.
-pub async fn bus_status(config: &Config) -> Result<BusStatus> {
+/// What the bus holds, asked beside a process that may be publishing; and of which streams it refuses to say so.
+pub async fn bus_status(config: &Config) -> Result<(BusStatus, Vec<(String, Error)>)> {
     let BusConfig::Kafka(kafka) = &config.bus else {
-        return bus_reader(&config.bus, &config.data_dir).await?.status().await;
+        let status = bus_reader(&config.bus, &config.data_dir).await?.status().await?;
+        return Ok((status, Vec::new()));
     };
     let bus = KafkaBus::open(kafka.clone()).await?;
     let pushed = config.pushes.values().flat_map(|push| &push.streams);
+    let mut refused = Vec::new();
     for stream in config.streams.keys().chain(pushed) {
         match bus.know(&stream.as_str().into()).await {
+            Err(error) if error.kind() == Kind::Refused => refused.push((stream.clone(), error)),
             // One that was not made yet holds nothing.
-            Err(error) if error.kind() == Kind::Refused => {}
-            known => known?,
+            known => _ = known?,
         }
     }
-    bus.status().await
+    Ok((bus.status().await?, refused))
 }
 
 /// What is missing on the bus for it to keep how far sources have come.

@@ -29,6 +29,22 @@ pub struct Engine {
     _data_dir: DataDir,
 }
 
+/// Logs what was set aside by pushes that the config no longer names. That this cannot be read keeps nothing from
+/// running: no push of the config needs it.
+async fn warn_of_nameless(config: &Config) {
+    match wiring::nameless(config).await {
+        Ok(owners) => {
+            for (push, bytes) in owners {
+                let (message, hint) = nobodys(&push, bytes);
+                tracing::warn!(push, "{message}: {hint}");
+            }
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot tell what pushes have set aside that the config no longer names")
+        }
+    }
+}
+
 impl Engine {
     /// Takes the data_dir, opens the bus and the parked store, and listens for HTTP. Sources are opened by
     /// [`Engine::run`], which goes on trying while a server is away.
@@ -40,10 +56,7 @@ impl Engine {
         let connectors = wiring::connectors(config)?;
         let bus = wiring::bus(config).await?;
         let pushes = wiring::pushes(config, &bus).await?;
-        for (push, bytes) in wiring::nameless(config).await? {
-            let (message, hint) = nobodys(&push, bytes);
-            tracing::warn!(push, "{message}: {hint}");
-        }
+        warn_of_nameless(config).await;
         let parked = wiring::parked(config).await?;
         wiring::nothing_left(config, &*parked).await?;
         let mut builder = wiring::builder(config, &connectors)?.bus(Arc::clone(&bus)).parked(parked);

@@ -76,10 +76,11 @@ async fn ask(config: &Config) -> Result<Answer> {
         let note = Some("it never ran: there is no bus in data_dir yet".to_owned());
         return Ok(Answer { running: false, status: None, stored: None, note });
     }
-    let stored = tokio::time::timeout(PATIENCE, wiring::bus_status(config)).await.unwrap_or_else(|_| {
-        Err(Error::new(Kind::Unavailable, "asking the bus for its status")
-            .hint("it did not answer within 20 s"))
-    })?;
+    let (stored, _) =
+        tokio::time::timeout(PATIENCE, wiring::bus_status(config)).await.unwrap_or_else(|_| {
+            Err(Error::new(Kind::Unavailable, "asking the bus for its status")
+                .hint("it did not answer within 20 s"))
+        })?;
     Ok(Answer { running: owner.is_some(), status: None, stored: Some(stored), note })
 }
 

@@ -51,3 +51,27 @@ async fn check_looks_for_endpoints_and_streams_and_for_what_nobody_delivers() {
     };
     assert!(found.iter().any(left), "{found:?}");
 }
+
+/// What is wrong with the bus hides nothing of the endpoints.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn endpoints_are_looked_at_beside_a_bus_that_does_not_answer() {
+    let push = "[push.away]\nstreams = [\"order\"]\nurl = \"https://localhost:1/\"\n";
+    let orders = Orders::new(&[], push);
+    std::fs::create_dir_all(orders.place.data()).unwrap();
+    std::fs::write(orders.place.data().join("bus"), "no folder").unwrap();
+    let (code, report) = orders.ask(&["check", "--json"]);
+    let of_bus = |finding: &Value| finding["where"] == "bus" && finding["severity"] == "error";
+    assert!(code != Some(0) && report["findings"].as_array().unwrap().iter().any(of_bus), "{report}");
+    let found = orders.check();
+    assert!(found.len() == 1 && found[0].2.contains("localhost:1 cannot be reached"), "{found:?}");
+}
+
+/// What an earlier push has left is none of the business of those that run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_damaged_file_that_no_push_needs_keeps_nothing_from_running() {
+    let orders = Orders::new(&[], "");
+    std::fs::create_dir_all(orders.place.data()).unwrap();
+    std::fs::write(orders.place.data().join("push.db"), "no database ".repeat(1000)).unwrap();
+    let headwater = orders.place.run().await;
+    assert_eq!(headwater.stop(PATIENCE).await.unwrap().code(), Some(0));
+}

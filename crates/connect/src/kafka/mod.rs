@@ -95,9 +95,9 @@ impl KafkaBus {
         Ok(Self { shared, groups: status::Groups::default(), _watch: watch })
     }
 
-    /// Tells it of a stream that another process publishes, so that its status covers it. An error of
-    /// kind `Refused` when there is no such topic.
-    pub async fn know(&self, stream: &Arc<str>) -> Result<()> {
+    /// Tells it of a stream that another process publishes, so that its status covers it; says whether there is such
+    /// a topic. An error of kind `Refused` when that may not be known.
+    pub async fn know(&self, stream: &Arc<str>) -> Result<bool> {
         self.shared.topics.find(stream).await
     }
 
@@ -128,7 +128,11 @@ impl Bus for KafkaBus {
 
     async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>> {
         for stream in &subscribe.streams {
-            self.shared.topics.find(stream).await?;
+            if !self.shared.topics.find(stream).await? {
+                let name = self.shared.config.topic(stream);
+                return Err(Error::new(Kind::Refused, format!("there is no stream {stream} (topic {name})"))
+                    .hint("streams are made by `headwater run`; is its name right, and `topic_prefix`?"));
+            }
         }
         self.groups.note(&subscribe);
         let config = self.shared.config.clone();

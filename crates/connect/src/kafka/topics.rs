@@ -145,15 +145,18 @@ impl Topics {
         format!("kafka-configs.sh --bootstrap-server {brokers} --alter --topic {name} --add-config {pairs}")
     }
 
-    /// Remembers a stream that is only read, if it is there.
-    pub async fn find(&self, stream: &Arc<str>) -> Result<()> {
+    /// Remembers a stream that is only read, if it is there; says whether it is.
+    pub async fn find(&self, stream: &Arc<str>) -> Result<bool> {
         let name = self.config.topic(stream);
-        let Some(partitions) = self.partitions(&name).await? else {
-            return Err(Error::new(Kind::Refused, format!("there is no stream {stream} (topic {name})"))
-                .hint("streams are made by `headwater run`; is its name right, and `topic_prefix`?"));
-        };
+        let found = self.partitions(&name).await.map_err(|error| match error.kind() {
+            Kind::Refused if error.hint_text().is_none() => {
+                error.hint(format!("grant this user the rights to describe and read topic {name}"))
+            }
+            _ => error,
+        });
+        let Some(partitions) = found? else { return Ok(false) };
         self.write().entry(Arc::clone(stream)).or_insert(Topic { name, partitions, ..Topic::default() });
-        Ok(())
+        Ok(true)
     }
 
     /// Makes a topic if there is none, and returns its partitions.

@@ -82,6 +82,10 @@ async fn users_log_in_and_may_or_may_not() {
     assert_eq!(error.kind(), Kind::Refused);
     let text = error.to_string();
     assert!(text.contains("kafka-topics.sh") && text.contains("--partitions 3"), "{text}");
+    // Not to be told of a stream is not that there is none.
+    let error = within(bus.know(&stream)).await.unwrap_err();
+    let text = error.to_string();
+    assert!(error.kind() == Kind::Refused && text.contains(&format!("read topic {stream}")), "{text}");
 }
 
 /// What stands under a name that librdkafka does not know may be a password.
