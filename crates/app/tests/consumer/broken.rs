@@ -130,14 +130,14 @@ async fn is_given_up(statement: &'static str) {
     service.database.execute(lock).await.unwrap();
     let mut holder = service.database.connect().await.unwrap();
     holder.execute("BEGIN; SELECT * FROM locked FOR UPDATE").await.unwrap();
-    let timeout = Duration::from_millis(300);
+    let timeout = Duration::from_secs(2);
     let builder = service.builder().attempts(2).concurrency(1).handler_timeout(timeout);
     let running = service.run(builder, Says(statement));
     service.publish(&["a", "bad", "b"], 3).await;
     service.effects(6).await;
     service.until("SELECT count(*) FROM headwater_parked", 3).await;
     let parked = service.parked().await;
-    assert_eq!(parked[0].error.as_deref(), Some("the handler took longer than 300ms, and was given up"));
+    assert_eq!(parked[0].error.as_deref(), Some("the handler took longer than 2s, and was given up"));
     service.publish(&["a", "b"], 3).await;
     service.effects(12).await;
     running.stop().await.unwrap();
@@ -166,7 +166,7 @@ async fn an_end_that_never_comes_is_given_up() {
          CREATE CONSTRAINT TRIGGER hangs AFTER INSERT ON effect DEFERRABLE INITIALLY DEFERRED \
              FOR EACH ROW EXECUTE FUNCTION hang()";
     service.database.execute(hangs).await.unwrap();
-    let timeout = Duration::from_millis(300);
+    let timeout = Duration::from_secs(2);
     let builder = service.builder().attempts(2).concurrency(1).handler_timeout(timeout);
     let running = service.run(builder, Record::default());
     service.publish(&["a", "bad", "b"], 3).await;
