@@ -13,8 +13,9 @@ use crate::metrics;
 /// How many keys are asked for at once.
 const KEYS: usize = 100;
 
-/// How much longer than a look the pause after it is at least.
+/// How much longer than a look the pause after it is at least, up to the longest.
 const EASE: u32 = 20;
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// What became of the first event of a key.
 enum Step {
@@ -35,7 +36,7 @@ where
     loop {
         let began = Instant::now();
         let due = shared.inbox.due(&shared.name, KEYS).await;
-        let pause = shared.settings.interval.max(began.elapsed().saturating_mul(EASE));
+        let pause = pause(shared.settings.interval, began.elapsed());
         match due {
             Ok(due) => {
                 // A key with much behind it, or with more than can go, must not keep the others from being looked at.
@@ -55,6 +56,12 @@ where
             return;
         }
     }
+}
+
+/// How long it is waited after a look that took so long. A database that was away, and not the look, may have taken
+/// that long.
+fn pause(interval: Duration, look: Duration) -> Duration {
+    interval.max(look.saturating_mul(EASE).min(LONGEST))
 }
 
 impl<I, H> Shared<I, H>
@@ -139,5 +146,19 @@ where
     async fn settle(&self, transaction: I::Transaction, sequence: i64, fate: Fate) -> Result<()> {
         let settlement = Settlement { held: vec![(sequence, fate)], ..Settlement::default() };
         self.inbox.commit(transaction, &self.name, &settlement).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_that_was_away_does_not_keep_what_is_set_aside_waiting_for_long() {
+        let seconds = Duration::from_secs;
+        assert_eq!(pause(seconds(1), Duration::from_millis(10)), seconds(1));
+        assert_eq!(pause(seconds(1), seconds(1)), seconds(20));
+        assert_eq!(pause(seconds(1), seconds(30)), LONGEST);
+        assert_eq!(pause(seconds(60), seconds(30)), seconds(60));
     }
 }
