@@ -7,7 +7,7 @@ use headwater_core::{Checkpoint, Error, Kind, Result, ResultExt};
 use rdkafka::Message;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::Asker;
@@ -20,6 +20,9 @@ const LAST: i64 = 256;
 
 /// By how much more is looked at when it is not.
 const FURTHER: i64 = 16;
+
+/// The pause before a question is asked again.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// The newest checkpoint of a source. Reads the topic back from its end; blocks.
 pub fn read(config: &KafkaConfig, asker: &Asker, source: &str) -> Result<Option<Checkpoint>> {
@@ -55,7 +58,7 @@ fn wait_until_stable(config: &KafkaConfig, asker: &Asker) -> Result<()> {
     // The brokers end a transaction of a process that is gone after its timeout.
     let patience = config.transaction_timeout() + config.timeout;
     let stable = || asker.fetch_watermarks(topic, 0, config.timeout);
-    let end = stable::end(config, topic, 0, patience, stable);
+    let end = patiently(config, || stable::end(config, topic, 0, patience, stable));
     if end.map_err(|error| errors::error(error, doing()))?.is_some() {
         return Ok(());
     }
@@ -65,13 +68,28 @@ fn wait_until_stable(config: &KafkaConfig, asker: &Asker) -> Result<()> {
     Err(Error::new(Kind::Unavailable, doing()).hint(hint))
 }
 
+/// Asks again, for as long as the brokers may take to answer: one that has just begun leads no partition yet.
+fn patiently<T>(config: &KafkaConfig, ask: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
+    let unled = |error: &KafkaError| {
+        let code = error.rdkafka_error_code();
+        matches!(code, Some(Code::NotLeaderForPartition | Code::LeaderNotAvailable))
+    };
+    let deadline = Instant::now() + config.timeout;
+    loop {
+        match ask() {
+            Err(error) if unled(&error) && Instant::now() < deadline => std::thread::sleep(PAUSE),
+            answer => return answer,
+        }
+    }
+}
+
 fn doing(config: &KafkaConfig) -> String {
     format!("reading checkpoints from topic {}", config.positions_topic)
 }
 
 /// The first offset of the topic, and its end.
 fn ends(config: &KafkaConfig, asker: &Asker) -> Result<(i64, i64)> {
-    let ends = asker.fetch_watermarks(&config.positions_topic, 0, config.timeout);
+    let ends = patiently(config, || asker.fetch_watermarks(&config.positions_topic, 0, config.timeout));
     ends.map_err(|error| errors::error(error, doing(config)))
 }
 
