@@ -82,8 +82,8 @@ const DUE: &str = "SELECT stream, `key`, seq FROM ((SELECT head.stream, head.`ke
 const FIRST: &str = "SELECT seq FROM headwater_parked FORCE INDEX (headwater_parked_key) \
      WHERE consumer = ? AND stream = ? AND key_hash = UNHEX(SHA2(?, 256)) ORDER BY seq LIMIT 1";
 
-/// By the newest row, unless it is from the future, and not by the clock: what a consumer handled before it stood still, and reads again afterwards, does
-/// not grow old meanwhile.
+/// By the newest row, unless it is from the future, not by the clock: what a consumer handled before it stood still, and
+/// reads again afterwards, does not grow old meanwhile.
 const OLD: &str = "SELECT event_id FROM headwater_inbox FORCE INDEX (headwater_inbox_handled_at) WHERE consumer = ? \
      AND handled_at <= (SELECT LEAST(MAX(newest.handled_at), UTC_TIMESTAMP(6)) FROM headwater_inbox AS newest \
          WHERE newest.consumer = ?) \

@@ -137,8 +137,8 @@ impl Sql {
                  ) END AND (state = 'waiting' OR state = 'retrying' AND next_try <= clock_timestamp()) \
                  FOR UPDATE SKIP LOCKED"
             ),
-            // By the newest row, unless it is from the future, and not by the clock: what a consumer handled before it stood still, and reads again
-            // afterwards, does not grow old meanwhile.
+            // By the newest row, unless it is from the future, not by the clock: what a consumer handled before it stood
+            // still, and reads again afterwards, does not grow old meanwhile.
             clean: format!(
                 "DELETE FROM {inbox} WHERE ctid = ANY(ARRAY( \
                      SELECT ctid FROM {inbox} WHERE consumer = $1 \

@@ -76,13 +76,13 @@ impl PostgresOutboxStore {
             settle: Settle::new(&names),
             horizon: Horizon::new(&names),
             heard: OnceLock::new(),
-            // The clock is asked once, in a subquery: no index is searched for what may change from row to row.
             new: format!(
                 "SELECT {columns} FROM unnest($1::smallint[], $2::bigint[]) WITH ORDINALITY AS claim (lane, above, at) \
                  CROSS JOIN LATERAL (SELECT * FROM {outbox} AS of WHERE of.lane = claim.lane AND of.state = 'new' \
                  AND of.seq > claim.above AND of.seq NOT IN (SELECT unnest($4::bigint[])) \
                  ORDER BY of.seq LIMIT $3) AS row ORDER BY claim.at, row.seq"
             ),
+            // The clock is asked once, in a subquery: no index is searched for what may change from row to row.
             due: format!(
                 "SELECT {columns} FROM {outbox} AS row WHERE row.lane = ANY($1) AND row.state IN ('retrying', 'parked') \
                  AND row.state = 'retrying' AND row.next_try <= (SELECT clock_timestamp()) \

@@ -62,8 +62,8 @@ const DUE: &str = "SELECT stream, key, seq FROM ( \
      WHERE state = 'waiting' OR state = 'retrying' AND next_try <= ?3 \
      ORDER BY next_try, seq LIMIT ?2";
 
-/// By the newest row, unless it is from the future, and not by the clock: what a consumer handled before it stood still, and reads again afterwards, does
-/// not grow old meanwhile.
+/// By the newest row, unless it is from the future, not by the clock: what a consumer handled before it stood still, and
+/// reads again afterwards, does not grow old meanwhile.
 const CLEAN: &str = "DELETE FROM headwater_inbox WHERE consumer = ?1 AND event_id IN ( \
          SELECT event_id FROM headwater_inbox WHERE consumer = ?1 \
              AND handled_at <= (SELECT min(max(handled_at), ?4) - ?2 FROM headwater_inbox WHERE consumer = ?1) \
