@@ -113,7 +113,7 @@ pub struct Claim {
     /// Also the rows whose time has come to be tried again.
     pub retries: bool,
     /// Lets go what waits behind nothing any more, and asks which keys are blocked. Only while nothing of
-    /// the lane is on its way, and with `above` 0.
+    /// the lane is on its way, and with `above` 0. It may take several claims: see [`Claimed::resuming`].
     pub resume: bool,
 }
 
@@ -140,8 +140,18 @@ pub struct Claimed {
     pub horizon: i64,
     /// The blocked keys of the lanes that asked.
     pub blocked: Vec<(Lane, BlockedKey)>,
+    /// Lanes that asked to let go what waits, and have more of it: the other lanes are not to wait for that. Nothing
+    /// was read of these; they ask again.
+    pub resuming: Vec<Lane>,
     /// Lanes of which there may be more: the limit was reached before their end.
     pub more: Vec<Lane>,
+}
+
+impl Claimed {
+    /// The claims that are answered: all but those that resume still.
+    pub fn answered<'a>(&self, claims: &'a [Claim]) -> Vec<&'a Claim> {
+        claims.iter().filter(|claim| !self.resuming.contains(&claim.lane)).collect()
+    }
 }
 
 /// A stream and a key whose first row has yet to go.

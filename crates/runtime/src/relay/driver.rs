@@ -398,7 +398,7 @@ impl Driver {
 
     /// Gives each lane its rows. Returns whether there is more, if there was anything.
     fn hand_out(&mut self, claims: &[Claim], claimed: Claimed) -> Option<bool> {
-        let Claimed { table, rows, horizon, blocked, more } = claimed;
+        let Claimed { table, rows, horizon, blocked, resuming, more } = claimed;
         let mut by_lane: BTreeMap<Lane, Vec<ClaimedRow>> = BTreeMap::new();
         for row in rows {
             by_lane.entry(row.lane).or_default().push(row);
@@ -407,6 +407,10 @@ impl Driver {
         for claim in claims {
             let begun = self.lanes.get_mut(&claim.lane).filter(|held| held.run <= self.claimed_at);
             let Some(held) = begun else { continue };
+            if resuming.contains(&claim.lane) {
+                found = Some(true);
+                continue;
+            }
             if held.stage == Stage::Resuming && claim.resume {
                 let ours = blocked.iter().filter(|(lane, _)| *lane == claim.lane);
                 let keys: Blocked = ours.map(|(_, key)| key.clone()).collect();

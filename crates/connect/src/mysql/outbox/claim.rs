@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use futures::TryStreamExt;
-use headwater_core::ports::{BlockedKey, Claim, ClaimLimit, Claimed, ClaimedRow, Lane};
+use headwater_core::ports::{Claim, ClaimLimit, Claimed, ClaimedRow, Lane};
 use sqlx::mysql::MySqlRow;
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, Executor as _, MySql, MySqlPool, Row};
@@ -16,7 +16,7 @@ use crate::lent::{DRAINED, Lent};
 use crate::mysql::sql::{LONGEST, list};
 use crate::outbox::{Parts, gaps};
 
-/// Waiting rows that are let go in one statement.
+/// Waiting rows that are let go in one statement. After so many, whatever their lanes, a claim ends.
 const RESUMED: u64 = 10_000;
 
 /// The statements.
@@ -37,7 +37,7 @@ struct Places {
 impl Places {
     /// Keeps of each lane the first new ones that are not known, and no more than `rows`; returns the lanes
     /// that may have more.
-    fn keep(&mut self, claims: &[Claim], rows: usize) -> HashSet<Lane> {
+    fn keep(&mut self, claims: &[&Claim], rows: usize) -> HashSet<Lane> {
         let known: HashSet<i64> = claims.iter().flat_map(|claim| &claim.known).copied().collect();
         let (mut many, mut again) = (HashMap::<Lane, usize>::new(), HashMap::<Lane, usize>::new());
         self.again.iter().for_each(|(_, lane)| *again.entry(*lane).or_default() += 1);
@@ -74,11 +74,13 @@ impl Claims {
     ) -> sqlx::Result<Claimed> {
         let mut connection = Lent::of(pool).await?;
         let mut claimed = Claimed { horizon: self.horizon.now(&mut connection).await?, ..Claimed::default() };
+        let mut let_go = 0;
         for claim in claims.iter().filter(|claim| claim.resume) {
-            self.resume(&mut connection, claim.lane, &mut claimed.blocked).await?;
+            self.resume(&mut connection, claim.lane, &mut let_go, &mut claimed).await?;
         }
-        let mut places = self.places(&mut connection, claims, limit.rows).await?;
-        let mut more = places.keep(claims, limit.rows);
+        let claims = claimed.answered(claims);
+        let mut places = self.places(&mut connection, &claims, limit.rows).await?;
+        let mut more = places.keep(&claims, limit.rows);
         let again: Vec<i64> = places.again.iter().map(|(sequence, _)| *sequence).collect();
         let new: Vec<i64> = places.new.keys().copied().collect();
         let read = self.read(connection, &[&again, &new], limit.bytes, &mut claimed.rows).await?;
@@ -92,10 +94,10 @@ impl Claims {
     async fn places(
         &self,
         on: &mut PoolConnection<MySql>,
-        claims: &[Claim],
+        claims: &[&Claim],
         rows: usize,
     ) -> sqlx::Result<Places> {
-        let mut claims: Vec<&Claim> = claims.iter().collect();
+        let mut claims = claims.to_vec();
         claims.sort_by_key(|claim| claim.lane);
         let from = format!("SELECT `queue`, `seq` FROM {} FORCE INDEX (`{WORK}`) WHERE", self.outbox);
         let part = |claim: &&Claim| {
@@ -166,13 +168,18 @@ impl Claims {
     }
 
     /// Says which keys are blocked, and lets go what waits behind none of them: some of it at a time, as nobody
-    /// reads the lane before all of it is.
+    /// reads the lane before all of it is. `let_go` counts the rows of all lanes.
     async fn resume(
         &self,
         on: &mut PoolConnection<MySql>,
         lane: Lane,
-        blocked: &mut Vec<(Lane, BlockedKey)>,
+        let_go: &mut u64,
+        claimed: &mut Claimed,
     ) -> sqlx::Result<()> {
+        if *let_go >= RESUMED {
+            claimed.resuming.push(lane);
+            return Ok(());
+        }
         let outbox = &self.outbox;
         let keys = format!(
             "SELECT `stream`, `key`, {} FROM {outbox} FORCE INDEX (`{WORK}`) WHERE `queue` IN ({}, {}) AND `key` IS NOT NULL",
@@ -192,9 +199,14 @@ impl Claims {
                 "UPDATE {outbox} FORCE INDEX (`{WORK}`) SET `state` = 'new' WHERE `queue` = {} AND ({gaps}) LIMIT {RESUMED}",
                 Queue::Waiting(lane).number()
             );
-            while on.execute(sqlx::raw_sql(AssertSqlSafe(&*resume))).await?.rows_affected() == RESUMED {}
+            let rows = on.execute(sqlx::raw_sql(AssertSqlSafe(resume))).await?.rows_affected();
+            *let_go += rows;
+            if rows == RESUMED {
+                claimed.resuming.push(lane);
+                return Ok(());
+            }
         }
-        blocked.extend(keys_blocked.into_iter().map(|key| (lane, key)));
+        claimed.blocked.extend(keys_blocked.into_iter().map(|key| (lane, key)));
         Ok(())
     }
 }

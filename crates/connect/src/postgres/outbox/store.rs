@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::TryStreamExt;
 use headwater_core::ports::{
-    BlockedKey, Claim, ClaimLimit, Claimed, ClaimedRow, Finding, Lane, Lease, LeaseAsk, OutboxStore, Settled,
+    Claim, ClaimLimit, Claimed, ClaimedRow, Finding, Lane, Lease, LeaseAsk, OutboxStore, Settled,
 };
 use headwater_core::{EventId, Result, Table};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow, PgSslMode};
@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Nothing waits for a lock for long: who has gone leaves no statement behind that does. One that reads takes its time.
 const SESSION: &str = "SET lock_timeout = '20s'";
 
-/// Waiting rows that are let go in one statement.
+/// Waiting rows that are let go in one statement. After so many, whatever their lanes, a claim ends.
 const RESUMED: u64 = 10_000;
 
 /// The outbox of a PostgreSQL database, read by query.
@@ -123,9 +123,11 @@ impl PostgresOutboxStore {
     async fn claimed(&self, claims: &[Claim], limit: ClaimLimit) -> sqlx::Result<Claimed> {
         let mut on = Lent::of(&self.pool).await?;
         let mut claimed = Claimed { horizon: self.horizon.now(&mut on).await?, ..Claimed::default() };
+        let mut let_go = 0;
         for claim in claims.iter().filter(|claim| claim.resume) {
-            self.resume(&mut on, claim.lane, &mut claimed.blocked).await?;
+            self.resume(&mut on, claim.lane, &mut let_go, &mut claimed).await?;
         }
+        let claims = claimed.answered(claims);
         let lanes: Vec<i16> = claims.iter().map(|claim| claim.lane as i16).collect();
         let above: Vec<i64> = claims.iter().map(|claim| claim.above).collect();
         let known: Vec<i64> = claims.iter().flat_map(|claim| &claim.known).copied().collect();
@@ -142,7 +144,7 @@ impl PostgresOutboxStore {
         let again = claimed.rows.len() >= limit.rows;
         let new = sqlx::query(AssertSqlSafe(&*self.new)).bind(&lanes).bind(above).bind(rows).bind(known);
         let full = full || self.take(new.fetch(&mut **on), &mut room, &mut claimed).await?;
-        let more = |claim: &&Claim| {
+        let more = |claim: &&&Claim| {
             let new = room.rows.get(&claim.lane).copied().unwrap_or(0);
             full || new >= limit.rows || claim.retries && again
         };
@@ -199,13 +201,18 @@ impl PostgresOutboxStore {
     }
 
     /// Says which keys are blocked, and lets go what waits behind none of them: some of it at a time, as nobody
-    /// reads the lane before all of it is.
+    /// reads the lane before all of it is. `let_go` counts the rows of all lanes.
     async fn resume(
         &self,
         on: &mut PgConnection,
         lane: Lane,
-        blocked: &mut Vec<(Lane, BlockedKey)>,
+        let_go: &mut u64,
+        claimed: &mut Claimed,
     ) -> sqlx::Result<()> {
+        if *let_go >= RESUMED {
+            claimed.resuming.push(lane);
+            return Ok(());
+        }
         let at = lane as i16;
         let heads = sqlx::query(AssertSqlSafe(&*self.blocked)).bind(at).fetch_all(&mut *on).await?;
         let (mut keys, mut places) = (HashSet::new(), BTreeSet::new());
@@ -214,13 +221,14 @@ impl PostgresOutboxStore {
             places.insert(head.try_get(2)?);
         }
         let (first, last): (Vec<i64>, Vec<i64>) = gaps(&places).into_iter().unzip();
-        loop {
-            let resume = sqlx::query(AssertSqlSafe(&*self.resume)).bind(at).bind(&first).bind(&last);
-            if resume.execute(&mut *on).await?.rows_affected() < RESUMED {
-                break;
-            }
+        let resume = sqlx::query(AssertSqlSafe(&*self.resume)).bind(at).bind(first).bind(last);
+        let rows = resume.execute(&mut *on).await?.rows_affected();
+        *let_go += rows;
+        if rows < RESUMED {
+            claimed.blocked.extend(keys.into_iter().map(|key| (lane, key)));
+        } else {
+            claimed.resuming.push(lane);
         }
-        blocked.extend(keys.into_iter().map(|key| (lane, key)));
         Ok(())
     }
 }

@@ -117,7 +117,7 @@ impl Driver {
         !self.unwritten.contains_key(&lane)
     }
 
-    fn start_lane(&mut self, lease: Lease) -> Held {
+    pub(super) fn start_lane(&mut self, lease: Lease) -> Held {
         self.runs += 1;
         tracing::debug!(source = %self.task.name, lane = lease.lane, epoch = lease.epoch, "a lane begins");
         let (inbox, work) = mpsc::unbounded_channel();

@@ -73,3 +73,16 @@ async fn a_lane_is_opened_while_it_is_ours_and_nobody_waits_for_it() {
     assert!(!begins(true, CLEAN), "another relay waits for it");
     assert!(!begins(false, Duration::ZERO), "its lease is over");
 }
+
+#[tokio::test]
+async fn a_lane_that_resumes_still_asks_at_once_again() {
+    let mut driver = driver();
+    let held = driver.start_lane(Lease { lane: 0, epoch: 1, wanted: false });
+    driver.lanes.insert(0, Held { stage: Stage::Resuming, ..held });
+    driver.claimed_at = driver.runs;
+    let claims = [driver.lanes[&0].claim(true, true, 1).unwrap()];
+    let found = driver.hand_out(&claims, Claimed { resuming: vec![0], horizon: 7, ..Claimed::default() });
+    assert_eq!((found, driver.lanes[&0].stage), (Some(true), Stage::Resuming));
+    let found = driver.hand_out(&claims, Claimed { horizon: 7, ..Claimed::default() });
+    assert_eq!((found, driver.lanes[&0].stage), (None, Stage::Working));
+}

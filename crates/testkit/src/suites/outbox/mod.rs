@@ -117,6 +117,7 @@ macro_rules! outbox_suite {
             a_row_without_a_key_holds_back_nothing,
             a_long_key_is_held_back_as_any_other,
             what_waits_is_never_walked,
+            much_that_is_let_go_holds_up_no_other_lane,
             what_is_settled_stays_settled,
             // leasing
             lanes_are_shared_among_relays,
