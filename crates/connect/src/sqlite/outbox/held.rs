@@ -16,7 +16,12 @@ pub(crate) struct Held {
     table: String,
     lease: Duration,
     owner: String,
-    take: String,
+    /// Under which it was taken. One that has run out is never renewed: it is taken anew, under another epoch, by a
+    /// source that looks at its triggers again. A relay may have been there meanwhile, and taken them away.
+    epoch: i64,
+    /// Until when it is ours, in milliseconds since 1970: a clock that goes on while the machine sleeps.
+    until: i64,
+    renew: String,
     release: String,
     renewed: Instant,
     lost: bool,
@@ -29,21 +34,39 @@ impl Held {
             return Ok(None);
         }
         let of = Names::new(table).lease();
-        let mut held = Self {
+        let owner = format!("{TRIGGERS}{source}");
+        let now = now() / 1_000;
+        let until = now.saturating_add(millis(lease));
+        // Nobody else has this name: one process at a time captures a database.
+        let take = format!(
+            "UPDATE {of} SET relay = ?1, epoch = epoch + 1, until = ?2 \
+             WHERE lane = 0 AND (relay IS ?1 OR until < ?3) RETURNING epoch"
+        );
+        let doing = || format!("taking the lease of the outbox {table}");
+        let mut take = conn.prepare(&take).sql(doing)?;
+        let taken = take.query_map(params![owner, until, now], |row| row.get(0)).sql(doing)?;
+        // To its end: only then it is committed.
+        let taken = taken.collect::<rusqlite::Result<Vec<i64>>>().sql(doing)?;
+        let Some(epoch) = taken.first().copied() else {
+            let error = Error::new(Kind::Busy, format!("the outbox {table} is being emptied by a relay"));
+            return Err(error.hint(
+                "an outbox is emptied by relays or read by triggers: stop the one, and the other goes on by itself; \
+                 `relay` of the source says which",
+            ));
+        };
+        Ok(Some(Self {
             table: table.to_owned(),
             lease,
-            owner: format!("{TRIGGERS}{source}"),
-            take: format!(
-                "UPDATE {of} SET relay = ?1, epoch = epoch + (relay IS NOT ?1), until = ?2 \
-                 WHERE lane = 0 AND (relay IS ?1 OR until < ?3)"
+            owner,
+            epoch,
+            until,
+            renew: format!(
+                "UPDATE {of} SET until = ?1 WHERE lane = 0 AND relay = ?2 AND epoch = ?3 AND until >= ?4"
             ),
-            release: format!("UPDATE {of} SET relay = NULL, until = 0 WHERE relay = ?1"),
+            release: format!("UPDATE {of} SET relay = NULL, until = 0 WHERE relay = ?1 AND epoch = ?2"),
             renewed: Instant::now(),
             lost: false,
-        };
-        held.renew_now(conn)?;
-        held.check()?;
-        Ok(Some(held))
+        }))
     }
 
     /// In how long it has to be renewed.
@@ -63,28 +86,74 @@ impl Held {
         let now = now() / 1_000;
         let until = now.saturating_add(millis(self.lease));
         let doing = || format!("renewing the lease of the outbox {}", self.table);
-        let mut take = conn.prepare_cached(&self.take).sql(doing)?;
-        self.lost = take.execute(params![self.owner, until, now]).sql(doing)? == 0;
+        let mut renew = conn.prepare_cached(&self.renew).sql(doing)?;
+        match renew.execute(params![until, self.owner, self.epoch, now]).sql(doing)? {
+            0 => self.lost = true,
+            _ => self.until = until,
+        }
         self.renewed = Instant::now();
         Ok(())
     }
 
-    /// An error when a relay has it.
+    /// An error once a relay may have it.
     pub fn check(&self) -> Result<()> {
-        if !self.lost {
+        if !self.lost && now() / 1_000 <= self.until {
             return Ok(());
         }
-        let error = Error::new(Kind::Busy, format!("the outbox {} is being emptied by a relay", self.table));
-        Err(error.hint(
-            "an outbox is emptied by relays or read by triggers: stop the one, and the other goes on by itself; \
-             `relay` of the source says which",
-        ))
+        let what = format!("the lease of the outbox {} was not renewed in time", self.table);
+        Err(Error::new(Kind::Busy, what))
     }
 
     /// Gives it back. Where that fails it runs out.
     pub fn release(&self, conn: &Connection) {
-        if let Err(error) = conn.execute(&self.release, params![self.owner]) {
+        if let Err(error) = conn.execute(&self.release, params![self.owner, self.epoch]) {
             tracing::debug!("giving back the lease of the outbox {}: {error}", self.table);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layout::make;
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(60);
+
+    fn take(conn: &Connection) -> Held {
+        Held::take(conn, "s", "outbox", LEASE).unwrap().unwrap()
+    }
+
+    fn row(conn: &Connection) -> (Option<String>, i64, i64) {
+        let sql = "SELECT relay, epoch, until FROM outbox_lease";
+        conn.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap()
+    }
+
+    #[test]
+    fn a_lease_that_ran_out_is_taken_anew_and_never_renewed() {
+        let conn = Connection::open_in_memory().unwrap();
+        make(&conn, "outbox").unwrap();
+        let mut held = take(&conn);
+        held.renew_now(&conn).unwrap();
+        held.check().unwrap();
+        assert_eq!(row(&conn).1, 1, "what has not run out keeps its epoch");
+        conn.execute("UPDATE outbox_lease SET until = 5", []).unwrap();
+        held.renew_now(&conn).unwrap();
+        assert_eq!(row(&conn), (Some("log:s".into()), 1, 5), "it is not prolonged");
+        assert_eq!(held.check().unwrap_err().kind(), Kind::Busy);
+        let again = take(&conn);
+        again.check().unwrap();
+        held.release(&conn);
+        held.renew_now(&conn).unwrap();
+        assert_eq!(row(&conn), (Some("log:s".into()), 2, again.until), "who had it before has no say");
+        again.release(&conn);
+        assert_eq!(row(&conn), (None, 2, 0));
+    }
+
+    #[test]
+    fn who_stood_still_for_longer_knows_before_it_asks() {
+        let conn = Connection::open_in_memory().unwrap();
+        make(&conn, "outbox").unwrap();
+        let held = Held { until: now() / 1_000 - 1, ..take(&conn) };
+        assert_eq!(held.check().unwrap_err().kind(), Kind::Busy);
     }
 }
