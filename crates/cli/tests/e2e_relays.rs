@@ -434,16 +434,49 @@ async fn until_shared(database: &Database, wanted: &[i64]) {
     }
 }
 
-/// A relay that does not reach the bus keeps no more than its share from one that does.
+/// A relay that does not reach the bus leaves the lanes to one that does, and has its share when it does again.
 #[tokio::test(flavor = "multi_thread")]
-async fn lanes_that_cannot_be_opened_are_given_to_who_waits() {
+async fn who_does_not_reach_the_bus_leaves_the_lanes_to_others() {
+    let kafka = Kafka::settings().proxied().start().await.unwrap();
+    let proxy = kafka.proxy().unwrap();
     let (database, bus) = service().await;
-    let away = format!("{bus}timeout = \"1s\"\n");
-    let _away = Relay::start(&database, "127.0.0.1:1", "20s", &away);
+    database.execute(&entities()).await.unwrap();
+    proxy.hold();
+    let more = format!("{bus}timeout = \"1s\"\ntransaction_timeout = \"2s\"\n");
+    let mut far = Relay::start(&database, &kafka.proxied_brokers().unwrap(), "20s", &more);
+    let asked = || far.headwater.as_ref().unwrap().log_tail().contains("the bus does not answer");
+    until("the bus is asked", asked).await;
+    assert_eq!(shares(&database).await, [0_i64; 0], "what would it do with lanes");
+    let mut near = Relay::start(&database, &kafka.brokers(), "20s", &bus);
+    near.ready().await;
     until_shared(&database, &[8]).await;
-    let mut relay = Relay::start(&database, &Kafka::shared().await.unwrap().brokers(), "20s", &bus);
+    proxy.release();
+    far.ready().await;
     until_shared(&database, &[4, 4]).await;
-    relay.ready().await;
+
+    change(&database, 600).await;
+    until_published(&database, 600).await;
+    proxy.hold();
+    change(&database, 600).await;
+    until_published(&database, 1_200).await;
+    until_shared(&database, &[8]).await;
+    proxy.release();
+    until_shared(&database, &[4, 4]).await;
+    for relay in [far, near] {
+        relay.stop().await;
+    }
+}
+
+async fn until_published(database: &Database, wanted: i64) {
+    let (mut connection, deadline) = (database.connect().await.unwrap(), Instant::now() + PATIENCE);
+    let published = "select count(*) from outbox where state = 'published'";
+    let mut count = async || connection.fetch_one(published).await.unwrap().get::<i64, _>(0);
+    let mut now = count().await;
+    while now < wanted {
+        assert!(Instant::now() < deadline, "{now} of {wanted}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        now = count().await;
+    }
 }
 
 /// So many events, about every key in turn.

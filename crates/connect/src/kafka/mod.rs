@@ -126,6 +126,10 @@ impl Bus for KafkaBus {
         Ok(Opened { writer, checkpoint })
     }
 
+    async fn reach(&self) -> Result<()> {
+        self.shared.topics.partitions(&self.shared.config.positions_topic).await.map(drop)
+    }
+
     async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>> {
         for stream in &subscribe.streams {
             if !self.shared.topics.find(stream).await? {

@@ -23,6 +23,11 @@ pub trait Bus: Send + Sync {
     /// are still on their way. Where the bus can, this holds for writers in other processes too.
     async fn writer(&self, source: &str) -> Result<Opened>;
 
+    /// Whether its servers answer, where it has any; why not, if they do not.
+    async fn reach(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Reads streams.
     async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>>;
 

@@ -1,6 +1,7 @@
 //! One relay's loop: leases, claims, settling.
 
 mod leasing;
+mod reaching;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use super::lane::{Done, Report, What, Work};
 use super::pace::Pace;
 use super::rows::Blocked;
 use crate::pipeline::Backoff;
+use reaching::Reaching;
 
 /// Rows of a lane that may be on their way, in batches.
 const AHEAD: usize = 4;
@@ -69,6 +71,7 @@ pub struct Driver {
     look_patience: Duration,
     leasing: Asking<Result<Vec<Lease>>>,
     cleaning: Asking<Result<u64>>,
+    reaching: Reaching,
     pace: Pace,
     look_at: Instant,
     looked: Instant,
@@ -95,6 +98,7 @@ impl Driver {
         let now = Instant::now();
         let look_patience = task.relay.lease.saturating_mul(PATIENCE);
         let (pace, backoff) = (Pace::new(task.relay.poll), Backoff::new(task.settings.retry_max));
+        let reaching = Reaching::new(now, task.settings.retry_max);
         Self {
             task,
             relay,
@@ -111,6 +115,7 @@ impl Driver {
             look_patience,
             leasing: None,
             cleaning: None,
+            reaching,
             pace,
             look_at: now,
             looked: now,
@@ -149,6 +154,7 @@ impl Driver {
                 leases = ready(&mut self.leasing) => self.leased(leases)?,
                 (claims, claimed) = ready(&mut self.claiming) => self.claimed(&claims, claimed)?,
                 cleaned = ready(&mut self.cleaning) => self.cleaned(cleaned),
+                reached = ready(&mut self.reaching.asking) => self.reached(reached),
                 () = stop.cancelled(), if self.stopping.is_none() => {}
                 () = self.task.store.wait(sleep) => {
                     if Instant::now() < now + sleep {
@@ -178,6 +184,7 @@ impl Driver {
         }
         self.lanes.values_mut().for_each(|held| held.advance(now));
         self.start_lanes(now);
+        self.start_reaching(now);
         self.start_leasing(now);
         self.start_settling(now);
         self.start_claiming(now);
@@ -196,9 +203,10 @@ impl Driver {
                 at = then
             }
         };
-        sooner(self.renew_at, self.leasing.is_none());
-        sooner(self.share_at, self.leasing.is_none() && self.stopping.is_none());
-        sooner(self.look_at, self.claiming.is_none() && self.stopping.is_none());
+        sooner(self.renew_at, self.leasing.is_none() && self.asks_for_lanes());
+        sooner(self.share_at, self.leasing.is_none() && self.asks_for_lanes() && self.stopping.is_none());
+        sooner(self.reaching.at, self.reaching.is_due() && self.stopping.is_none());
+        sooner(self.look_at, self.claiming.is_none() && !self.is_leaving());
         sooner(self.settle_at, self.settling.is_none() && !self.queue.is_empty());
         sooner(self.clean_at, self.cleaning.is_none() && self.stopping.is_none());
         for (lease, at, _) in self.resting.values() {
@@ -236,7 +244,7 @@ impl Driver {
     }
 
     fn start_claiming(&mut self, now: Instant) {
-        if self.claiming.is_some() || now < self.look_at || self.stopping.is_some() {
+        if self.claiming.is_some() || now < self.look_at || self.is_leaving() {
             return;
         }
         let all = self.pace.is_from_beginning(now);
@@ -310,6 +318,9 @@ impl Driver {
         let fresh = || (held.lease, Instant::now(), Backoff::new(self.task.settings.retry_max));
         let (lease, at, backoff) = self.resting.entry(lane).or_insert_with(fresh);
         (*lease, *at) = (held.lease, Instant::now() + backoff.next());
+        if self.lanes.values().all(|held| held.stage == Stage::Opening) {
+            self.reaching.doubt();
+        }
         ::metrics::counter!("headwater_retries_total", "source" => self.task.name.to_string()).increment(1);
         self.task.board.retrying(&error, backoff.attempts());
     }
@@ -473,7 +484,10 @@ impl Driver {
         let board = &self.task.board;
         board.lock().lanes = self.lanes.len() as u32;
         let opening = self.lanes.values().any(|held| held.stage == Stage::Opening);
-        if opening || self.resting.keys().any(|lane| !self.lanes.contains_key(lane)) {
+        if opening
+            || self.reaching.is_away()
+            || self.resting.keys().any(|lane| !self.lanes.contains_key(lane))
+        {
             return;
         }
         board.open();

@@ -29,7 +29,10 @@ impl Driver {
             return;
         }
         let release = self.to_release();
-        let renew = now >= self.renew_at || !release.is_empty();
+        let renew = now >= self.renew_at && self.asks_for_lanes() || !release.is_empty();
+        if !renew && !self.asks_for_lanes() {
+            return;
+        }
         if !renew && (now < self.share_at || self.stopping.is_some()) {
             return;
         }
@@ -37,7 +40,7 @@ impl Driver {
             self.lanes.remove(lane);
             self.resting.remove(lane);
         }
-        let (ttl, leaving) = (self.task.relay.lease, self.stopping.is_some());
+        let (ttl, leaving) = (self.task.relay.lease, self.is_leaving());
         let ask = LeaseAsk { relay: self.relay.clone(), ttl, release, renew, leaving };
         let store = Arc::clone(&self.task.store);
         self.share_at = now + LOOK;
@@ -50,9 +53,19 @@ impl Driver {
         self.leasing = Some(Box::pin(in_time(patience, async move { store.lease(&ask).await })));
     }
 
-    /// What is not to be kept and nothing of which is on its way: all of it while the relay stops, or another waits for it.
-    fn to_release(&self) -> Vec<Lane> {
-        let goes = |lease: &Lease| lease.wanted || self.stopping.is_some();
+    /// Whether it is to be given nothing, and gives back what it has.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.stopping.is_some() || self.reaching.is_away()
+    }
+
+    /// Whether there is anything to ask about lanes: not while the bus is away and none are left.
+    pub(super) fn asks_for_lanes(&self) -> bool {
+        !self.reaching.is_away() || !self.lanes.is_empty() || !self.resting.is_empty()
+    }
+
+    /// What is not to be kept and nothing of which is on its way: all of it while the relay leaves, or another waits for it.
+    pub(super) fn to_release(&self) -> Vec<Lane> {
+        let goes = |lease: &Lease| lease.wanted || self.is_leaving();
         let idle = self.lanes.values().filter(|held| goes(&held.lease) && held.can_go()).map(Held::lane);
         let rests = |lane: &Lane| !self.lanes.contains_key(lane) && self.is_written(*lane);
         let resting = self.resting.values().map(|(lease, ..)| lease).filter(|lease| goes(lease));
@@ -109,7 +122,7 @@ impl Driver {
     /// Whether a lane may be run that is ours. Not one that is to be given back.
     pub(super) fn may_begin(&self, lease: &Lease) -> bool {
         let runs = self.lanes.contains_key(&lease.lane);
-        self.stopping.is_none() && !runs && !lease.wanted && self.is_written(lease.lane)
+        !self.is_leaving() && !runs && !lease.wanted && self.is_written(lease.lane)
     }
 
     /// Whether all that was published of a lane is written down.

@@ -60,6 +60,7 @@ fn driver() -> Driver {
 /// Whether a lane that rests is begun, whose lease lasts for so long.
 fn begins(wanted: bool, lasts: Duration) -> bool {
     let (mut driver, now) = (driver(), Instant::now());
+    driver.reached(Ok(()));
     let lease = Lease { lane: 0, epoch: 1, wanted };
     driver.ours_until = now + lasts;
     driver.resting.insert(0, (lease, now, Backoff::new(CLEAN)));
@@ -85,4 +86,29 @@ async fn a_lane_that_resumes_still_asks_at_once_again() {
     assert_eq!((found, driver.lanes[&0].stage), (Some(true), Stage::Resuming));
     let found = driver.hand_out(&claims, Claimed { horizon: 7, ..Claimed::default() });
     assert_eq!((found, driver.lanes[&0].stage), (None, Stage::Working));
+}
+
+#[tokio::test]
+async fn who_cannot_publish_leaves_the_lanes_to_others() {
+    let away = || Err(Error::new(Kind::Unavailable, "no broker"));
+    let (mut driver, now) = (driver(), Instant::now());
+    driver.start(now);
+    assert!(driver.leasing.is_none() && driver.reaching.asking.is_some(), "the bus is asked first");
+    driver.reached(away());
+    driver.start(now);
+    assert!(driver.leasing.is_none());
+    driver.reached(Ok(()));
+    driver.ours_until = now + CLEAN;
+    driver.start(Instant::now());
+    assert!(driver.leasing.is_some(), "it is there");
+    for (lane, stage) in [(0, Stage::Working), (1, Stage::Opening)] {
+        let held = driver.start_lane(Lease { lane, epoch: 1, wanted: false });
+        driver.lanes.insert(lane, Held { stage, ..held });
+    }
+    driver.failed(0, Error::new(Kind::Unavailable, "no broker"));
+    assert!(!driver.is_leaving(), "it is not known yet");
+    driver.reached(away());
+    assert_eq!((driver.is_leaving(), driver.to_release()), (true, vec![0]), "not what is being opened");
+    driver.reached(Ok(()));
+    assert_eq!((driver.is_leaving(), driver.to_release()), (false, vec![]));
 }
