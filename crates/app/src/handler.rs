@@ -82,6 +82,10 @@ where
     T: Send + 'static,
     H: Handler<T>,
 {
+    type Permit = ();
+
+    async fn admit(&self, _: bool) {}
+
     async fn handle(&self, transaction: &mut T, events: &[&Received]) -> Handled {
         for (place, event) in events.iter().enumerate() {
             self.0.handle(transaction, event).await.map_err(|failure| failure.at(place))?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use bytes::Bytes;
-use headwater_core::ports::ShelfFilter;
+use headwater_core::ports::{Shelf, ShelfFilter, ShelfState};
 
 use crate::common::PATIENCE;
 use crate::world::{Asked, World};
@@ -80,6 +80,51 @@ async fn keys_that_hang_take_half_of_the_requests_at_most() {
         let fine = |asked: &[Asked]| asked.iter().flat_map(Asked::events).filter(of_it).count() >= 15;
         // Some share a lane with one that hangs.
         world.until("most others have come", fine).await;
+    }
+    assert_eq!(world.hung(), 2, "of 4 requests");
+}
+
+/// What goes on behind an event that was dropped is tried for the first time, and was set aside all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn tries_again_and_what_was_set_aside_take_half_of_the_requests_together() {
+    let is = |asked: &Asked, what: &str| asked.events()[0].0.starts_with(what);
+    let world = World::new(move |_, asked| match () {
+        () if is(asked, "again") => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        () if is(asked, "aside") => StatusCode::UNPROCESSABLE_ENTITY.into_response(),
+        () => StatusCode::NO_CONTENT.into_response(),
+    })
+    .await;
+    let keys = ["again0", "again1", "again2", "aside0", "aside1", "aside2"];
+    world.publish(&keys.map(|key| (key, ""))).await;
+    world.publish(&keys.map(|key| (key, ""))).await;
+    let running = world.run("concurrency = 4\ntimeout = \"10m\"\nretry_max = \"100ms\"").await;
+    let deadline = Instant::now() + PATIENCE;
+    let parked = async || {
+        let mut parked = world.parked(&running).await;
+        parked.retain(|parked| parked.state == ShelfState::Parked && parked.waiting == 1);
+        parked
+    };
+    while parked().await.len() < 3 {
+        assert!(Instant::now() < deadline, "they are not set aside");
+    }
+    let tries = |asked: &[Asked], n: i64| asked.iter().filter(|asked| asked.events()[0].1 == n).count();
+    world.until("all are tried again", |asked| (0..3).all(|n| tries(asked, n) > 1)).await;
+    world.hang(|asked| asked.events()[0].0.starts_with('a'));
+    world.until("some hang", |_| world.hung() >= 2).await;
+    for parked in parked().await {
+        let one = ShelfFilter { id: Some(parked.id), ..ShelfFilter::default() };
+        assert_eq!(Shelf::drop(&*running.shelf, &one).await.unwrap(), 1);
+    }
+    let (keys, began) = ((0..40).map(|n| format!("fine{n}")).collect::<Vec<_>>(), Instant::now());
+    // What is set aside is looked for each second.
+    for round in 0.. {
+        world.publish(&keys.iter().map(|key| (key.as_str(), "")).collect::<Vec<_>>()).await;
+        let of_it = |(_, n): &(String, i64)| *n >= 12 + 40 * round;
+        let fine = |asked: &[Asked]| asked.iter().flat_map(Asked::events).filter(of_it).count() >= 15;
+        world.until("most others have come", fine).await;
+        if began.elapsed() > Duration::from_secs(3) {
+            break;
+        }
     }
     assert_eq!(world.hung(), 2, "of 4 requests");
 }

@@ -9,6 +9,7 @@ mod common;
 mod crowd;
 mod delivery;
 mod signed;
+mod stops;
 mod streams;
 mod world;
 

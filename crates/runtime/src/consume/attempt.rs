@@ -22,6 +22,8 @@ pub(super) enum Ended {
     Failed(Failure, Option<usize>),
     /// Nothing of it is as far as is known: the database is away.
     Away(Error),
+    /// It was over before anything was begun.
+    Over,
 }
 
 /// The events of one seat in a transaction.
@@ -39,7 +41,7 @@ where
     /// Handles events in one transaction; with `park`, the one event is set aside instead, to be tried again
     /// after the time that is given, or when a person says so.
     pub(super) async fn attempt(&self, items: &[Item], park: Option<(&Trouble, Option<Duration>)>) -> Ended {
-        let _turn = self.turn().await;
+        let Some(_turn) = self.turn().await else { return Ended::Over };
         let (arrivals, first) = arrivals(items);
         let (mut transaction, taken) = match self.inbox.begin(&self.name, &arrivals).await {
             Ok(begun) => begun,
@@ -61,15 +63,21 @@ where
             }
         }
         let alone = if let [one] = items { Some(one.received.id()) } else { None };
-        if let Err(failure) = self.handled(&mut transaction, &fresh).await {
-            let rolled_back = self.inbox.rollback(transaction).await;
-            return match rolled_back {
-                Err(error) if !self.is_to_blame(alone).await => Ended::Away(error),
-                _ => {
-                    let place = failure.at.and_then(|at| places.get(at).copied());
-                    Ended::Failed(failure, place)
-                }
-            };
+        match self.handled(&mut transaction, &fresh, false).await {
+            Some(Ok(())) => {}
+            Some(Err(failure)) => {
+                let rolled_back = self.inbox.rollback(transaction).await;
+                return match rolled_back {
+                    Err(error) if !self.is_to_blame(alone).await => Ended::Away(error),
+                    _ => {
+                        let place = failure.at.and_then(|at| places.get(at).copied());
+                        Ended::Failed(failure, place)
+                    }
+                };
+            }
+            None => {
+                return self.inbox.rollback(transaction).await.map_or_else(Ended::Away, |()| Ended::Over);
+            }
         }
         let (handled, set_aside, handles) = (fresh.len(), aside.len(), park.is_none());
         let (mut shares, cursors) = shares(items);
@@ -102,15 +110,23 @@ where
         }
     }
 
-    /// Handles events; a handler that panics, or takes too long, has failed.
+    /// Handles events, which were set `aside` before or were not; a handler that panics, or takes too long, has
+    /// failed. `None` where it is over before it has begun.
     pub(super) async fn handled(
         &self,
         transaction: &mut I::Transaction,
         events: &[&Received],
-    ) -> Result<(), Failure> {
+        aside: bool,
+    ) -> Option<Result<(), Failure>> {
         if events.is_empty() {
-            return Ok(());
+            return Some(Ok(()));
         }
+        let again = aside || events.iter().any(|received| received.attempt > 1);
+        let _permit = tokio::select! {
+            biased;
+            () = self.halt.cancelled() => return None,
+            permit = self.handle.admit(again) => permit,
+        };
         let handled = AssertUnwindSafe(self.handle.handle(transaction, events)).catch_unwind();
         let handled = match self.settings.handler_timeout {
             None => handled.await,
@@ -118,8 +134,10 @@ where
                 Ok(Err(Failure::retry(format!("the handler took longer than {timeout:?}, and was given up"))))
             }),
         };
-        handled
-            .unwrap_or_else(|panic| Err(Failure::retry(format!("the handler panicked: {}", said(&*panic)))))
+        let panicked = |panic: Box<dyn Any + Send>| {
+            Err(Failure::retry(format!("the handler panicked: {}", said(&*panic))))
+        };
+        Some(handled.unwrap_or_else(panicked))
     }
 
     /// Whether events are to blame for a transaction of which the database said nothing more when their handler had

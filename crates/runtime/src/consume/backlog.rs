@@ -90,15 +90,15 @@ where
 
     /// Tries the first event of a key.
     async fn let_one_go(&self, due: &Due) -> Result<Step> {
-        let _turn = self.turn().await;
-        if self.halt.is_cancelled() {
-            return Ok(Step::Nothing);
-        }
+        let Some(_turn) = self.turn().await else { return Ok(Step::Nothing) };
         let head = self.inbox.head(&self.name, due).await?;
         let Some((mut transaction, held)) = head else { return Ok(Step::Nothing) };
         let attempts = held.attempts.saturating_add(1);
         let received = Received { record: held.record, attempt: attempts };
-        match self.handled(&mut transaction, &[&received]).await {
+        let Some(handled) = self.handled(&mut transaction, &[&received], true).await else {
+            return self.inbox.rollback(transaction).await.map(|()| Step::Nothing);
+        };
+        match handled {
             Ok(()) => match self.settle(transaction, held.sequence, Fate::Done).await {
                 Ok(()) => {
                     self.watch.handled(1);

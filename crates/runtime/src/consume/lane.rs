@@ -177,6 +177,7 @@ where
                 self.put_back(items);
                 self.away(&error).await;
             }
+            Ended::Over => {}
         }
     }
 
@@ -223,6 +224,7 @@ where
             }
             match self.shared.attempt(&items, None).await {
                 Ended::Done => break,
+                Ended::Over => return,
                 Ended::Failed(_, Some(next)) => place = next,
                 Ended::Failed(_, None) => match self.one_by_one(items).await {
                     Ok(()) => break,
@@ -255,13 +257,9 @@ where
                 continue;
             }
             let one = std::slice::from_ref(&item);
-            let ended = if self.shared.halt.is_cancelled() {
-                return Ok(());
-            } else {
-                self.shared.attempt(one, None).await
-            };
-            match ended {
+            match self.shared.attempt(one, None).await {
                 Ended::Done => self.backoff.reset(),
+                Ended::Over => return Ok(()),
                 Ended::Failed(failure, _) => self.failed(self.wait_with([item]), failure).await,
                 Ended::Away(error) => {
                     left.push_front(item);
@@ -284,6 +282,7 @@ where
                 self.backoff.reset();
                 self.put_back(waiting.into_items().into_iter().skip(1));
             }
+            Ended::Over => {}
             Ended::Failed(failure, _) => self.failed(waiting, failure).await,
             Ended::Away(error) => {
                 self.waiting.insert(order.clone(), waiting);
@@ -356,6 +355,7 @@ where
         while !self.shared.halt.is_cancelled() {
             match self.shared.attempt(items, Some((trouble, again))).await {
                 Ended::Done => return Ok(()),
+                Ended::Over => break,
                 Ended::Failed(failure, _) => {
                     tracing::error!(consumer = %self.shared.name, error = failure.error, "an event cannot be parked");
                     self.shared.watch.failed(&failure.error);

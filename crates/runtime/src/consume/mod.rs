@@ -50,6 +50,13 @@ pub use watch::Watch;
 
 /// Handles events within a transaction.
 pub trait Handle<T>: Send + Sync + 'static {
+    /// What is held while events are handled.
+    type Permit: Send;
+
+    /// Waits until events may be handled; `again`, if one of them was tried or set aside before. At a stop that is given
+    /// up: they come again, and it was no try of theirs.
+    fn admit(&self, again: bool) -> impl Future<Output = Self::Permit> + Send;
+
     /// Makes the effect of some events, in this order, and leaves the transaction open. After an error all of it
     /// is rolled back and the events come again: the one that [`Failure::at`] names alone, or else each.
     fn handle(
@@ -155,10 +162,14 @@ impl<I, H> Shared<I, H> {
         self.halt.cancel();
     }
 
-    /// Waits until one more transaction with events may be open.
+    /// Waits until one more transaction with events may be open; `None` where it is over.
     async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        // It is never closed.
-        self.turns.acquire().await.ok()
+        tokio::select! {
+            biased;
+            () = self.halt.cancelled() => None,
+            // It is never closed.
+            turn = self.turns.acquire() => turn.ok(),
+        }
     }
 
     /// Waits until it is over and what is begun has had its time.

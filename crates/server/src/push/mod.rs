@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use config::{Basic, Body, Choice, From, Hidden, PushConfig};
 pub use look::look;
-use request::Requests;
+use request::{Permit, Requests};
 
 /// How many keys' lanes there are for each request that may be on its way: a key whose endpoint is slow holds up
 /// only those that share its lane.
@@ -185,6 +185,12 @@ where
 struct Deliver(Arc<Requests>);
 
 impl<T: Send> Handle<T> for Deliver {
+    type Permit = Permit;
+
+    async fn admit(&self, again: bool) -> Permit {
+        self.0.admit(again).await
+    }
+
     async fn handle(&self, _: &mut T, events: &[&Received]) -> Result<(), Failure> {
         let place = |received: &Received| {
             let event = &received.record.event;

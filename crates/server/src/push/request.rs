@@ -15,7 +15,7 @@ use reqwest::{Client, RequestBuilder, Response};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::answer;
 use super::config::{Body, Choices, PushConfig, read_method};
@@ -41,9 +41,16 @@ pub(super) struct Requests {
     basic: Option<(String, String)>,
     secrets: Vec<Secret>,
     /// How many requests may be on their way.
-    room: Semaphore,
-    /// How many of them may be tries again: those of keys that hang must not keep the others from being made.
-    again: Semaphore,
+    room: Arc<Semaphore>,
+    /// How many of them may be tries again, or of what was set aside: those of keys that hang must not keep the others
+    /// from being made.
+    again: Arc<Semaphore>,
+}
+
+/// A request may be on its way. (No semaphore is ever closed.)
+pub(super) struct Permit {
+    _again: Option<OwnedSemaphorePermit>,
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Requests {
@@ -59,8 +66,8 @@ impl Requests {
             bearer: config.bearer.as_ref().map(|token| token.0.clone()),
             basic: config.basic.as_ref().map(|basic| (basic.user.clone(), basic.password.0.clone())),
             secrets: config.signing().map_err(wrong)?,
-            room: Semaphore::new(config.concurrency.min(Semaphore::MAX_PERMITS)),
-            again: Semaphore::new(config.again().min(Semaphore::MAX_PERMITS)),
+            room: Arc::new(Semaphore::new(config.concurrency.min(Semaphore::MAX_PERMITS))),
+            again: Arc::new(Semaphore::new(config.again().min(Semaphore::MAX_PERMITS))),
         })
     }
 
@@ -73,11 +80,15 @@ impl Requests {
         self.batch > 1
     }
 
-    /// Delivers events of one partition in one request.
+    /// Waits until one more request may be on its way.
+    pub(super) async fn admit(&self, again: bool) -> Permit {
+        let permit = async |of: &Arc<Semaphore>| Arc::clone(of).acquire_owned().await.ok();
+        let _again = if again { permit(&self.again).await } else { None };
+        Permit { _again, _room: permit(&self.room).await }
+    }
+
+    /// Delivers events of one partition in one request, for which there is a permit.
     pub(super) async fn deliver(&self, events: &[&Received]) -> Result<(), Failure> {
-        let again = events.iter().any(|received| received.attempt > 1);
-        let _again = if again { Some(self.again.acquire().await?) } else { None };
-        let _room = self.room.acquire().await?;
         // Made when its turn has come: its signature says when it is sent.
         let request = self.request(events)?;
         let began = Instant::now();
