@@ -120,6 +120,42 @@ async fn what_cannot_be_written_is_tried_again_and_blamed_on_no_event() {
     assert_eq!(states(&inbox, &names.consumer, &[record]).await, [Taken::Seen]);
 }
 
+/// The tries of an event are those to handle it, not those to write down what became of it.
+#[tokio::test]
+async fn tries_to_write_do_not_count_and_those_that_could_not_be_written_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("push.db");
+    let inbox = DeferredInbox::open(&file).await.unwrap();
+    let names = Names::new();
+    let (arrived, aside) = (names.record(1, Some("a")), names.record(2, Some("b")));
+    set_aside(&inbox, &names.consumer, &aside, true).await.unwrap();
+    inbox.clone().retry(&ShelfFilter::default()).await.unwrap();
+    let by_hand = rusqlite::Connection::open(&file).unwrap();
+    let refuse = "CREATE TRIGGER takes_none BEFORE INSERT ON headwater_inbox BEGIN SELECT RAISE(ABORT, 'no'); END; \
+         CREATE TRIGGER puts_off_none BEFORE UPDATE ON headwater_parked BEGIN SELECT RAISE(ABORT, 'no'); END";
+    by_hand.execute_batch(refuse).unwrap();
+    let take = async |attempt| {
+        let arrival = Arrival { attempt, ..arrival(&arrived) };
+        let (transaction, _) = inbox.begin(&names.consumer, &[arrival]).await.unwrap();
+        inbox.commit(transaction, &names.consumer, &Settlement::default()).await
+    };
+    let due = inbox.due(&names.consumer, 10).await.unwrap();
+    let (holding, held) = inbox.head(&names.consumer, &due[0]).await.unwrap().unwrap();
+    let trouble = Trouble { attempts: held.attempts + 1, error: "not yet".into() };
+    let fate = Fate::Retry(trouble, Duration::from_hours(1));
+    let put_off = Settlement { held: vec![(held.sequence, fate)], ..Settlement::default() };
+    assert!(inbox.commit(holding, &names.consumer, &put_off).await.is_err());
+    assert!(take(2).await.is_err() && take(3).await.is_err());
+    by_hand.execute_batch("DROP TRIGGER takes_none; DROP TRIGGER puts_off_none").unwrap();
+    take(4).await.unwrap();
+    let found = delivery(&file, &names.consumer, arrived.event.id).unwrap().unwrap();
+    assert_eq!((found.state.as_str(), found.attempts), ("delivered", 2));
+    let again = inbox.head(&names.consumer, &due[0]).await.unwrap();
+    assert!(again.is_none(), "it would be tried again before its time");
+    let listed = inbox.clone().list(&ShelfFilter::default()).await.unwrap();
+    assert_eq!((listed[0].attempts, listed[0].error.as_deref()), (held.attempts + 1, Some("not yet")));
+}
+
 /// A file that an earlier version made has no table of what became of events: the others say what they know.
 #[tokio::test]
 async fn an_event_is_found_in_a_file_without_deliveries() {

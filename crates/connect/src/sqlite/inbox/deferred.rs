@@ -28,7 +28,7 @@ use crate::store::{micros, now};
 /// refused with an error of kind `Full` until there is room: before it is handled, if it is to be handled at all.
 ///
 /// What is handled is not undone when it cannot be written down (a full disk, a file that another program has locked):
-/// it is not handed out again then, and is written down when its time comes.
+/// it is not handed out again then, and is written down when its time comes. So is a try of what was set aside that failed.
 ///
 /// Nothing keeps another process from taking the same events meanwhile: one process at a time may have the file.
 #[derive(Debug, Clone)]
@@ -113,10 +113,10 @@ impl Inbox for DeferredInbox {
             let mut connection = self.inner.pool.acquire().await.sqlx("opening an inbox")?;
             self.budget.check(&mut connection, consumer).await?;
         }
-        let new = arrivals.iter().zip(&taken).filter(|(_, taken)| **taken != Taken::Seen);
-        let deferred = Deferred { arrivals: new.map(|(arrival, _)| arrival.clone()).collect() };
-        self.unwritten.look(consumer, arrivals, &mut taken);
-        Ok((deferred, taken))
+        let (mut arrivals, written) = (arrivals.to_vec(), taken.clone());
+        self.unwritten.look(consumer, &mut arrivals, &mut taken);
+        let new = arrivals.into_iter().zip(written).filter(|(_, written)| *written != Taken::Seen);
+        Ok((Deferred { arrivals: new.map(|(arrival, _)| arrival).collect() }, taken))
     }
 
     async fn commit(&self, deferred: Deferred, consumer: &str, settlement: &Settlement) -> Result<()> {
@@ -152,14 +152,16 @@ impl Backlog for DeferredInbox {
 
     async fn head(&self, consumer: &str, due: &Due) -> Result<Option<(Deferred, Held)>> {
         while let Some((mut transaction, held)) = self.inner.head(consumer, due).await? {
-            if !self.unwritten.has_held(held.sequence) {
+            let Some(fate) = self.unwritten.fate(held.sequence) else {
                 self.inner.rollback(transaction).await?;
                 return Ok(Some((Deferred { arrivals: Vec::new() }, held)));
+            };
+            if matches!(fate, Fate::Done) {
+                delivery::held(&mut transaction, consumer, held.sequence).await?;
             }
-            let done = Settlement { held: vec![(held.sequence, Fate::Done)], ..Settlement::default() };
-            delivery::held(&mut transaction, consumer, held.sequence).await?;
-            self.inner.commit(transaction, consumer, &done).await?;
-            self.unwritten.ended(consumer, &[], &done, true);
+            let settlement = Settlement { held: vec![(held.sequence, fate)], ..Settlement::default() };
+            self.inner.commit(transaction, consumer, &settlement).await?;
+            self.unwritten.ended(consumer, &[], &settlement, true);
         }
         Ok(None)
     }

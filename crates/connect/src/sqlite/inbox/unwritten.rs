@@ -1,6 +1,6 @@
 //! What was handled and could not be written down.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 use headwater_core::EventId;
@@ -12,10 +12,10 @@ pub(super) struct Unwritten(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Events that arrived, by consumer.
-    arrived: HashSet<(String, EventId)>,
-    /// Events that were set aside, by their sequence.
-    held: HashSet<i64>,
+    /// Events that arrived, by consumer, and at which try they were handled.
+    arrived: HashMap<(String, EventId), u32>,
+    /// What became of events that were set aside, by their sequence.
+    held: HashMap<i64, Fate>,
 }
 
 impl Unwritten {
@@ -23,32 +23,31 @@ impl Unwritten {
         with(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Marks what has been handled. What is written down all the same, as a commit may have happened that failed, needs
+    /// Marks what has been handled, and at which try: those to write it down do not count. What is written down all the same, as a commit may have happened that failed, needs
     /// to be known no longer.
-    pub(super) fn look(&self, consumer: &str, arrivals: &[Arrival], taken: &mut [Taken]) {
+    pub(super) fn look(&self, consumer: &str, arrivals: &mut [Arrival], taken: &mut [Taken]) {
         self.state(|state| {
             if state.arrived.is_empty() {
                 return;
             }
-            for (arrival, taken) in arrivals.iter().zip(taken) {
+            for (arrival, taken) in arrivals.iter_mut().zip(taken) {
                 let event = (consumer.to_owned(), arrival.id);
                 if *taken == Taken::Seen {
                     state.arrived.remove(&event);
-                } else if state.arrived.contains(&event) {
-                    *taken = Taken::Seen;
+                } else if let Some(attempt) = state.arrived.get(&event) {
+                    (*taken, arrival.attempt) = (Taken::Seen, *attempt);
                 }
             }
         });
     }
 
-    /// Whether the event that was set aside is done.
-    pub(super) fn has_held(&self, sequence: i64) -> bool {
-        self.state(|state| state.held.contains(&sequence))
+    /// What became of an event that was set aside, where that is still to be written.
+    pub(super) fn fate(&self, sequence: i64) -> Option<Fate> {
+        self.state(|state| state.held.get(&sequence).cloned())
     }
 
     /// What these became was written down, or was not: what was not set aside has been handled.
     pub(super) fn ended(&self, consumer: &str, arrivals: &[Arrival], settlement: &Settlement, written: bool) {
-        let done = settlement.held.iter().filter(|(_, fate)| matches!(fate, Fate::Done));
         self.state(|state| {
             if written {
                 if !state.arrived.is_empty() {
@@ -56,14 +55,14 @@ impl Unwritten {
                         .iter()
                         .for_each(|arrival| _ = state.arrived.remove(&(consumer.to_owned(), arrival.id)));
                 }
-                done.for_each(|(sequence, _)| _ = state.held.remove(sequence));
+                settlement.held.iter().for_each(|(sequence, _)| _ = state.held.remove(sequence));
                 return;
             }
             let aside: HashSet<EventId> =
                 settlement.aside.iter().map(|aside| aside.record.event.id).collect();
             let handled = arrivals.iter().filter(|arrival| !aside.contains(&arrival.id));
-            state.arrived.extend(handled.map(|arrival| (consumer.to_owned(), arrival.id)));
-            state.held.extend(done.map(|(sequence, _)| *sequence));
+            state.arrived.extend(handled.map(|one| ((consumer.to_owned(), one.id), one.attempt)));
+            state.held.extend(settlement.held.iter().cloned());
         });
     }
 }
