@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use headwater_connect::settings::Outbox;
 use headwater_connect::{mysql, postgres, sqlite};
+use headwater_core::ports::Finding;
 use headwater_core::{Error, Kind, Result};
 use serde_json::json;
 
@@ -24,9 +25,17 @@ pub async fn init(args: &InitArgs) -> Result<u8> {
     };
     match done {
         Done::Sql(sql) => output::line(sql.trim_end())?,
-        Done::Lines(lines) if args.json => output::json(&json!({ "done": lines }))?,
-        Done::Lines(lines) if lines.is_empty() => output::line("nothing to do: all is there")?,
-        Done::Lines(lines) => lines.iter().try_for_each(output::line)?,
+        Done::Lines(lines, mend) if args.json => output::json(&json!({ "done": lines, "findings": mend }))?,
+        Done::Lines(lines, mend) => {
+            if lines.is_empty() && mend.is_empty() {
+                output::line("nothing to do: all is there")?;
+            }
+            lines.iter().try_for_each(output::line)?;
+            mend.iter().try_for_each(|finding| {
+                output::line(&finding.message)?;
+                finding.hint.iter().try_for_each(output::line)
+            })?;
+        }
     }
     Ok(0)
 }
@@ -41,8 +50,14 @@ const INBOX: &str = "made the tables of the inbox: headwater_inbox, headwater_cu
 enum Done {
     /// The SQL that would be run.
     Sql(String),
-    /// A line for each thing that was done.
-    Lines(Vec<String>),
+    /// A line for each thing that was done, and what is there and not as it should be.
+    Lines(Vec<String>, Vec<Finding>),
+}
+
+impl Done {
+    fn lines(lines: Vec<String>) -> Self {
+        Self::Lines(lines, Vec::new())
+    }
 }
 
 async fn on_sqlite(args: &InitArgs) -> Result<Done> {
@@ -53,7 +68,7 @@ async fn on_sqlite(args: &InitArgs) -> Result<Done> {
     let (tables, print, remove, inbox) = (args.tables.clone(), args.print, args.remove, args.inbox);
     let work = move || match (remove, print) {
         (true, true) => sqlite::removal_script(&path, &tables).map(Done::Sql),
-        (true, false) => sqlite::remove(&path, &tables).map(Done::Lines),
+        (true, false) => sqlite::remove(&path, &tables).map(Done::lines),
         (false, true) => {
             let script = match relayed {
                 Some(outbox) => sqlite::outbox::script(&outbox.table),
@@ -73,7 +88,7 @@ async fn on_sqlite(args: &InitArgs) -> Result<Done> {
             };
             let made = inbox && sqlite::inbox::install(&path)?;
             lines.extend(made.then(|| INBOX.to_owned()));
-            Ok(Done::Lines(lines))
+            Ok(Done::lines(lines))
         }
     };
     let done = tokio::task::spawn_blocking(work).await;
@@ -108,7 +123,8 @@ async fn on_postgres(args: &InitArgs) -> Result<Done> {
     if args.inbox && postgres::inbox::install(&url, SCHEMA).await? {
         lines.push(INBOX.to_owned());
     }
-    Ok(Done::Lines(lines))
+    let outbox = (!args.no_outbox).then_some(args.outbox.as_str());
+    Ok(Done::Lines(lines, postgres::to_mend(&url, outbox).await?))
 }
 
 async fn on_mysql(args: &InitArgs) -> Result<Done> {
@@ -137,5 +153,5 @@ async fn on_mysql(args: &InitArgs) -> Result<Done> {
     if args.inbox && mysql::inbox::install(&url).await? {
         lines.push(INBOX.to_owned());
     }
-    Ok(Done::Lines(lines))
+    Ok(Done::lines(lines))
 }

@@ -62,6 +62,37 @@ async fn init_makes_the_outbox_once() {
     assert!(refused.err.contains("\"nowhere\" does not exist"), "{refused:?}");
 }
 
+/// `init` leaves them as they are, and says what its owner may do; so does `check` of a source of that database.
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_of_an_earlier_version_are_spoken_of() {
+    let (shop, database) = (Shop::new(), database().await);
+    let init = ["init", database.url(), "--inbox"];
+    shop.headwater(&init);
+    configure(&shop, &database);
+    let check = ["check", "CONFIG"];
+    assert!(!shop.headwater(&check).out.contains("index"));
+    let earlier = "CREATE TABLE orders (id int PRIMARY KEY, state text); \
+         DROP INDEX headwater_parked_key, outbox_heads; CREATE INDEX outbox_heads ON outbox (lane); \
+         CREATE INDEX headwater_parked_key ON headwater_parked (consumer, stream, key, seq)";
+    database.execute(earlier).await.unwrap();
+    for command in [&init[..], &check] {
+        let said = shop.headwater(command);
+        assert_eq!(said.code, Some(0), "{said:?}");
+        assert!(said.out.contains("DROP INDEX CONCURRENTLY \"public\".\"outbox_heads\";"), "{said:?}");
+        let renames =
+            "ALTER INDEX \"public\".\"headwater_parked_key_new\" RENAME TO \"headwater_parked_key\";";
+        assert!(said.out.contains(renames), "{said:?}");
+        assert!(!said.out.contains("nothing to do"), "{said:?}");
+    }
+    let json = shop.headwater(&[&init[..], &["--json"]].concat());
+    let json: Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!(
+        (json["done"].as_array().unwrap().len(), json["findings"].as_array().unwrap().len()),
+        (0, 2),
+        "{json}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_its_table_cannot_feed_is_found_before_anything_is_made() {
     let (shop, database) = (Shop::new(), database().await);

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use headwater_connect::postgres::inbox::{PostgresInbox, install, script};
+use headwater_connect::postgres::to_mend;
 use headwater_connect::postgres::url::ConnectOptions;
 use headwater_core::ports::{Backlog, Due, Inbox, Settlement, Taken};
 use headwater_testkit::servers::{Database, Postgres, Proxy};
 use headwater_testkit::suites::inbox::{Factory, tools};
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Executor, PgPool, Transaction};
+use sqlx::{AssertSqlSafe, Executor, PgPool, Transaction};
 
 struct OnPostgres {
     pool: PgPool,
@@ -88,6 +89,46 @@ async fn a_transaction_that_is_given_up_while_it_begins_is_rolled_back() {
         transactions.push(tools::within(ask.fetch_one(&pool)).await.unwrap());
     }
     assert_ne!(transactions[0], transactions[1], "each statement is a transaction of its own");
+}
+
+/// The index of an earlier version took no long key, and a question for a key does not go by it. Consumers set events
+/// aside while it is mended.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_of_an_earlier_version_is_found_and_mended() {
+    let factory = OnPostgres::new().await;
+    let url = ConnectOptions::parse(factory.database.url()).unwrap();
+    let park = |key: &str| {
+        format!(
+            "INSERT INTO headwater_parked (consumer, stream, partition, \"offset\", event_id, key, type, headers, time, state) \
+             VALUES ('c', 's', 0, 0, gen_random_uuid(), {key}, 't', '[]', now(), 'parked')"
+        )
+    };
+    assert_eq!(to_mend(&url, None).await.unwrap(), []);
+    let earlier = "DROP INDEX headwater_parked_key; \
+         CREATE INDEX headwater_parked_key ON headwater_parked (consumer, stream, key, seq)";
+    factory.database.execute(earlier).await.unwrap();
+    let long = "(SELECT string_agg(sha256(n::text::bytea), NULL) FROM generate_series(1, 200) AS n)";
+    assert!(factory.database.execute(&park(long)).await.is_err());
+    let found = to_mend(&url, None).await.unwrap();
+    assert!(found.len() == 1 && found[0].message.contains("headwater_parked_key"), "{found:?}");
+    let (_, steps) = found[0].hint.as_ref().unwrap().split_once(":\n").unwrap();
+    for step in steps.split_terminator(";\n").map(str::to_owned) {
+        let mut begun = factory.pool.begin().await.unwrap();
+        begun.execute(AssertSqlSafe(park("'k'"))).await.unwrap();
+        let pool = factory.pool.clone();
+        let running = tokio::spawn(async move { pool.execute(AssertSqlSafe(step)).await });
+        let waits = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() \
+             AND wait_event_type = 'Lock'";
+        let somebody_waits = async || -> bool {
+            tools::within(sqlx::query_scalar(waits).fetch_one(&factory.pool)).await.unwrap()
+        };
+        while !running.is_finished() && !somebody_waits().await {}
+        factory.database.execute(&format!("SET lock_timeout = '5s'; {}", park("'k'"))).await.unwrap();
+        begun.commit().await.unwrap();
+        running.await.unwrap().unwrap();
+    }
+    assert_eq!(to_mend(&url, None).await.unwrap(), []);
+    factory.database.execute(&park(long)).await.unwrap();
 }
 
 /// Tables that are missing are told apart from a server that is away.

@@ -39,6 +39,24 @@ impl OnPostgres {
         transaction.execute("SELECT FROM outbox FOR UPDATE").await.unwrap();
     }
 
+    /// Runs a statement that is the owner's. It may wait for who has published and not committed; nobody waits for it.
+    async fn while_others_publish(&self, sql: String) {
+        let mut begun = self.begin().await;
+        self.insert_plainly(&mut begun, &event()).await;
+        let pool = self.pool.clone();
+        let running = tokio::spawn(async move { pool.execute(AssertSqlSafe(sql)).await });
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !running.is_finished() && !self.somebody_waits().await {
+            assert!(Instant::now() < deadline, "it neither ends nor waits");
+        }
+        let mut publishing = self.begin().await;
+        publishing.execute("SET LOCAL lock_timeout = '5s'").await.unwrap();
+        self.insert_plainly(&mut publishing, &event()).await;
+        self.commit(publishing).await;
+        self.commit(begun).await;
+        running.await.unwrap().unwrap();
+    }
+
     /// Whether somebody waits for a lock.
     async fn somebody_waits(&self) -> bool {
         let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
@@ -269,10 +287,69 @@ async fn indexes_of_an_earlier_version_are_found_and_mended() {
     assert_eq!(found.len(), 2, "{found:?}");
     for finding in found {
         assert_eq!(finding.severity, Severity::Warning);
-        let hint = finding.hint.unwrap();
-        factory.run(hint.strip_prefix("as the owner: ").unwrap().to_owned()).await;
+        for step in steps(&finding) {
+            factory.while_others_publish(step).await;
+        }
     }
     assert_eq!(indexes().await, []);
+}
+
+/// A CREATE INDEX CONCURRENTLY that failed leaves an index that is written to and never read.
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_that_are_not_valid_are_found_and_mended() {
+    let factory = OnPostgres::new().await;
+    let indexes = async || -> Vec<Finding> {
+        let findings = factory.store().check().await.unwrap();
+        findings.into_iter().filter(|finding| finding.message.contains("index")).collect()
+    };
+    let earlier = "DROP INDEX outbox_waiting, outbox_heads, outbox_done; \
+         CREATE INDEX outbox_waiting ON outbox (lane, seq) WHERE state = 'waiting'; \
+         CREATE INDEX outbox_done_new ON outbox (settled_at) WHERE state IN ('published', 'dropped')";
+    factory.run(earlier.into()).await;
+    let mut publishing = factory.begin().await;
+    factory.insert_plainly(&mut publishing, &event()).await;
+    // Stopped while it waits for that one.
+    for index in
+        ["outbox_waiting_new ON outbox (lane)", "outbox_heads ON outbox (lane)", "mine ON outbox (type)"]
+    {
+        let mut connection = factory.database.connect().await.unwrap();
+        connection.execute("SET lock_timeout = 1").await.unwrap();
+        let create = format!("CREATE INDEX CONCURRENTLY {index}");
+        let failed = connection.execute(AssertSqlSafe(create)).await.unwrap_err();
+        assert!(failed.to_string().contains("lock timeout"), "{failed}");
+    }
+    factory.rollback(publishing).await;
+    let found = indexes().await;
+    let said: Vec<&str> = found.iter().map(|finding| &*finding.message).collect();
+    assert_eq!(
+        said,
+        [
+            "the index \"public\".\"outbox_waiting\" is not as `headwater init` makes it",
+            "the index \"public\".\"outbox_heads\" is not valid",
+            "the index \"public\".\"outbox_done\" is missing",
+            "the index \"public\".\"mine\" is not valid: nothing reads it",
+        ]
+    );
+    assert!(found[0].hint.as_ref().unwrap().starts_with("unless a CREATE INDEX CONCURRENTLY is at work"));
+    for step in found.iter().flat_map(steps) {
+        factory.run(step).await;
+    }
+    assert_eq!(indexes().await, []);
+    factory.run("DROP INDEX outbox_new".into()).await;
+    for step in indexes().await.iter().flat_map(steps) {
+        factory.run(step).await;
+    }
+    assert_eq!(indexes().await, []);
+    let left = "SELECT count(*) FROM pg_indexes WHERE tablename = 'outbox'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(left).fetch_one(&factory.pool).await.unwrap(), 5);
+}
+
+/// The statements of a hint.
+fn steps(finding: &Finding) -> Vec<String> {
+    let hint = finding.hint.as_ref().unwrap();
+    let (_, steps) = hint.split_once("as the owner").unwrap();
+    let (_, steps) = steps.split_once(':').unwrap();
+    steps.split_terminator(';').map(|step| step.trim().to_owned()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ use headwater_core::{Error, Result, Table};
 use super::catalog::Catalog;
 use super::client::{Connection, Mode, quote_literal};
 use super::config::{Names, PostgresConfig};
+use super::indexes;
 use super::outbox::check_log;
 use super::setup::{CapturedTable, InsertsOnly, Narrow, Plan, Server, Slot, connect, plan, resolve};
 use super::snapshot::{self, Published};
@@ -77,6 +78,8 @@ async fn look(names: &Names, config: &PostgresConfig, check: &mut Check) -> Resu
     if let Some(outbox) = &config.outbox {
         findings.extend(check_log(&mut connection, &outbox.table).await?);
     }
+    let outbox = config.outbox.as_ref().map(|outbox| outbox.table.as_str());
+    findings.extend(indexes::look(&mut connection, outbox).await?);
     let slot = Slot::find(&mut connection, &names.slot).await?;
     findings.push(match slot {
         Some(slot) => of_slot(&slot, names, &server),

@@ -9,6 +9,7 @@ mod decode;
 mod feedback;
 mod follow;
 pub mod inbox;
+mod indexes;
 mod lane;
 pub mod lsn;
 mod messages;
@@ -26,5 +27,6 @@ pub mod url;
 
 pub use config::{Names, PostgresConfig, TablePattern};
 pub use connector::PostgresConnector;
+pub use indexes::to_mend;
 pub use messages::TABLE as MESSAGES;
 pub use state::State;

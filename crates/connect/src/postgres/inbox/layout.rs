@@ -3,6 +3,7 @@
 use headwater_core::{Error, Kind, Result};
 
 use crate::postgres::client::{Connection, Mode, quote_ident, quote_literal};
+use crate::postgres::indexes::Index;
 use crate::postgres::url::ConnectOptions;
 
 /// The names of the tables, quoted.
@@ -27,6 +28,7 @@ impl Tables {
 /// The SQL that makes the tables of an inbox in `schema`. What is there already is left as it is.
 pub fn script(schema: &str) -> String {
     let Tables { inbox, cursor, parked } = Tables::of(schema);
+    let indexes = indexes(schema).map(|index| index.sql("IF NOT EXISTS ", &index.name) + ";\n").concat();
     format!(
         "CREATE TABLE IF NOT EXISTS {inbox} (\n    \
              consumer text NOT NULL,\n    \
@@ -34,7 +36,6 @@ pub fn script(schema: &str) -> String {
              handled_at timestamptz NOT NULL DEFAULT clock_timestamp(),\n    \
              PRIMARY KEY (consumer, event_id)\n\
          );\n\
-         CREATE INDEX IF NOT EXISTS headwater_inbox_handled_at ON {inbox} (consumer, handled_at);\n\
          CREATE TABLE IF NOT EXISTS {cursor} (\n    \
              consumer text NOT NULL,\n    \
              stream text NOT NULL,\n    \
@@ -61,10 +62,29 @@ pub fn script(schema: &str) -> String {
              next_try timestamptz,\n    \
              parked_at timestamptz NOT NULL DEFAULT clock_timestamp()\n\
          );\n\
-         CREATE INDEX IF NOT EXISTS headwater_parked_key ON {parked} (consumer, stream, sha256(key), seq)\n    \
-             WHERE key IS NOT NULL; -- of a key itself an index takes a part of a page only\n\
-         CREATE INDEX IF NOT EXISTS headwater_parked_retrying ON {parked} (consumer, next_try) WHERE state = 'retrying';\n"
+         -- Of a key itself an index takes a part of a page only.\n\
+         {indexes}"
     )
+}
+
+/// The tables that have indexes beside the primary key.
+pub(in crate::postgres) const TABLES: [&str; 2] = ["headwater_inbox", "headwater_parked"];
+
+/// The indexes of an inbox in `schema`.
+pub(in crate::postgres) fn indexes(schema: &str) -> [Index; 3] {
+    let index = |table: usize, part: &str, columns: &'static str, rows: &'static str| Index {
+        schema: schema.to_owned(),
+        table: TABLES[table].to_owned(),
+        name: format!("{}_{part}", TABLES[table]),
+        columns,
+        computed: "sha256(key)".to_owned(),
+        rows,
+    };
+    [
+        index(0, "handled_at", "consumer, handled_at", ""),
+        index(1, "key", "consumer, stream, (), seq", "key IS NOT NULL"),
+        index(1, "retrying", "consumer, next_try", "state = 'retrying'"),
+    ]
 }
 
 /// Makes the tables of an inbox in `schema` where they are missing; says whether any was.

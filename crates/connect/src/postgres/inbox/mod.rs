@@ -13,6 +13,7 @@ use headwater_core::{Error, Kind, Result};
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Row, Transaction};
 
+pub(super) use layout::{TABLES, indexes};
 pub use layout::{install, script};
 
 use crate::inbox::{CLEANED, MARGIN, begin};

@@ -4,8 +4,9 @@ use headwater_core::Result;
 use headwater_core::ports::Finding;
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
-use super::{Names, layout};
+use super::Names;
 use crate::postgres::client::{Connection, quote_literal};
+use crate::postgres::indexes::{self, There};
 
 /// No more rows are counted.
 const MANY: i64 = 100_000;
@@ -65,24 +66,11 @@ async fn rights(pool: &PgPool, names: &Names) -> sqlx::Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// Those that an earlier version made otherwise: everything works without, and reads more than it needs.
+/// Its own, and those of the inboxes beside it.
 async fn indexes(pool: &PgPool, names: &Names) -> sqlx::Result<Vec<Finding>> {
-    let columns = "SELECT string_agg(coalesce(attname::text, '()'), ', ' ORDER BY at) FROM pg_index \
-         CROSS JOIN LATERAL unnest(indkey::smallint[]) WITH ORDINALITY AS part (number, at) \
-         LEFT JOIN pg_attribute ON attrelid = indrelid AND attnum = number AND number > 0 \
-         WHERE indexrelid = to_regclass($1) AND indrelid = to_regclass($2) AND indisvalid";
-    let mut findings = Vec::new();
-    for index in layout::indexes(names) {
-        let has = sqlx::query_scalar(columns).bind(&index.name).bind(names.outbox());
-        let has: Option<String> = has.fetch_one(pool).await?;
-        if has.as_deref() != Some(index.columns) {
-            findings.push(Finding::warning(
-                format!("the index {} is not as `headwater init` makes it", index.name),
-                format!("as the owner: DROP INDEX IF EXISTS {}; {}", index.name, index.sql),
-            ));
-        }
-    }
-    Ok(findings)
+    let rows = sqlx::query(AssertSqlSafe(indexes::question(Some(names)))).fetch_all(pool).await?;
+    let there = rows.iter().map(There::of_sqlx).collect::<sqlx::Result<Vec<_>>>()?;
+    Ok(indexes::findings(Some(names), &there))
 }
 
 async fn backlog(pool: &PgPool, names: &Names) -> sqlx::Result<Finding> {

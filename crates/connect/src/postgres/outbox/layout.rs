@@ -4,7 +4,8 @@ use headwater_core::ports::LANES;
 use headwater_core::{Error, Kind, Result};
 
 use super::Names;
-use crate::postgres::client::{Connection, Mode, quote_ident, quote_literal};
+use crate::postgres::client::{Connection, Mode, quote_literal};
+use crate::postgres::indexes::Index;
 use crate::postgres::url::ConnectOptions;
 
 /// The class of the advisory locks that publishing takes: the letters HW. Each key has a lock of its own,
@@ -14,7 +15,7 @@ pub(super) const LOCKS: i32 = 0x4857;
 /// The SQL that makes the outbox `table` (`schema.name`, or a name in `public`) and what belongs to it.
 pub fn script(table: &str) -> String {
     let names = Names::new(table);
-    let indexes: String = indexes(&names).iter().map(|index| format!("{};\n", index.sql)).collect();
+    let indexes = indexes(&names).map(|index| format!("{};\n", index.sql("", &index.name))).concat();
     let small = "-- Small, whatever is published: each holds only the rows that are in its states.\n";
     format!("{}{small}{indexes}{}", tables(&names), function(&names))
 }
@@ -66,26 +67,15 @@ pub(super) fn place(of: &str) -> String {
     format!("hashtextextended({of}key, hashtextextended({of}stream, 0))")
 }
 
-/// An index of the outbox.
-pub(super) struct Index {
-    /// Its name, with the schema, quoted.
-    pub name: String,
-    /// Its columns as the catalogue has them: `()` where it is no column but something computed.
-    pub columns: &'static str,
-    /// Makes it.
-    pub sql: String,
-}
-
-pub(super) fn indexes(names: &Names) -> [Index; 4] {
-    let index = |part: &str, columns: &'static str, states: &str| {
-        let name = quote_ident(&names.part(part));
-        let computed = format!("({})", place(""));
-        let sql = format!(
-            "CREATE INDEX {name} ON {} ({}) WHERE {states}",
-            names.outbox(),
-            columns.replace("()", &computed)
-        );
-        Index { name: format!("{}.{name}", quote_ident(&names.schema)), columns, sql }
+/// The indexes of the outbox.
+pub(in crate::postgres) fn indexes(names: &Names) -> [Index; 4] {
+    let index = |part: &str, columns: &'static str, rows: &'static str| Index {
+        schema: names.schema.clone(),
+        table: names.name.clone(),
+        name: names.part(part),
+        columns,
+        computed: format!("({})", place("")),
+        rows,
     };
     [
         index("new", "lane, seq", "state = 'new'"),

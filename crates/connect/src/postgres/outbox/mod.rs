@@ -18,6 +18,7 @@ use headwater_core::{Error, Table};
 pub use crate::outbox::Keep;
 pub(super) use behind::{Behind, Settling};
 pub(super) use check::check_log;
+pub(super) use layout::indexes;
 pub use layout::{install, removal_script, remove, script};
 pub use shelf::PostgresOutboxShelf;
 pub use store::PostgresOutboxStore;
@@ -36,18 +37,18 @@ pub(super) struct Names {
 
 impl Names {
     /// Of `schema.name`, or of a name in `public`.
-    fn new(table: &str) -> Self {
+    pub(super) fn new(table: &str) -> Self {
         let (schema, name) = table.split_once('.').unwrap_or(("public", table));
         Self { schema: schema.to_owned(), name: name.to_owned() }
     }
 
     /// The outbox itself.
-    fn outbox(&self) -> String {
+    pub(super) fn outbox(&self) -> String {
         self.of("")
     }
 
     /// Who works which lane.
-    fn lease(&self) -> String {
+    pub(super) fn lease(&self) -> String {
         self.of("_lease")
     }
 
