@@ -37,6 +37,17 @@ impl<DB: Database> Lent<DB> {
         Ok(Self { connection: pool.acquire().await?, answered: false })
     }
 
+    /// Asks by one of this pool, which is given back unless there is no answer, or an error.
+    pub async fn asked<T>(
+        pool: &Pool<DB>,
+        ask: impl AsyncFnOnce(&mut DB::Connection) -> sqlx::Result<T>,
+    ) -> sqlx::Result<T> {
+        let mut on = Self::of(pool).await?;
+        let answer = ask(&mut on).await?;
+        on.back();
+        Ok(answer)
+    }
+
     /// The pool may lend it to others.
     pub fn back(mut self) {
         self.answered = true;

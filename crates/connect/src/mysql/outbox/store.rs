@@ -90,28 +90,7 @@ impl MySqlOutboxStore {
         MySqlOutboxShelf::new(self.pool.clone(), self.names.clone(), owner)
     }
 
-    async fn leased(&self, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
-        let mut on = Lent::of(&self.pool).await?;
-        let leases = self.leases.lease(&mut on, ask).await?;
-        on.back();
-        Ok(leases)
-    }
-
-    async fn settled(&self, relay: &str, settled: &[Settled]) -> sqlx::Result<Vec<Lane>> {
-        let mut on = Lent::of(&self.pool).await?;
-        let lost = self.settle.settle(&mut on, relay, settled).await?;
-        on.back();
-        Ok(lost)
-    }
-
-    async fn cleaned(&self, retention: Duration) -> sqlx::Result<u64> {
-        let mut on = Lent::of(&self.pool).await?;
-        let done = self.clean(&mut on, retention).await?;
-        on.back();
-        Ok(done)
-    }
-
-    async fn clean(&self, on: &mut MySqlConnection, retention: Duration) -> sqlx::Result<u64> {
+    async fn cleaned(&self, on: &mut MySqlConnection, retention: Duration) -> sqlx::Result<u64> {
         let old = sqlx::query(AssertSqlSafe(&*self.old)).bind(micros(retention)).fetch_all(&mut *on).await?;
         let old: Vec<i64> = old.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<_>>()?;
         if old.is_empty() {
@@ -128,7 +107,7 @@ impl MySqlOutboxStore {
 #[async_trait]
 impl OutboxStore for MySqlOutboxStore {
     async fn lease(&self, ask: &LeaseAsk) -> Result<Vec<Lease>> {
-        let leases = self.leased(ask).await;
+        let leases = Lent::asked(&self.pool, async |on| self.leases.lease(on, ask).await).await;
         leases.map_err(|error| failed(error, "renewing the leases of a relay", &self.names.plain()))
     }
 
@@ -142,7 +121,7 @@ impl OutboxStore for MySqlOutboxStore {
     }
 
     async fn settle(&self, relay: &str, settled: &[Settled]) -> Result<Vec<Lane>> {
-        let lost = self.settled(relay, settled).await;
+        let lost = Lent::asked(&self.pool, async |on| self.settle.settle(on, relay, settled).await).await;
         lost.map_err(|error| failed(error, "settling rows of the outbox", &self.names.plain()))
     }
 
@@ -156,7 +135,7 @@ impl OutboxStore for MySqlOutboxStore {
     }
 
     async fn clean(&self, retention: Duration) -> Result<u64> {
-        let done = self.cleaned(retention).await;
+        let done = Lent::asked(&self.pool, async |on| self.cleaned(on, retention).await).await;
         done.map_err(|error| failed(error, "deleting old rows of the outbox", &self.names.plain()))
     }
 }

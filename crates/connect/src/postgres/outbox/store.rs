@@ -158,28 +158,6 @@ impl PostgresOutboxStore {
         Ok(claimed)
     }
 
-    async fn leased(&self, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
-        let mut on = Lent::of(&self.pool).await?;
-        let leases = self.leases.lease(&mut on, ask).await?;
-        on.back();
-        Ok(leases)
-    }
-
-    async fn settled(&self, relay: &str, settled: &[Settled]) -> sqlx::Result<Vec<Lane>> {
-        let mut on = Lent::of(&self.pool).await?;
-        let lost = self.settle.settle(&mut on, relay, settled).await?;
-        on.back();
-        Ok(lost)
-    }
-
-    async fn cleaned(&self, retention: Duration) -> sqlx::Result<u64> {
-        let mut on = Lent::of(&self.pool).await?;
-        let clean = sqlx::query(AssertSqlSafe(&*self.clean)).bind(millis(retention));
-        let done = clean.execute(&mut **on).await?;
-        on.back();
-        Ok(done.rows_affected())
-    }
-
     /// Takes rows until there is no more room; whether that was so.
     async fn take(
         &self,
@@ -273,7 +251,7 @@ fn claimed_row(row: &PgRow) -> sqlx::Result<ClaimedRow> {
 #[async_trait]
 impl OutboxStore for PostgresOutboxStore {
     async fn lease(&self, ask: &LeaseAsk) -> Result<Vec<Lease>> {
-        let leases = self.leased(ask).await;
+        let leases = Lent::asked(&self.pool, async |on| self.leases.lease(on, ask).await).await;
         leases.map_err(|error| failed(error, "renewing the leases of a relay", &self.names))
     }
 
@@ -285,7 +263,7 @@ impl OutboxStore for PostgresOutboxStore {
     }
 
     async fn settle(&self, relay: &str, settled: &[Settled]) -> Result<Vec<Lane>> {
-        let lost = self.settled(relay, settled).await;
+        let lost = Lent::asked(&self.pool, async |on| self.settle.settle(on, relay, settled).await).await;
         lost.map_err(|error| failed(error, "settling rows of the outbox", &self.names))
     }
 
@@ -303,8 +281,10 @@ impl OutboxStore for PostgresOutboxStore {
     }
 
     async fn clean(&self, retention: Duration) -> Result<u64> {
-        let done = self.cleaned(retention).await;
-        done.map_err(|error| failed(error, "deleting old rows of the outbox", &self.names))
+        let clean = sqlx::query(AssertSqlSafe(&*self.clean)).bind(millis(retention));
+        let done = Lent::asked(&self.pool, async |on| clean.execute(on).await).await;
+        done.map(|done| done.rows_affected())
+            .map_err(|error| failed(error, "deleting old rows of the outbox", &self.names))
     }
 }
 
