@@ -19,6 +19,7 @@ mod status;
 pub use builder::Builder;
 pub use config::{OutboxRoute, Settings, StreamConfig, TableRef};
 pub use park::describe as describe_parked;
+pub use pipeline::Backoff;
 pub use relay::RelaySettings;
 pub use runtime::Runtime;
 pub use shape::Shaping;

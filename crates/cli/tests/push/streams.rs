@@ -1,11 +1,13 @@
 //! Streams of a push that come later than it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use headwater_core::ports::{Bus, BusStatus, Opened, Subscribe, Subscription};
+use headwater_core::ports::{Bus, BusStatus, Cursor, Delivery, Opened, SeekTo, Subscribe, Subscription};
 use headwater_core::{Error, Kind, Result, StreamSpec};
 
 use crate::world::{Asked, World};
@@ -83,6 +85,84 @@ async fn a_bus_that_says_nothing_does_not_hold_up_a_stop() {
     let (world, blips) = behind_blips(|_| Blip::Hangs).await;
     let running = world.run("").await;
     world.until("it is asked", |_| blips.asked.lock().unwrap().len() == 1).await;
+    running.stop().await;
+}
+
+/// A bus that knows a stream, and says only to who reads it that it may not be read.
+struct Closed {
+    bus: Arc<dyn Bus>,
+    closed: AtomicBool,
+    /// The streams that a group was to read.
+    begun: Mutex<Vec<Vec<Arc<str>>>>,
+}
+
+struct Refusing;
+
+const CLOSED: &str = "closed";
+
+#[async_trait]
+impl Bus for Closed {
+    async fn ensure(&self, spec: &StreamSpec) -> Result<u32> {
+        self.bus.ensure(spec).await
+    }
+
+    async fn writer(&self, source: &str) -> Result<Opened> {
+        self.bus.writer(source).await
+    }
+
+    async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>> {
+        if subscribe.group.is_some() {
+            self.begun.lock().unwrap().push(subscribe.streams.clone());
+        }
+        let closed = subscribe.streams.iter().any(|stream| &**stream == CLOSED);
+        if closed && self.closed.load(Ordering::SeqCst) {
+            return Ok(Box::new(Refusing));
+        }
+        self.bus.subscribe(subscribe).await
+    }
+
+    async fn status(&self) -> Result<BusStatus> {
+        self.bus.status().await
+    }
+}
+
+#[async_trait]
+impl Subscription for Refusing {
+    async fn next(&mut self) -> Result<Delivery> {
+        // Brokers take a moment.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Err(Error::new(Kind::Refused, "reading is not allowed"))
+    }
+
+    async fn commit(&mut self, _: &Cursor) -> Result<()> {
+        Ok(())
+    }
+
+    async fn seek(&mut self, _: &str, _: u32, _: SeekTo) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A stream that may be described and not read is waited for like one that is not there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_may_be_known_and_not_read_holds_up_no_other() {
+    let mut world = World::new(|_, _| StatusCode::NO_CONTENT.into_response()).await;
+    world.stream(CLOSED).await;
+    let bus = Arc::clone(&world.bus);
+    let closed = Arc::new(Closed { bus, closed: AtomicBool::new(true), begun: Mutex::default() });
+    world.bus = Arc::clone(&closed) as Arc<dyn Bus>;
+    let running = world.run_with(&[CLOSED, "orders"], "").await;
+    for round in 1..=50 {
+        world.publish(&[("a", "")]).await;
+        world.until("what can be read has come", |asked| asked.len() >= round).await;
+    }
+    let begun = closed.begun.lock().unwrap().clone();
+    assert_eq!(begun, [vec![CLOSED.into(), "orders".into()], vec!["orders".into()]]);
+    closed.closed.store(false, Ordering::SeqCst);
+    world.publish_to(CLOSED, &[("b", "")]).await;
+    let of =
+        |asked: &[Asked]| asked.iter().filter(|asked| asked.headers["headwater-stream"] == CLOSED).count();
+    world.until("it can be read", |asked| of(asked) == 1).await;
     running.stop().await;
 }
 

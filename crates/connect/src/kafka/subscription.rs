@@ -317,7 +317,10 @@ impl Shared {
             ) => {
                 tracing::debug!(%error, "reading waits for the Kafka brokers");
             }
-            _ => self.fail(errors::error(error, "reading from Kafka")),
+            _ => {
+                let topics = self.streams.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+                self.fail(errors::unread(error, &topics, "reading from Kafka".to_owned()));
+            }
         }
     }
 

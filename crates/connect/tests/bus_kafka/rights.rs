@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_connect::kafka::{KafkaBus, KafkaConfig};
-use headwater_core::ports::{Bus, Published, Rejection};
+use headwater_core::ports::{Bus, Published, Rejection, Start, Subscribe};
 use headwater_core::{Event, Kind, Record, Result};
 use headwater_testkit::servers::{Kafka, Right};
 use rdkafka::admin::{NewTopic, TopicReplication};
@@ -280,6 +280,28 @@ async fn a_right_that_is_taken_away_is_named_and_nothing_is_lost() {
     }
     let numbers: Vec<u64> = first_deliveries(&bus, &stream, next as usize).await.iter().map(number).collect();
     assert_eq!(numbers, (1..=next).collect::<Vec<_>>());
+}
+
+/// A topic that may be described and not read: who reads it hears so soon, and what is missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_may_be_known_and_not_read_is_refused_to_who_reads_it() {
+    let (kafka, config) = limited().await;
+    let (bus, stream) = (open(&config).await, unique("stream"));
+    within(bus.ensure(&spec(&stream, 1))).await.unwrap();
+    kafka.deny("app", Right::Read, &stream).await.unwrap();
+    let read = async || {
+        let subscribe = Subscribe { streams: vec![Arc::clone(&stream)], group: None, start: Start::End };
+        let mut subscription = bus.subscribe(subscribe).await.ok()?;
+        loop {
+            let next = tokio::time::timeout(Duration::from_secs(1), subscription.next());
+            if let Err(error) = next.await.ok()? {
+                return Some(error);
+            }
+        }
+    };
+    let error = until(read).await;
+    assert_eq!(error.kind(), Kind::Refused, "{error}");
+    assert!(error.to_string().contains(&format!("the right Read on topic {stream}")), "{error}");
 }
 
 /// Nor does such a user know that a topic is compacted: what has no key is rejected once it was refused.

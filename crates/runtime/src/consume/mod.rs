@@ -157,7 +157,12 @@ struct Shared<I, H> {
 impl<I, H> Shared<I, H> {
     /// An error that no retry can mend ends the consumer.
     fn fail(&self, error: Error) {
-        tracing::error!(consumer = %self.name, %error, "consumer failed");
+        // One that is begun again says the same once.
+        if self.watch.says(&error.to_string()) {
+            tracing::debug!(consumer = %self.name, %error, "consumer failed again");
+        } else {
+            tracing::error!(consumer = %self.name, %error, "consumer failed");
+        }
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         self.halt.cancel();
     }

@@ -22,6 +22,8 @@ struct State {
     error: Option<String>,
     /// Since when nothing but failures came, and how many.
     failing: Option<(Micros, u32)>,
+    /// Why streams cannot be read that are waited for.
+    missing: Vec<String>,
     /// That there was no room to set anything aside, and when it was said the last time.
     full: Option<(Micros, String)>,
 }
@@ -58,6 +60,16 @@ impl Watch {
         self.lock().full = Some((now(), error.to_owned()));
     }
 
+    /// These streams cannot be read and are waited for, each with why; the others are read.
+    pub fn missing(&self, why: Vec<String>) {
+        self.lock().missing = why;
+    }
+
+    /// Whether it is this that went wrong the last time.
+    pub(super) fn says(&self, error: &str) -> bool {
+        self.lock().error.as_deref() == Some(error)
+    }
+
     /// Events handled since the start.
     pub(super) fn count(&self) -> u64 {
         self.lock().handled
@@ -73,16 +85,42 @@ impl Watch {
         let failing = state.failing.filter(|_| state.phase != Phase::Stopped);
         let full = state.full.as_ref().filter(|(at, _)| now().saturating_sub(*at) < FULL);
         let full = full.filter(|_| state.phase != Phase::Stopped).map(|(_, error)| error.clone());
+        let missing = (!state.missing.is_empty()).then(|| state.missing.join("; "));
+        let waits = missing.is_some() && state.phase == Phase::Starting;
+        let retries = failing.is_some() || full.is_some() || waits;
         PushReport {
             name: name.to_owned(),
-            phase: if failing.is_some() || full.is_some() { Phase::Retrying } else { state.phase },
+            phase: if retries { Phase::Retrying } else { state.phase },
             full: full.is_some(),
-            error: full.or_else(|| state.error.clone()),
+            error: full.or_else(|| state.error.clone()).or(missing),
             retrying_since: failing.map(|(since, _)| since),
             attempts: failing.map_or(0, |(_, times)| times),
             events: state.handled,
             events_per_second: state.rate.per_second(),
             aside: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_said_while_nothing_else_is_wrong() {
+        let watch = Watch::default();
+        watch.missing(vec!["a cannot be read: no".into(), "b cannot be read: no".into()]);
+        let report = watch.report("push");
+        assert_eq!(report.phase, Phase::Retrying, "nothing is read yet");
+        assert_eq!(report.error.as_deref(), Some("a cannot be read: no; b cannot be read: no"));
+        watch.phase(Phase::Streaming);
+        watch.failed("it answered 503");
+        assert_eq!(watch.report("push").error.as_deref(), Some("it answered 503"));
+        watch.handled(1);
+        let report = watch.report("push");
+        assert_eq!(report.phase, Phase::Streaming);
+        assert!(report.error.unwrap().starts_with("a cannot"));
+        watch.missing(Vec::new());
+        assert_eq!(watch.report("push").error, None);
     }
 }

@@ -12,10 +12,11 @@ mod template;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headwater_core::Result;
-use headwater_core::ports::{Backlog, Bus, Shelf, Start, Subscribe};
+use headwater_core::ports::{Backlog, Bus, Delivery, Shelf, Start, Subscribe};
+use headwater_runtime::Backoff;
 use headwater_runtime::consume::{Consume, ConsumeSettings, Failure, Handle, Received, Watch};
 use tokio_util::sync::CancellationToken;
 
@@ -27,10 +28,15 @@ use request::{Permit, Requests};
 /// only those that share its lane.
 const LANES: usize = 8;
 
-/// How long a push that ended with an error waits before it begins again, or looks again for a stream that cannot be
-/// read; that grows.
-const PAUSE: Duration = Duration::from_secs(1);
+/// The longest that a push which ended with an error waits before it begins again, or looks again for a stream that
+/// cannot be read.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long it has to run, beside what is waited for at its end, for the next wait to be a short one.
+const WELL: Duration = Duration::from_mins(1);
+
+/// Within this time a bus says that a stream may be known and not read, once it is read.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The streams that cannot be read, and why, as it was said last.
 type Missing = BTreeMap<Arc<str>, String>;
@@ -82,19 +88,28 @@ where
     /// Runs until `stop`: what is begun is finished. Whatever ends it is logged, and it begins again. A stream that
     /// cannot be read yet is waited for, and holds up no other.
     pub async fn run(self, stop: CancellationToken) {
-        let mut missing = Missing::new();
+        let (mut missing, mut backoff) = (Missing::new(), Backoff::new(LONGEST_PAUSE));
+        let (mut said, streams, mut doubt) = (String::new(), self.streams(), false);
         while !stop.is_cancelled() {
-            let streams = self.streams();
-            if stop.run_until_cancelled(self.ask(&streams, &mut missing)).await.is_none() {
+            if stop.run_until_cancelled(self.ask(&streams, &mut missing, doubt)).await.is_none() {
                 return;
             }
-            if let Err(error) = self.run_without(&mut missing, &stop).await {
-                tracing::error!(push = %self.name, %error, "a push ended; it begins again");
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep(PAUSE) => {}
-                }
+            let began = Instant::now();
+            let ended = self.run_without(&mut missing, &stop).await;
+            doubt = ended.is_err();
+            let Err(error) = ended else { continue };
+            if began.elapsed() > self.config.timeout.saturating_add(WELL) {
+                backoff.reset();
+                said.clear();
             }
+            let (wait, error) = (backoff.next(), error.to_string());
+            if said == error {
+                tracing::debug!(push = %self.name, error, ?wait, "a push ended again");
+            } else {
+                tracing::error!(push = %self.name, error, ?wait, "a push ended; it begins again");
+            }
+            said = error;
+            stop.run_until_cancelled(tokio::time::sleep(wait)).await;
         }
     }
 
@@ -120,25 +135,28 @@ where
 
     /// Waits until one of these can be read.
     async fn comes(&self, missing: &mut Missing) {
-        let (before, mut pause) = (missing.len(), PAUSE);
+        let (before, mut backoff) = (missing.len(), Backoff::new(LONGEST_PAUSE));
         if before == 0 {
             return std::future::pending().await;
         }
         while missing.len() == before {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            tokio::time::sleep(backoff.next()).await;
             let streams: Vec<_> = missing.keys().cloned().collect();
-            self.ask(&streams, missing).await;
+            self.ask(&streams, missing, true).await;
         }
     }
 
-    /// Asks the bus for streams. What it refuses is missing until it can be read; a bus that cannot be asked changes
-    /// nothing.
-    async fn ask(&self, streams: &[Arc<str>], missing: &mut Missing) {
-        for stream in streams {
-            let alone = Subscribe { streams: vec![Arc::clone(stream)], group: None, start: Start::End };
-            match self.bus.subscribe(alone).await {
-                Ok(_) => _ = missing.remove(stream),
+    /// Asks the bus for streams; with `doubt`, or where it has refused one, whether they can be read as well. What it
+    /// refuses is missing until it can be read; a bus that cannot be asked changes nothing.
+    async fn ask(&self, streams: &[Arc<str>], missing: &mut Missing, doubt: bool) {
+        let asked = streams.iter().map(|stream| {
+            let look = if doubt || missing.contains_key(stream) { LOOK } else { Duration::ZERO };
+            self.read(stream, look)
+        });
+        let asked: Vec<_> = asked.collect();
+        for (stream, asked) in streams.iter().zip(futures::future::join_all(asked).await) {
+            match asked {
+                Ok(()) => _ = missing.remove(stream),
                 Err(error) if error.is_retryable() => {}
                 Err(error) => {
                     let why = error.to_string();
@@ -149,6 +167,19 @@ where
                 }
             }
         }
+        let why = missing.iter().map(|(stream, why)| format!("{stream} cannot be read: {why}"));
+        self.watch.missing(why.collect());
+    }
+
+    /// Whether a stream can be read, as far as the bus says so at once or in this time.
+    async fn read(&self, stream: &Arc<str>, look: Duration) -> Result<()> {
+        let alone = Subscribe { streams: vec![Arc::clone(stream)], group: None, start: Start::End };
+        let mut subscription = self.bus.subscribe(alone).await?;
+        let read = async {
+            while !matches!(subscription.next().await?, Delivery::Batch { .. }) {}
+            Ok(())
+        };
+        tokio::time::timeout(look, read).await.unwrap_or(Ok(()))
     }
 
     fn streams(&self) -> Vec<Arc<str>> {
