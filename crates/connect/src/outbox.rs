@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use headwater_core::ports::{LANES, Lane, NewEvent, Settled, Shelved, ShelvedEvent};
 use headwater_core::{
-    CellKind, Column, ColumnType, Event, EventId, Identity, Micros, Position, Record, Row, RowBuilder, Table,
+    CellKind, Column, ColumnType, Error, Event, EventId, Identity, Kind, Micros, Position, Record, Row,
+    RowBuilder, Table,
 };
 
 use crate::sqlx_errors::shelf_state;
@@ -24,6 +25,15 @@ impl Default for Keep {
     fn default() -> Self {
         Self { lease: Duration::from_secs(10), retention: Duration::from_hours(7 * 24) }
     }
+}
+
+/// Why an outbox is not taken away: so many of its events are not published; `None`: some, that came while it was to go.
+pub(crate) fn unpublished(outbox: &str, waiting: Option<u64>) -> Error {
+    let what = match waiting {
+        Some(waiting) => format!("{waiting} events of {outbox} are not published yet"),
+        None => format!("events of {outbox} that were written just now are not published yet"),
+    };
+    Error::new(Kind::Refused, what).hint("let a relay publish them, or give --force to lose them")
 }
 
 /// What a claimed row says, in the order of the columns of [`table`]: bytes, as not every database sees to it that texts

@@ -270,6 +270,46 @@ async fn a_table_of_another_layout_is_not_dropped() {
     assert!(remove(&factory.url, "public.outbox", false).await.unwrap());
 }
 
+/// Nobody is held up while it is counted: a refusal takes no lock.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outbox_is_counted_without_a_lock() {
+    let factory = OnPostgres::new().await;
+    let mut published = factory.begin().await;
+    factory.insert_plainly(&mut published, &event()).await;
+    factory.commit(published).await;
+    let mut publishing = factory.begin().await;
+    factory.insert_plainly(&mut publishing, &event()).await;
+    let removal = tokio::time::timeout(Duration::from_secs(30), remove(&factory.url, "public.outbox", false));
+    let refused = removal.await.expect("it waits for nobody").unwrap_err();
+    assert!(refused.to_string().contains("1 events"), "{refused}");
+    factory.commit(publishing).await;
+}
+
+/// What was published before it is gone is not lost: who has yet to commit is waited for, and counts. Whoever
+/// publishes waits meanwhile, so what is done is not read again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outbox_that_a_transaction_publishes_to_is_not_dropped() {
+    const MANY: u64 = 50_000;
+    let factory = OnPostgres::new().await;
+    factory.add_done(MANY).await;
+    let mut transaction = factory.begin().await;
+    factory.insert_plainly(&mut transaction, &event()).await;
+    let before = factory.rows_read().await;
+    let url = factory.url.clone();
+    let removal = tokio::spawn(async move { remove(&url, "public.outbox", false).await });
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !factory.somebody_waits().await {
+        assert!(Instant::now() < deadline && !removal.is_finished(), "it does not wait");
+    }
+    factory.commit(transaction).await;
+    let refused = removal.await.unwrap().unwrap_err();
+    assert!(refused.to_string().contains("written just now"), "{refused}");
+    let read = factory.rows_read().await - before;
+    assert!(read < 2 * MANY, "{read} rows were read");
+    factory.run("UPDATE outbox SET state = 'published'".into()).await;
+    assert!(remove(&factory.url, "public.outbox", false).await.unwrap());
+}
+
 /// `check` says which index an earlier version made otherwise, and how it is made anew.
 #[tokio::test(flavor = "multi_thread")]
 async fn indexes_of_an_earlier_version_are_found_and_mended() {

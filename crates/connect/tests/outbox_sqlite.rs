@@ -278,6 +278,27 @@ async fn whatever_was_written_is_read() {
     assert!(next.len() == 1 && next[0].again, "the next of its key");
 }
 
+/// Nobody is held up while it is counted: a refusal waits for no writer, and is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outbox_is_counted_without_a_lock() {
+    let factory = OnSqlite::new().await;
+    let insert = "INSERT INTO outbox (stream, type) VALUES ('orders', 'Placed')";
+    factory.run(insert.into()).await;
+    let mut publishing = factory.pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    publishing.execute(insert).await.unwrap();
+    let removal = || {
+        let path = factory.path.clone();
+        tokio::task::spawn_blocking(move || remove(&path, "outbox", false))
+    };
+    let refused = removal().await.unwrap().unwrap_err();
+    assert!(refused.to_string().contains("1 events of outbox"), "{refused}");
+    publishing.execute("UPDATE outbox SET state = 'published' WHERE seq = 1").await.unwrap();
+    publishing.commit().await.unwrap();
+    assert!(removal().await.unwrap().is_err(), "and the other event");
+    factory.run("UPDATE outbox SET state = 'published'".into()).await;
+    assert!(removal().await.unwrap().unwrap());
+}
+
 /// `check` says which index is missing, and how it is made.
 #[tokio::test]
 async fn a_missing_index_is_found_and_mended() {

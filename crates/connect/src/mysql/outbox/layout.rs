@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, Row as _};
 use super::{KEY, NAME, Names, Queue, SLOTS, place_of_key, place_of_time};
 use crate::mysql::errors::failed;
 use crate::mysql::url::ConnectOptions;
+use crate::outbox::unpublished;
 
 /// The procedure's name.
 pub(super) const PUBLISH: &str = "headwater_publish";
@@ -203,18 +204,19 @@ pub async fn remove(url: &ConnectOptions, table: &str, force: bool) -> Result<bo
     let outbox = database.names.outbox();
     let own = format!("SELECT `seq`, `queue`, `lane`, `state`, `settled_at` FROM {outbox} LIMIT 0");
     database.run(&own).await?;
+    let rest = format!("FROM {outbox} FORCE INDEX (`{WORK}`) WHERE `queue` < {}", Queue::Done.number());
+    // Counted while services go on publishing.
+    if !force {
+        let waiting = database.number(&format!("SELECT COUNT(*) {rest}")).await?;
+        if waiting > 0 {
+            return Err(unpublished(&database.names.plain(), Some(waiting.unsigned_abs())));
+        }
+    }
     // Whoever has published and not committed is waited for, and nobody writes to it until it is gone.
     database.run(&format!("SET SESSION lock_wait_timeout = {DROP_PATIENCE}")).await?;
     database.run(&format!("LOCK TABLES {outbox} WRITE")).await?;
-    if !force {
-        let done = Queue::Done.number();
-        let waiting = format!("SELECT COUNT(*) FROM {outbox} WHERE `queue` < {done}");
-        let waiting = database.number(&waiting).await?;
-        if waiting > 0 {
-            let doing = format!("{waiting} events of {} are not published yet", database.names.plain());
-            return Err(Error::new(Kind::Refused, doing)
-                .hint("let a relay publish them, or give --force to lose them"));
-        }
+    if !force && database.number(&format!("SELECT EXISTS (SELECT 1 {rest})")).await? != 0 {
+        return Err(unpublished(&database.names.plain(), None));
     }
     database.run(&format!("DROP TABLE {outbox}")).await?;
     database.run("UNLOCK TABLES").await?;

@@ -4,6 +4,7 @@ use headwater_core::ports::LANES;
 use headwater_core::{Error, Kind, Result};
 
 use super::Names;
+use crate::outbox::unpublished;
 use crate::postgres::client::{Connection, Mode, quote_literal};
 use crate::postgres::indexes::Index;
 use crate::postgres::url::ConnectOptions;
@@ -147,8 +148,6 @@ pub async fn remove(url: &ConnectOptions, table: &str, force: bool) -> Result<bo
     if !exists(&mut connection, &names.outbox()).await? {
         return Ok(false);
     }
-    // Until it is gone nobody writes to it.
-    connection.query(&format!("BEGIN; LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", names.outbox())).await?;
     let own = format!("SELECT seq, lane, state, settled_at FROM {} LIMIT 0", names.outbox());
     connection.query(&own).await.map_err(|error| {
         let doing = format!("looking whether {} is an outbox that `headwater init` made", names.outbox());
@@ -156,14 +155,24 @@ pub async fn remove(url: &ConnectOptions, table: &str, force: bool) -> Result<bo
             .because(error)
             .hint("a table of another layout is yours: DROP TABLE it when no service writes to it any more")
     })?;
+    // Counted while services go on publishing: that may read the whole table.
     if !force {
         let waiting =
             format!("SELECT count(*) FROM {} WHERE state NOT IN ('published', 'dropped')", names.outbox());
         let waiting: u64 = connection.query(&waiting).await?.first().map_or(Ok(0), |row| row.number(0))?;
         if waiting > 0 {
-            let doing = format!("{waiting} events of {} are not published yet", names.outbox());
-            return Err(Error::new(Kind::Refused, doing)
-                .hint("let a relay publish them, or give --force to lose them"));
+            return Err(unpublished(&names.outbox(), Some(waiting)));
+        }
+    }
+    // Until it is gone nobody writes to it.
+    connection.query(&format!("BEGIN; LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", names.outbox())).await?;
+    if !force {
+        // Those whose transactions were waited for, by the small indexes.
+        let of = |states: &str| format!("EXISTS (SELECT FROM {} WHERE state {states})", names.outbox());
+        let some = [of("= 'new'"), of("= 'waiting'"), of("IN ('retrying', 'parked')")].join(" OR ");
+        let some = connection.query(&format!("SELECT {some}")).await?;
+        if some.first().is_none_or(|row| row.is_true(0)) {
+            return Err(unpublished(&names.outbox(), None));
         }
     }
     connection.query(&format!("{}COMMIT", removal_script(table))).await?;

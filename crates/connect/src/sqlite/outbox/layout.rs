@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
 use super::Names;
 use super::lease::millis;
 use super::store::CLEANED;
+use crate::outbox::unpublished;
 use crate::sqlite::errors::Sql as _;
 use crate::sqlite::install::connect;
 use crate::sqlite::layout::NOW;
@@ -110,25 +111,31 @@ pub(crate) fn make(on: &Connection, table: &str) -> Result<bool> {
 pub fn remove(path: &Path, table: &str, force: bool) -> Result<bool> {
     let doing = || format!("removing the outbox {table}");
     let mut connection = connect(path)?;
-    let write = connection.transaction_with_behavior(TransactionBehavior::Immediate).sql(doing)?;
-    if !exists(&write, table)? {
+    if !exists(&connection, table)? {
         return Ok(false);
     }
-    let names = Names::new(table);
-    if !is_own(&write, table)? {
+    let outbox = Names::new(table).outbox();
+    if !is_own(&connection, table)? {
         return Err(Error::new(Kind::Refused, format!("{table} is no outbox that `headwater init` made"))
             .hint(
                 "a table of another layout is yours: DROP TABLE it when no service writes to it any more",
             ));
     }
+    // Counted while services go on publishing: that may read the whole table.
     if !force {
-        let waiting =
-            format!("SELECT count(*) FROM {} WHERE state NOT IN ('published', 'dropped')", names.outbox());
-        let waiting: i64 = write.query_row(&waiting, [], |row| row.get(0)).sql(doing)?;
+        let waiting = format!("SELECT count(*) FROM {outbox} WHERE state NOT IN ('published', 'dropped')");
+        let waiting: i64 = connection.query_row(&waiting, [], |row| row.get(0)).sql(doing)?;
         if waiting > 0 {
-            let doing = format!("{waiting} events of {table} are not published yet");
-            return Err(Error::new(Kind::Refused, doing)
-                .hint("let a relay publish them, or give --force to lose them"));
+            return Err(unpublished(table, Some(waiting.unsigned_abs())));
+        }
+    }
+    let write = connection.transaction_with_behavior(TransactionBehavior::Immediate).sql(doing)?;
+    if !force {
+        // What was written meanwhile, by the small indexes.
+        let of = |states: &str| format!("EXISTS (SELECT 1 FROM {outbox} WHERE state {states})");
+        let some = [of("= 'new'"), of("= 'waiting'"), of("IN ('retrying', 'parked')")].join(" OR ");
+        if write.query_row(&format!("SELECT {some}"), [], |row| row.get(0)).sql(doing)? {
+            return Err(unpublished(table, None));
         }
     }
     write.execute_batch(&removal_script(table)).sql(doing)?;
