@@ -146,12 +146,15 @@ async fn on_mysql(args: &InitArgs) -> Result<Done> {
         let outbox = if args.no_outbox { String::new() } else { mysql::outbox::script(&args.outbox) };
         return Ok(Done::Sql(outbox + if args.inbox { mysql::inbox::SCRIPT } else { "" }));
     }
-    let mut lines = Vec::new();
-    if !args.no_outbox && mysql::outbox::install(&url, &args.outbox).await? {
-        lines.push(format!("made the outbox table {}", args.outbox));
+    let (mut lines, mut mend) = (Vec::new(), Vec::new());
+    if !args.no_outbox {
+        if mysql::outbox::install(&url, &args.outbox).await? {
+            lines.push(format!("made the outbox table {}", args.outbox));
+        }
+        mend = mysql::outbox::to_mend(&url, &args.outbox).await?;
     }
     if args.inbox && mysql::inbox::install(&url).await? {
         lines.push(INBOX.to_owned());
     }
-    Ok(Done::lines(lines))
+    Ok(Done::Lines(lines, mend))
 }

@@ -179,6 +179,15 @@ async fn the_command_line_makes_all_of_it_and_takes_it_away() {
     server.client(&database, &sql).unwrap();
     let nothing = (Some(0), "nothing to do: all is there\n".to_owned());
     assert_eq!(headwater(&["init", url, "--inbox"]), nothing);
+    let earlier = "ALTER TABLE outbox DROP KEY work, DROP COLUMN place, ADD COLUMN due DATETIME(6) AS (next_try) STORED, \
+         ADD KEY work (queue, due, seq)";
+    server.client(&database, earlier).unwrap();
+    let (code, said) = headwater(&["init", url]);
+    assert!(code == Some(0) && said.contains("as an earlier version made it"), "{said}");
+    let (_, mends) = said.split_once('\n').unwrap();
+    let mends: Vec<&str> = mends.lines().filter(|line| line.ends_with(';')).collect();
+    server.client(&database, &mends.join("\n")).unwrap();
+    assert_eq!(headwater(&["init", url]), nothing);
     assert_eq!(headwater(&["parked", "--inbox", url]), (Some(0), "nothing is parked\n".to_owned()));
     let (code, said) = headwater(&["init", url, "--tables", "a"]);
     assert!(code == Some(2) && said.contains("not captured yet"), "{said}");

@@ -3,7 +3,7 @@
 use headwater_core::ports::Finding;
 use sqlx::{AssertSqlSafe, MySqlPool, Row};
 
-use super::layout::{WORK, mended};
+use super::layout::{WORK, earlier, of_earlier};
 use super::{Names, Queue};
 use crate::mysql::errors::{RIGHTS, number};
 
@@ -12,13 +12,9 @@ const MANY: i64 = 100_000;
 
 /// Looks at its tables, the rights on them, what waits in it, and who works it.
 pub(super) async fn check(pool: &MySqlPool, names: &Names) -> sqlx::Result<Vec<Finding>> {
-    let earlier = format!("SELECT `due` FROM {} LIMIT 0", names.outbox());
-    if sqlx::query(AssertSqlSafe(earlier)).persistent(false).fetch_all(pool).await.is_ok() {
-        let text = format!("the outbox {} is as an earlier version made it", names.plain());
-        return Ok(vec![Finding::error(
-            text,
-            format!("as the owner, while no relay runs: {}", mended(names)),
-        )]);
+    let of_earlier = sqlx::query(AssertSqlSafe(of_earlier(names))).persistent(false);
+    if of_earlier.fetch_all(pool).await.is_ok() {
+        return Ok(vec![earlier(names)]);
     }
     // The names of the columns tell whether it is this layout; where it is not, the error says so.
     let layout = format!(

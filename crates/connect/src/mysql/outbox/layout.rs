@@ -1,6 +1,6 @@
 //! The tables and the procedure of an outbox.
 
-use headwater_core::ports::LANES;
+use headwater_core::ports::{Finding, LANES};
 use headwater_core::{Error, Kind, Result};
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, Row as _};
 
@@ -108,14 +108,35 @@ fn outbox(names: &Names, end: &str) -> String {
     )
 }
 
-/// Mends the layout of an earlier version, which had a column `due` in the place of `place`.
-pub(super) fn mended(names: &Names) -> String {
-    format!(
-        "ALTER TABLE {} DROP KEY `{WORK}`, DROP COLUMN `due`, ADD COLUMN `place` BIGINT AS ({}) STORED, \
-         ADD KEY `{WORK}` (`queue`, `place`, `seq`)",
-        names.outbox(),
+/// What only the layout of an earlier version answers, which had a column `due` in the place of `place`.
+pub(super) fn of_earlier(names: &Names) -> String {
+    format!("SELECT `seq`, `queue`, `due` FROM {} LIMIT 0", names.outbox())
+}
+
+/// What mends it. A stored column is made by a copy of the table, for which publishers wait: a small one is copied at
+/// once. The ALTER waits for no long transaction, as everybody would wait behind it.
+pub(super) fn earlier(names: &Names) -> Finding {
+    let (outbox, done) = (names.outbox(), Queue::Done.number());
+    let hint = format!(
+        "as the owner, while no relay of an earlier version runs. Publishers wait while the table is copied: delete first what \
+         is published, until nothing of it is left:\n\
+         DELETE FROM {outbox} WHERE `queue` = {done} LIMIT 1000;\n\
+         then, again where it does not get the table within the time:\n\
+         SET SESSION lock_wait_timeout = 5;\n\
+         ALTER TABLE {outbox} DROP KEY `{WORK}`, DROP COLUMN `due`, ADD COLUMN `place` BIGINT AS ({}) STORED, \
+         ADD KEY `{WORK}` (`queue`, `place`, `seq`);",
         place().replace("\n    ", " ")
-    )
+    );
+    Finding::error(format!("the outbox {} is as an earlier version made it", names.plain()), hint)
+}
+
+/// What an owner has to mend of an outbox that is there.
+pub async fn to_mend(url: &ConnectOptions, table: &str) -> Result<Vec<Finding>> {
+    let mut database = Database::connect(url, Names::new(table)).await?;
+    let ask = of_earlier(&database.names);
+    let found = database.run(&ask).await.is_ok().then(|| earlier(&database.names));
+    database.leave().await;
+    Ok(found.into_iter().collect())
 }
 
 /// What the column `place` is computed from: of rows that are new, or parked, nothing.

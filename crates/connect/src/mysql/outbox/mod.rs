@@ -22,7 +22,7 @@ use headwater_core::ports::{LANES, Lane};
 
 use super::sql::quoted;
 
-pub use layout::{install, removal_script, remove, script};
+pub use layout::{install, removal_script, remove, script, to_mend};
 pub use shelf::MySqlOutboxShelf;
 pub use store::MySqlOutboxStore;
 pub use writer::MySqlOutbox;
