@@ -58,7 +58,7 @@ async fn each_event_says_whether_it_was_delivered_dropped_or_waits() {
     refuse(&service, Some(StatusCode::SERVICE_UNAVAILABLE));
     service.start().await;
     let orders = Orders::new(&[("features", &service)], "");
-    let headwater = orders.place.run().await;
+    let headwater = orders.run().await;
     orders.write(1, 1);
     service.until("it was tried twice", |seen| seen.refusals >= 2).await;
     refuse(&service, None);

@@ -25,6 +25,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use common::{PATIENCE, Place};
+use headwater_testkit::binary::Headwater;
 use headwater_testkit::servers::free_port;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -170,6 +171,19 @@ impl Orders {
         orders
     }
 
+    /// `headwater run`, when it follows the tables: a row that is written while they are read may come twice, as a
+    /// change and as it was read.
+    async fn run(&self) -> Headwater {
+        let headwater = self.place.run().await;
+        let deadline = Instant::now() + PATIENCE;
+        let mut source = self.place.status().await["sources"][0].clone();
+        while source["phase"] != "streaming" {
+            assert!(Instant::now() < deadline, "{source}");
+            source = self.place.status().await["sources"][0].clone();
+        }
+        headwater
+    }
+
     /// What `headwater parked` prints as JSON.
     fn parked(&self, arguments: &[&str]) -> Value {
         self.ask(&[&["parked"], arguments].concat()).1
@@ -213,7 +227,7 @@ async fn three_services_that_fail_at_random_see_every_change_in_order() {
     let names = ["features", "users", "activation"];
     let pushes: Vec<_> = names.into_iter().zip(&services).collect();
     let orders = Orders::new(&pushes, &format!("signing_secrets = [\"{}\"]", signed::SECRET));
-    let mut headwater = orders.place.run().await;
+    let mut headwater = orders.run().await;
     // All three are down: whoever saves an order does not notice.
     let took = orders.write(10, 1);
     assert!(took < Duration::from_secs(2), "a transaction of the order service took {took:?}");
@@ -227,7 +241,7 @@ async fn three_services_that_fail_at_random_see_every_change_in_order() {
         service.stop().await;
         if version % 3 == 0 {
             headwater.kill().await;
-            headwater = orders.place.run().await;
+            headwater = orders.run().await;
         }
         service.start().await;
     }
@@ -250,7 +264,7 @@ async fn what_is_refused_holds_up_its_key_alone() {
     service.seen.lock().unwrap().refused = Some(("3".into(), StatusCode::UNPROCESSABLE_ENTITY));
     service.start().await;
     let orders = Orders::new(&[("features", &service)], "");
-    let headwater = orders.place.run().await;
+    let headwater = orders.run().await;
     for version in 1..=3 {
         orders.write(5, version);
     }
@@ -288,7 +302,7 @@ async fn what_cannot_be_set_aside_waits_in_the_stream() {
     service.seen.lock().unwrap().refused = Some(("3".into(), StatusCode::UNPROCESSABLE_ENTITY));
     service.start().await;
     let orders = Orders::new(&[("features", &service)], "max_set_aside = \"4KiB\"");
-    let headwater = orders.place.run().await;
+    let headwater = orders.run().await;
     for version in 1..=40 {
         orders.write(3, version);
     }
@@ -318,7 +332,7 @@ async fn a_key_that_alone_is_in_trouble_is_tried_again_from_disk() {
     service.seen.lock().unwrap().refused = Some(("3".into(), StatusCode::INTERNAL_SERVER_ERROR));
     service.start().await;
     let orders = Orders::new(&[("features", &service)], "");
-    let headwater = orders.place.run().await;
+    let headwater = orders.run().await;
     orders.write(5, 1);
     service.until("all others have come", |seen| complete(seen, 4, 1)).await;
     let deadline = Instant::now() + PATIENCE;
@@ -374,7 +388,7 @@ async fn batches_go_by_https_with_what_the_config_says() {
     assert_eq!(orders.check()[0].1, "ok", "{:?}", orders.check());
     // All of them are there when the push begins.
     orders.write(200, 1);
-    let headwater = orders.place.run().await;
+    let headwater = orders.run().await;
     let mut versions = BTreeMap::new();
     let mut most = 0;
     while versions.len() < 200 {
