@@ -261,6 +261,8 @@ async fn check_says_whether_a_relay_can_work() {
     let (code, said) = service.headwater(&["check"]);
     assert_eq!(code, Some(3), "{said}");
     assert!(said.contains("headwater init URL --outbox public.outbox"), "{said}");
+    let (_, said) = service.headwater(&["parked"]);
+    assert!(said.contains("does not exist\n"), "nothing of the server's own source: {said}");
 }
 
 /// A lane's key: the `n`th such that its lane is that one.

@@ -4,6 +4,7 @@ use headwater_core::ports::ShelfState;
 use headwater_core::{Error, Kind, Result};
 use sqlx::Error as Sqlx;
 use sqlx::error::DatabaseError;
+use sqlx::postgres::PgDatabaseError;
 
 /// Turns sqlx's errors into Headwater's.
 pub(crate) trait SqlxExt<T> {
@@ -21,7 +22,10 @@ impl<T> SqlxExt<T> for sqlx::Result<T> {
 pub(crate) fn wrapped(error: Sqlx, doing: &str) -> Error {
     let (kind, hint) = meaning(&error);
     let wrapped = match error {
-        // What sqlx says around it says it twice.
+        // What sqlx says around it says it twice, and of PostgreSQL a line of the server's own source.
+        Sqlx::Database(error) if error.try_downcast_ref::<PgDatabaseError>().is_some() => {
+            Error::new(kind, doing).because(error.message())
+        }
         Sqlx::Database(error) => Error::new(kind, doing).because(error.into_error()),
         error => Error::new(kind, doing).because(error),
     };
@@ -38,7 +42,7 @@ const NO_TABLES: &str = "run `headwater init` with the URL of this database: it 
 fn meaning(error: &Sqlx) -> (Kind, &'static str) {
     match error {
         Sqlx::Database(error) => {
-            if let Some(error) = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
+            if let Some(error) = error.try_downcast_ref::<PgDatabaseError>() {
                 return postgres(error.code());
             }
             if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
