@@ -30,6 +30,7 @@ impl Backoff {
     }
 
     /// The next wait.
+    #[expect(clippy::should_implement_trait, reason = "it never ends, and nobody iterates over it")]
     pub fn next(&mut self) -> Duration {
         let bound = self.bound();
         self.attempts = self.attempts.saturating_add(1);
