@@ -14,6 +14,9 @@ use crate::output::table::{Cell, Table};
 use crate::output::{self, Colour, human};
 use places::Place;
 
+/// Said where nothing was found.
+const NOTHING: &str = "nothing that is parked fits";
+
 /// Does what was asked for.
 pub async fn parked(args: &ParkedArgs) -> Result<u8> {
     match &args.command {
@@ -117,7 +120,7 @@ async fn show(which: &WhichArgs) -> Result<u8> {
         }
     }
     if !found && !which.json {
-        output::line("nothing that is parked fits")?;
+        output::line(NOTHING)?;
     }
     Ok(u8::from(!found))
 }
@@ -142,6 +145,8 @@ async fn decide(args: &DecideArgs, decision: Decision) -> Result<u8> {
     };
     if args.which.json {
         output::json(&serde_json::json!({ word: count }))?;
+    } else if count == 0 {
+        output::line(NOTHING)?;
     } else {
         output::line(format!("{} {done}", human::plural(count, "event")))?;
     }
@@ -209,7 +214,7 @@ fn print(whole: &Whole) -> Result<()> {
     let key = whole.key.as_deref().unwrap_or("(no key)");
     let title = format!("{} {key}  {}", whole.stream, whole.id);
     output::line(output::paint(&output::one_line(&title), Colour::Bold, colour))?;
-    let tries = human::plural(u64::from(whole.attempts), "try");
+    let tries = human::plural(u64::from(whole.attempts), "attempt");
     let fact = format!(
         "  {} {}, {}, {tries}, {} since {}",
         whole.place, whole.owner, whole.kind, whole.state, whole.since
