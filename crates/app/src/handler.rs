@@ -86,6 +86,10 @@ where
 
     async fn admit(&self, _: bool) {}
 
+    fn again(&self) -> Option<()> {
+        Some(())
+    }
+
     async fn handle(&self, transaction: &mut T, events: &[&Received]) -> Handled {
         for (place, event) in events.iter().enumerate() {
             self.0.handle(transaction, event).await.map_err(|failure| failure.at(place))?;

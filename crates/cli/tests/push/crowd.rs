@@ -64,24 +64,50 @@ async fn keys_that_hang_take_half_of_the_requests_at_most() {
         false => StatusCode::NO_CONTENT.into_response(),
     })
     .await;
-    let keys: Vec<String> = (0..5).map(|n| format!("hang{n}")).collect();
+    // More keys than lanes.
+    let keys: Vec<String> = (0..70).map(|n| format!("hang{n}")).collect();
     world.publish(&keys.iter().map(|key| (key.as_str(), "")).collect::<Vec<_>>()).await;
     // None of them is given up before the test is over.
     let _running = world.run("concurrency = 4\ntimeout = \"10m\"\nretry_max = \"100ms\"").await;
     // Who comes again has had an answer: no first try hangs.
     let tries = |asked: &[Asked], n: i64| asked.iter().filter(|asked| asked.events()[0].1 == n).count();
-    world.until("all are tried again", |asked| (0..5).all(|n| tries(asked, n) > 1)).await;
+    world.until("all are tried again", |asked| (0..70).all(|n| tries(asked, n) > 1)).await;
     world.hang(hangs);
     world.until("some hang", |_| world.hung() >= 2).await;
     let keys: Vec<String> = (0..40).map(|n| format!("fine{n}")).collect();
     for round in 1..=50 {
         world.publish(&keys.iter().map(|key| (key.as_str(), "")).collect::<Vec<_>>()).await;
-        let of_it = |(_, n): &(String, i64)| *n >= 5 + 40 * (round - 1);
-        let fine = |asked: &[Asked]| asked.iter().flat_map(Asked::events).filter(of_it).count() >= 15;
-        // Some share a lane with one that hangs.
+        let of_it = |(_, n): &(String, i64)| *n >= 70 + 40 * (round - 1);
+        let fine = |asked: &[Asked]| asked.iter().flat_map(Asked::events).filter(of_it).count() >= 28;
+        // Two lanes of 32 have one that hangs.
         world.until("most others have come", fine).await;
     }
     assert_eq!(world.hung(), 2, "of 4 requests");
+}
+
+/// The others wait for a request that hangs in their lane, and not for all those that are to be tried again.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_hang_in_every_lane_hold_up_the_others_for_one_request_at_the_most() {
+    let hangs = |asked: &Asked| asked.events()[0].0.starts_with("hang");
+    let world = World::new(move |_, asked| match hangs(asked) {
+        true => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        false => StatusCode::NO_CONTENT.into_response(),
+    })
+    .await;
+    let keys: Vec<String> = (0..200).map(|n| format!("hang{n}")).collect();
+    world.publish(&keys.iter().map(|key| (key.as_str(), "")).collect::<Vec<_>>()).await;
+    let _running = world.run("concurrency = 4\ntimeout = \"1s\"\nretry_max = \"100ms\"").await;
+    let tries = |asked: &[Asked], n: i64| asked.iter().filter(|asked| asked.events()[0].1 == n).count();
+    world.until("all are tried again", |asked| (0..200).all(|n| tries(asked, n) > 1)).await;
+    world.hang(hangs);
+    world.until("some hang", |_| world.hung() >= 2).await;
+    let before = world.hung();
+    let keys: Vec<String> = (0..40).map(|n| format!("fine{n}")).collect();
+    world.publish(&keys.iter().map(|key| (key.as_str(), "")).collect::<Vec<_>>()).await;
+    let all = |asked: &[Asked]| asked.iter().filter(|asked| !hangs(asked)).count() == keys.len();
+    world.until("all others have come", all).await;
+    // Two at a time: of 32 lanes each would have had one.
+    assert!(world.hung() - before <= 12, "{} hung meanwhile", world.hung() - before);
 }
 
 /// What goes on behind an event that was dropped is tried for the first time, and was set aside all the same.

@@ -121,11 +121,10 @@ where
         if events.is_empty() {
             return Some(Ok(()));
         }
-        let again = aside || events.iter().any(|received| received.attempt > 1);
         let _permit = tokio::select! {
             biased;
             () = self.halt.cancelled() => return None,
-            permit = self.handle.admit(again) => permit,
+            permit = self.handle.admit(aside) => permit,
         };
         let handled = AssertUnwindSafe(self.handle.handle(transaction, events)).catch_unwind();
         let handled = match self.settings.handler_timeout {

@@ -20,6 +20,9 @@ use crate::pipeline::Backoff;
 /// How many events that wait behind one that is set aside are set aside at once.
 const ASIDE: usize = 100;
 
+/// The longest that a lane waits before it asks again whether it may try again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
 /// One worker.
 pub(super) struct Lane<I, H> {
     shared: Arc<Shared<I, H>>,
@@ -32,6 +35,9 @@ pub(super) struct Lane<I, H> {
     hold: Hold,
     pace: Pace,
     backoff: Backoff,
+    /// Until when nothing that failed is tried again, as there was no permit for it.
+    paused: Instant,
+    pause: Backoff,
 }
 
 impl<I, H> Lane<I, H>
@@ -44,7 +50,8 @@ where
         let (batch, one_call) = (shared.settings.batch, shared.settings.one_call);
         let pace = if one_call { Pace::even(batch) } else { Pace::new(batch) };
         let (ready, waiting, hold) = (VecDeque::new(), HashMap::new(), Hold::default());
-        Self { shared, arriving, ready, waiting, hold, pace, backoff }
+        let pause = Backoff::new(shared.settings.retry_max.min(LONGEST_PAUSE));
+        Self { shared, arriving, ready, waiting, hold, pace, backoff, paused: Instant::now(), pause }
     }
 
     /// Works until it is over, or nothing can arrive any more. What is begun is finished.
@@ -84,7 +91,7 @@ where
     /// The key that may be tried again next.
     fn due(&self) -> Option<(Instant, Order)> {
         let first = self.waiting.iter().min_by_key(|(_, waiting)| waiting.until);
-        first.map(|(order, waiting)| (waiting.until, order.clone()))
+        first.map(|(order, waiting)| (waiting.until.max(self.paused), order.clone()))
     }
 
     /// Takes what has arrived, as much as a transaction may hold.
@@ -143,8 +150,26 @@ where
         items
     }
 
+    /// What is needed to try again, if there is any now; if not, it is asked for after a pause.
+    fn permit(&mut self) -> Option<H::Permit> {
+        let permit = self.shared.handle.again();
+        match permit {
+            Some(_) => self.pause.reset(),
+            None => self.paused = Instant::now() + self.pause.next(),
+        }
+        permit
+    }
+
     /// Tries what is ready, in one transaction.
     async fn work(&mut self) {
+        let mut _permit = None;
+        if self.hold.attempts() > 0 {
+            _permit = self.permit();
+            if _permit.is_none() {
+                self.shared.wait(self.paused.saturating_duration_since(Instant::now())).await;
+                return;
+            }
+        }
         let items = self.take();
         if !items.is_empty() {
             self.try_together(items).await;
@@ -272,6 +297,7 @@ where
 
     /// Tries the first event of a key that waited.
     async fn again(&mut self, order: &Order) {
+        let Some(_permit) = self.permit() else { return };
         let Some(mut waiting) = self.waiting.remove(order) else { return };
         waiting.clear();
         let attempt = waiting.trouble.attempts.saturating_add(1);

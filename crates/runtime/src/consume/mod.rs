@@ -53,9 +53,13 @@ pub trait Handle<T>: Send + Sync + 'static {
     /// What is held while events are handled.
     type Permit: Send;
 
-    /// Waits until events may be handled; `again`, if one of them was tried or set aside before. At a stop that is given
-    /// up: they come again, and it was no try of theirs.
-    fn admit(&self, again: bool) -> impl Future<Output = Self::Permit> + Send;
+    /// Waits until events may be handled, which were set `aside` before or were not. At a stop that is given up: they
+    /// come again, and it was no try of theirs.
+    fn admit(&self, aside: bool) -> impl Future<Output = Self::Permit> + Send;
+
+    /// What else is held while events are handled that failed before. If there is none, they are to wait, and others
+    /// come first.
+    fn again(&self) -> Option<Self::Permit>;
 
     /// Makes the effect of some events, in this order, and leaves the transaction open. After an error all of it
     /// is rolled back and the events come again: the one that [`Failure::at`] names alone, or else each.

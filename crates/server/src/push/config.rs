@@ -313,9 +313,14 @@ impl PushConfig {
         Ok(())
     }
 
-    /// How many requests may be tries again.
+    /// How many requests may be tries again, or of what was set aside.
     pub(super) fn again(&self) -> usize {
         (self.concurrency / 2).max(1)
+    }
+
+    /// How many of these may be of what was set aside. It comes before tries again, and must leave room for them.
+    pub(super) fn aside(&self) -> usize {
+        (self.again() / 2).max(1)
     }
 
     pub(super) fn signing(&self) -> std::result::Result<Vec<Secret>, String> {

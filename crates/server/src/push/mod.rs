@@ -190,7 +190,7 @@ where
         let config = &self.config;
         let settings = ConsumeSettings {
             concurrency: config.concurrency.saturating_mul(LANES).min(256).max(config.concurrency),
-            held: Some(config.again()),
+            held: Some(config.aside()),
             batch: config.batch,
             one_call: true,
             attempts: config.attempts.unwrap_or(u32::MAX),
@@ -218,8 +218,12 @@ struct Deliver(Arc<Requests>);
 impl<T: Send> Handle<T> for Deliver {
     type Permit = Permit;
 
-    async fn admit(&self, again: bool) -> Permit {
-        self.0.admit(again).await
+    async fn admit(&self, aside: bool) -> Permit {
+        self.0.admit(aside).await
+    }
+
+    fn again(&self) -> Option<Permit> {
+        self.0.again()
     }
 
     async fn handle(&self, _: &mut T, events: &[&Received]) -> Result<(), Failure> {

@@ -81,10 +81,16 @@ impl Requests {
     }
 
     /// Waits until one more request may be on its way.
-    pub(super) async fn admit(&self, again: bool) -> Permit {
+    pub(super) async fn admit(&self, aside: bool) -> Permit {
         let permit = async |of: &Arc<Semaphore>| Arc::clone(of).acquire_owned().await.ok();
-        let _again = if again { permit(&self.again).await } else { None };
+        let _again = if aside { permit(&self.again).await } else { None };
         Permit { _again, _room: permit(&self.room).await }
+    }
+
+    /// What a try again needs beside, if there is any now.
+    pub(super) fn again(&self) -> Option<Permit> {
+        let again = Arc::clone(&self.again).try_acquire_owned().ok()?;
+        Some(Permit { _again: Some(again), _room: None })
     }
 
     /// Delivers events of one partition in one request, for which there is a permit.
