@@ -4,7 +4,7 @@
 
 mod asked;
 mod builder;
-mod clock;
+pub mod clock;
 pub mod config;
 pub mod consume;
 pub mod metrics;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use axum::http::StatusCode;
@@ -10,6 +10,7 @@ use axum::response::IntoResponse;
 use headwater_core::ports::{Bus, BusStatus, Cursor, Delivery, Opened, SeekTo, Subscribe, Subscription};
 use headwater_core::{Error, Kind, Result, StreamSpec};
 
+use crate::common::PATIENCE;
 use crate::world::{Asked, World};
 
 /// A bus whose brokers go away now and then, as the embedded one never does.
@@ -164,6 +165,27 @@ async fn a_stream_that_may_be_known_and_not_read_holds_up_no_other() {
         |asked: &[Asked]| asked.iter().filter(|asked| asked.headers["headwater-stream"] == CLOSED).count();
     world.until("it can be read", |asked| of(asked) == 1).await;
     running.stop().await;
+}
+
+/// What made a stream is delivered also where the push begins with what comes from now on.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_events_of_a_stream_that_comes_later_are_delivered() {
+    let world = World::new(|_, _| StatusCode::NO_CONTENT.into_response()).await;
+    world.publish(&[("before", "")]).await;
+    let running = world.run_with(&["later", "orders"], "start = \"end\"").await;
+    let deadline = Instant::now() + PATIENCE;
+    while world.came() == 0 {
+        assert!(Instant::now() < deadline, "it does not begin");
+        world.publish(&[("now", "")]).await;
+    }
+    world.stream("later").await;
+    world.publish_to("later", &[("b", ""), ("b", "")]).await;
+    let of = |asked: &[Asked], name: &str| {
+        asked.iter().filter(|asked| asked.headers["headwater-stream"] == name).count()
+    };
+    let asked = world.until("its events have come", |asked| of(asked, "later") == 2).await;
+    running.stop().await;
+    assert!(asked.iter().flat_map(Asked::events).all(|(key, _)| key != "before"));
 }
 
 /// An outbox's stream is there when its first row is; what the others have is not kept back until then.

@@ -124,6 +124,11 @@ impl World {
         self.endpoint.hung.load(Ordering::SeqCst)
     }
 
+    /// How many requests have come.
+    pub fn came(&self) -> usize {
+        self.endpoint.asked.lock().unwrap().len()
+    }
+
     /// Makes a stream of one partition.
     pub async fn stream(&self, name: &str) {
         let spec = StreamSpec { name: name.into(), partitions: 1, retention: Retention::default() };

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use headwater_core::Result;
 use headwater_core::ports::{Backlog, Bus, Delivery, Shelf, Start, Subscribe};
 use headwater_runtime::Backoff;
+use headwater_runtime::clock::now;
 use headwater_runtime::consume::{Consume, ConsumeSettings, Failure, Handle, Received, Watch};
 use tokio_util::sync::CancellationToken;
 
@@ -90,13 +91,18 @@ where
     pub async fn run(self, stop: CancellationToken) {
         let (mut missing, mut backoff) = (Missing::new(), Backoff::new(LONGEST_PAUSE));
         let (mut said, streams, mut doubt) = (String::new(), self.streams(), false);
+        let (mut start, started) = (self.config.start.into(), now());
         while !stop.is_cancelled() {
             if stop.run_until_cancelled(self.ask(&streams, &mut missing, doubt)).await.is_none() {
                 return;
             }
             let began = Instant::now();
-            let ended = self.run_without(&mut missing, &stop).await;
+            let ended = self.run_without(&mut missing, start, &stop).await;
             doubt = ended.is_err();
+            // What comes late is read from its first event on that came since.
+            if start == Start::End {
+                start = Start::Time(started);
+            }
             let Err(error) = ended else { continue };
             if began.elapsed() > self.config.timeout.saturating_add(WELL) {
                 backoff.reset();
@@ -114,7 +120,7 @@ where
     }
 
     /// Runs with the other streams until `stop`, an error, or until one of these can be read.
-    async fn run_without(&self, missing: &mut Missing, stop: &CancellationToken) -> Result<()> {
+    async fn run_without(&self, missing: &mut Missing, start: Start, stop: &CancellationToken) -> Result<()> {
         let mut streams = self.streams();
         streams.retain(|stream| !missing.contains_key(stream));
         let turn = stop.child_token();
@@ -123,7 +129,7 @@ where
                 turn.cancelled().await;
                 return Ok(());
             }
-            self.consume(streams).run(turn.clone()).await
+            self.consume(streams, start).run(turn.clone()).await
         };
         tokio::pin!(run);
         tokio::select! {
@@ -186,7 +192,7 @@ where
         self.config.streams.iter().map(|stream| stream.as_str().into()).collect()
     }
 
-    fn consume(&self, streams: Vec<Arc<str>>) -> Consume<I, Deliver> {
+    fn consume(&self, streams: Vec<Arc<str>>, start: Start) -> Consume<I, Deliver> {
         let config = &self.config;
         let settings = ConsumeSettings {
             concurrency: config.concurrency.saturating_mul(LANES).min(256).max(config.concurrency),
@@ -202,7 +208,7 @@ where
         Consume {
             name: self.name.clone(),
             streams,
-            start: config.start.into(),
+            start,
             bus: Arc::clone(&self.bus),
             inbox: self.inbox.clone(),
             handle: Deliver(Arc::clone(&self.requests)),
