@@ -212,16 +212,55 @@ async fn renewing_and_settling_never_wait_for_each_other() {
     settling.execute("SELECT FROM outbox_lease WHERE lane = 0 FOR SHARE").await.unwrap();
     let store = factory.store();
     let renewing = tokio::spawn(async move { store.lease(&ask()).await });
-    let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid IN \
-         (SELECT pid FROM pg_stat_activity WHERE datname = current_database())";
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while sqlx::query_scalar::<_, i64>(waits).fetch_one(&factory.pool).await.unwrap() == 0 {
-        assert!(Instant::now() < deadline, "renewing does not wait");
-        tokio::task::yield_now().await;
-    }
+    until_one_waits(&factory.pool).await;
     settling.execute("SELECT FROM outbox_lease WHERE lane = 7 FOR SHARE").await.unwrap();
     factory.rollback(settling).await;
     assert_eq!(renewing.await.unwrap().unwrap().len(), usize::from(LANES));
+}
+
+/// A statement whose asker has gone lets rows go: whoever asks meanwhile does not take the rest for let go.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_two_let_go_at_once_is_let_go_whole() {
+    let factory = OnPostgres::new().await;
+    factory.add_waiting("one", 1, 30_000).await;
+    let ask = LeaseAsk {
+        relay: "a".into(),
+        ttl: Duration::from_secs(600),
+        release: Vec::new(),
+        renew: true,
+        leaving: false,
+    };
+    let store = factory.store();
+    store.lease(&ask).await.unwrap();
+    factory.run("DELETE FROM outbox WHERE state <> 'waiting'".into()).await;
+    let lane: i16 =
+        sqlx::query_scalar("SELECT lane FROM outbox LIMIT 1").fetch_one(&factory.pool).await.unwrap();
+    let mut gone = factory.begin().await;
+    let resume = sqlx::query(AssertSqlSafe(store.statements()[3])).bind(lane);
+    resume.bind([i64::MIN]).bind([i64::MAX]).execute(&mut *gone).await.unwrap();
+    let claim = Claim { lane: lane as Lane, above: 0, known: Vec::new(), retries: true, resume: true };
+    let limit = ClaimLimit { rows: 1, bytes: 1 << 20 };
+    let asked = tokio::spawn(async move {
+        let mut claimed = store.claim(std::slice::from_ref(&claim), limit).await.unwrap();
+        while !claimed.resuming.is_empty() {
+            claimed = store.claim(std::slice::from_ref(&claim), limit).await.unwrap();
+        }
+    });
+    until_one_waits(&factory.pool).await;
+    factory.commit(gone).await;
+    asked.await.unwrap();
+    assert!(factory.states().await.iter().all(|state| state == "new"), "some wait, and nobody knows");
+}
+
+/// Until a statement waits for a lock.
+async fn until_one_waits(pool: &PgPool) {
+    let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid IN \
+         (SELECT pid FROM pg_stat_activity WHERE datname = current_database())";
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while sqlx::query_scalar::<_, i64>(waits).fetch_one(pool).await.unwrap() == 0 {
+        assert!(Instant::now() < deadline, "nobody waits");
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Whatever is done (a million rows with HEADWATER_MANY set): each statement goes by its own small index.

@@ -150,7 +150,7 @@ async fn while_a_relay_is_at_work_nothing_is_read_by_triggers_nor_the_other_way_
     config.outbox = Some(Outbox::new("outbox"));
     let error = shop.refusal(config.clone(), None).await;
     assert!(error.is_retryable() && error.to_string().contains("is being emptied by a relay"), "{error}");
-    relay.lease(&LeaseAsk { leaving: true, release: vec![0], ..ask.clone() }).await.unwrap();
+    relay.lease(&LeaseAsk { leaving: true, release: vec![(0, 1)], ..ask.clone() }).await.unwrap();
 
     let mut reading = shop.read(config, None).await;
     assert!(relay.lease(&ask).await.unwrap().is_empty(), "the source has it");

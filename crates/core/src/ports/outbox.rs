@@ -79,8 +79,8 @@ pub struct LeaseAsk {
     pub relay: String,
     /// How long what it is given is its own, unless renewed. By the database's clock.
     pub ttl: Duration,
-    /// Lanes it gives back: it has nothing of them on its way.
-    pub release: Vec<Lane>,
+    /// Lanes it gives back, with their epochs: it has nothing of them on its way.
+    pub release: Vec<(Lane, u64)>,
     /// Whether its leases are renewed, and it is known to be alive for as long. Otherwise what it holds lasts as long as
     /// before: a question that costs little and is asked often.
     pub renew: bool,

@@ -70,6 +70,8 @@ pub struct Driver {
     /// How long a look may take now.
     look_patience: Duration,
     leasing: Asking<Result<Vec<Lease>>>,
+    /// What is given back with that, with the epochs.
+    releasing: Vec<(Lane, u64)>,
     cleaning: Asking<Result<u64>>,
     reaching: Reaching,
     pace: Pace,
@@ -114,6 +116,7 @@ impl Driver {
             claimed_at: 0,
             look_patience,
             leasing: None,
+            releasing: Vec::new(),
             cleaning: None,
             reaching,
             pace,
@@ -166,9 +169,7 @@ impl Driver {
     }
 
     fn is_idle(&self) -> bool {
-        self.queue.is_empty()
-            && self.settling.is_none()
-            && self.lanes.values().all(|held| held.known.is_empty())
+        self.queue.is_empty() && self.settling.is_none() && self.lanes.values().all(Held::can_go)
     }
 
     /// Starts whatever is due and not under way.
@@ -318,9 +319,7 @@ impl Driver {
         let fresh = || (held.lease, Instant::now(), Backoff::new(self.task.settings.retry_max));
         let (lease, at, backoff) = self.resting.entry(lane).or_insert_with(fresh);
         (*lease, *at) = (held.lease, Instant::now() + backoff.next());
-        if self.lanes.values().all(|held| held.stage == Stage::Opening) {
-            self.reaching.doubt();
-        }
+        self.reaching.doubt();
         ::metrics::counter!("headwater_retries_total", "source" => self.task.name.to_string()).increment(1);
         self.task.board.retrying(&error, backoff.attempts());
     }
@@ -338,6 +337,8 @@ impl Driver {
             tracing::warn!(source = %self.task.name, lane, "another relay has taken the lane over");
             if self.lanes.get(&lane).is_some_and(|held| Some(held.lease.epoch) == stale) {
                 self.lanes.remove(&lane);
+            }
+            if self.resting.get(&lane).is_some_and(|(lease, ..)| Some(lease.epoch) == stale) {
                 self.resting.remove(&lane);
             }
         }

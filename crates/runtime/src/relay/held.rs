@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use headwater_core::EventId;
-use headwater_core::ports::{Claim, ClaimedRow, Lane, Lease, Settled};
+use headwater_core::ports::{Claim, ClaimedRow, Lease, Settled};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -129,11 +129,6 @@ impl Held {
     /// might fence the other's.
     pub fn can_go(&self) -> bool {
         self.known.is_empty() && self.stage != Stage::Opening
-    }
-
-    /// The lane.
-    pub fn lane(&self) -> Lane {
-        self.lease.lane
     }
 }
 

@@ -56,9 +56,13 @@ impl Leases {
     pub async fn lease(&self, on: &mut MySqlConnection, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
         if !ask.release.is_empty() {
             let sql = format!(
-                "UPDATE {} SET `relay` = NULL, `until` = '1970-01-01' WHERE `relay` = ? AND `lane` IN ({})",
+                "UPDATE {} SET `relay` = NULL, `until` = '1970-01-01' WHERE `relay` = ? AND (`lane`, `epoch`) IN ({})",
                 self.lease,
-                lanes(ask.release.iter().copied())
+                ask.release
+                    .iter()
+                    .map(|(lane, epoch)| format!("({lane}, {epoch})"))
+                    .collect::<Vec<_>>()
+                    .join(", ")
             );
             sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(&ask.relay).execute(&mut *on).await?;
         }

@@ -39,7 +39,8 @@ impl Leases {
             leave: format!("DELETE FROM {relay} WHERE relay = $1"),
             release: format!(
                 "UPDATE {lease} SET relay = NULL, until = '-infinity' WHERE lane IN \
-                 (SELECT lane FROM {lease} WHERE relay = $1 AND lane = ANY($2) ORDER BY lane FOR UPDATE)"
+                 (SELECT lane FROM {lease} WHERE relay = $1 AND (lane, epoch) IN \
+                  (SELECT * FROM unnest($2::smallint[], $3::bigint[])) ORDER BY lane FOR UPDATE)"
             ),
             // In the order in which settling locks them, or the two could wait for each other. What has run out is taken
             // anew, under another epoch: what was asked before may arrive late.
@@ -65,9 +66,11 @@ impl Leases {
     /// See [`OutboxStore::lease`](headwater_core::ports::OutboxStore::lease). Each statement commits by itself: a
     /// relay that stands still in the middle of a transaction would keep its lanes locked.
     pub async fn lease(&self, on: &mut PgConnection, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
-        let release: Vec<i16> = ask.release.iter().map(|lane| *lane as i16).collect();
-        if !release.is_empty() {
-            let release = sqlx::query(AssertSqlSafe(&*self.release)).bind(&ask.relay).bind(release);
+        if !ask.release.is_empty() {
+            let (lanes, epochs): (Vec<i16>, Vec<i64>) =
+                ask.release.iter().map(|(lane, epoch)| (*lane as i16, epoch.cast_signed())).unzip();
+            let release =
+                sqlx::query(AssertSqlSafe(&*self.release)).bind(&ask.relay).bind(lanes).bind(epochs);
             release.execute(&mut *on).await?;
         }
         let ttl = millis(ask.ttl);

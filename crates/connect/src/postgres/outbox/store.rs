@@ -93,11 +93,14 @@ impl PostgresOutboxStore {
                  AND key IS NOT NULL",
                 place("")
             ),
+            // Counted is what was there, not what was changed: another statement that lets the same rows go, as one
+            // whose asker has gone, leaves nothing to change of these, and may leave later ones as they are.
             resume: format!(
-                "UPDATE {outbox} SET state = 'new' WHERE state = 'waiting' AND id = ANY (ARRAY (SELECT row.id \
-                 FROM unnest($2::bigint[], $3::bigint[]) AS gap (first, last) CROSS JOIN LATERAL \
-                 (SELECT late.id FROM {outbox} AS late WHERE late.lane = $1 AND late.state = 'waiting' \
-                  AND {place} BETWEEN gap.first AND gap.last LIMIT {RESUMED}) AS row LIMIT {RESUMED}))",
+                "WITH late AS MATERIALIZED (SELECT row.id FROM unnest($2::bigint[], $3::bigint[]) AS gap (first, last) \
+                 CROSS JOIN LATERAL (SELECT late.id FROM {outbox} AS late WHERE late.lane = $1 AND late.state = 'waiting' \
+                  AND {place} BETWEEN gap.first AND gap.last LIMIT {RESUMED}) AS row LIMIT {RESUMED}), \
+                 goes AS (UPDATE {outbox} SET state = 'new' WHERE state = 'waiting' AND id = ANY (ARRAY (SELECT id FROM late))) \
+                 SELECT count(*) FROM late",
                 place = place("late.")
             ),
             clean: format!(
@@ -199,8 +202,9 @@ impl PostgresOutboxStore {
             places.insert(head.try_get(2)?);
         }
         let (first, last): (Vec<i64>, Vec<i64>) = gaps(&places).into_iter().unzip();
-        let resume = sqlx::query(AssertSqlSafe(&*self.resume)).bind(at).bind(first).bind(last);
-        let rows = resume.execute(&mut *on).await?.rows_affected();
+        let resume =
+            sqlx::query_scalar::<_, i64>(AssertSqlSafe(&*self.resume)).bind(at).bind(first).bind(last);
+        let rows = resume.fetch_one(&mut *on).await?.unsigned_abs();
         *let_go += rows;
         if rows < RESUMED {
             claimed.blocked.extend(keys.into_iter().map(|key| (lane, key)));

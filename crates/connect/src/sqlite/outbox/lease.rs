@@ -38,7 +38,9 @@ impl Leases {
             ),
             forget: format!("DELETE FROM {relay} WHERE until < ?1"),
             leave: format!("DELETE FROM {relay} WHERE relay = ?1"),
-            release: format!("UPDATE {lease} SET relay = NULL, until = 0 WHERE relay = ?1 AND lane = ?2"),
+            release: format!(
+                "UPDATE {lease} SET relay = NULL, until = 0 WHERE relay = ?1 AND lane = ?2 AND epoch = ?3"
+            ),
             triggers: ["insert", "settle"].map(|word| names.drop_trigger(word)),
             // What has run out is taken anew, under another epoch: what was asked before may arrive late.
             renew: format!("UPDATE {lease} SET until = ?2 WHERE relay = ?1 AND until >= ?3"),
@@ -63,8 +65,9 @@ impl Leases {
     }
 
     async fn share(&self, on: &mut Transaction<'_, Sqlite>, ask: &LeaseAsk) -> sqlx::Result<Vec<Lease>> {
-        for lane in &ask.release {
+        for (lane, epoch) in &ask.release {
             let release = sqlx::query(AssertSqlSafe(&*self.release)).bind(&*ask.relay).bind(*lane);
+            let release = release.bind(epoch.cast_signed());
             release.execute(&mut **on).await?;
         }
         let now = now() / 1_000;

@@ -40,6 +40,8 @@ impl News {
         while Instant::now() < end {
             let now = self.now().await;
             if now.is_some() && now != seen {
+                // Said once, whether or not anything is read then.
+                *self.seen.lock().await = now;
                 return;
             }
             tokio::time::sleep_until(end.min(Instant::now() + PAUSE)).await;
@@ -58,5 +60,25 @@ impl News {
             broken.close().await.ok();
         }
         asked.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_nobody_reads_is_said_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let options =
+            SqliteConnectOptions::new().filename(dir.path().join("shop.db")).create_if_missing(true);
+        let (news, long) = (News::new(options), Duration::from_millis(200));
+        let waited = async || {
+            let begun = Instant::now();
+            news.wait(long).await;
+            begun.elapsed()
+        };
+        assert!(waited().await < long, "nothing is known yet");
+        assert!(waited().await >= long, "nothing has come since");
     }
 }

@@ -36,10 +36,11 @@ impl Driver {
         if !renew && (now < self.share_at || self.stopping.is_some()) {
             return;
         }
-        for lane in &release {
+        for (lane, _) in &release {
             self.lanes.remove(lane);
             self.resting.remove(lane);
         }
+        self.releasing.clone_from(&release);
         let (ttl, leaving) = (self.task.relay.lease, self.is_leaving());
         let ask = LeaseAsk { relay: self.relay.clone(), ttl, release, renew, leaving };
         let store = Arc::clone(&self.task.store);
@@ -64,19 +65,22 @@ impl Driver {
     }
 
     /// What is not to be kept and nothing of which is on its way: all of it while the relay leaves, or another waits for it.
-    pub(super) fn to_release(&self) -> Vec<Lane> {
+    pub(super) fn to_release(&self) -> Vec<(Lane, u64)> {
         let goes = |lease: &Lease| lease.wanted || self.is_leaving();
-        let idle = self.lanes.values().filter(|held| goes(&held.lease) && held.can_go()).map(Held::lane);
-        let rests = |lane: &Lane| !self.lanes.contains_key(lane) && self.is_written(*lane);
-        let resting = self.resting.values().map(|(lease, ..)| lease).filter(|lease| goes(lease));
-        idle.chain(resting.map(|lease| lease.lane).filter(rests)).collect()
+        let idle = self.lanes.values().filter(|held| held.can_go()).map(|held| &held.lease);
+        let rests = |lease: &&Lease| !self.lanes.contains_key(&lease.lane) && self.is_written(lease.lane);
+        let resting = self.resting.values().map(|(lease, ..)| lease).filter(rests);
+        idle.chain(resting).filter(|lease| goes(lease)).map(|lease| (lease.lane, lease.epoch)).collect()
     }
 
     pub(super) fn leased(&mut self, leases: Result<Vec<Lease>>) -> Result<()> {
         let renewing = self.renewing.take();
+        let released = std::mem::take(&mut self.releasing);
         let leases = match self.answer(leases)? {
             Some(leases) => leases,
             None => {
+                // It may be done later, when something of these lanes is on its way again.
+                self.doubtful.extend(released);
                 self.renew_at = self.renew_at.min(Instant::now() + self.backoff.next());
                 return Ok(());
             }
@@ -97,11 +101,10 @@ impl Driver {
             lease.wanted |= self.doubtful.contains_key(&lease.lane);
             match self.lanes.get_mut(&lease.lane) {
                 Some(held) => held.lease = lease,
-                None if self.stopping.is_none() => {
+                None => {
                     let rest = || (lease, now, Backoff::new(self.task.settings.retry_max));
                     self.resting.entry(lease.lane).or_insert_with(rest).0 = lease;
                 }
-                None => {}
             }
         }
         self.show();
@@ -168,10 +171,15 @@ impl Driver {
 
     /// Gives the lanes back: at once, unless something of one is on its way.
     pub(super) async fn end(mut self) -> Result<()> {
-        let late: Vec<Lane> =
-            self.lanes.values().filter(|held| !held.known.is_empty()).map(Held::lane).collect();
-        let release =
-            self.lanes.keys().chain(self.resting.keys()).copied().filter(|lane| !late.contains(lane));
+        if let Some(leasing) = self.leasing.take() {
+            // It may be given a lane yet. What is wrong is said by what follows.
+            self.leased(leasing.await).ok();
+        }
+        let late = self.lanes.values().any(|held| !held.known.is_empty());
+        let idle = self.lanes.values().filter(|held| held.can_go()).map(|held| held.lease);
+        let resting = self.resting.values().map(|(lease, ..)| *lease);
+        let resting = resting.filter(|lease| !self.lanes.contains_key(&lease.lane));
+        let release = idle.chain(resting).map(|lease| (lease.lane, lease.epoch));
         let ask = LeaseAsk {
             relay: self.relay.clone(),
             ttl: self.task.relay.lease,
@@ -184,7 +192,7 @@ impl Driver {
         if let Err(error) = in_time(self.task.relay.lease, self.task.store.lease(&ask)).await {
             tracing::warn!(source = %self.task.name, %error, "lanes were not given back; another relay takes them over later");
         }
-        if late.is_empty() {
+        if !late {
             tracing::info!(source = %self.task.name, "stopped; everything that was claimed is published and settled");
             return Ok(());
         }

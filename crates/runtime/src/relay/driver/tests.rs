@@ -101,14 +101,60 @@ async fn who_cannot_publish_leaves_the_lanes_to_others() {
     driver.ours_until = now + CLEAN;
     driver.start(Instant::now());
     assert!(driver.leasing.is_some(), "it is there");
-    for (lane, stage) in [(0, Stage::Working), (1, Stage::Opening)] {
+    for (lane, stage) in [(0, Stage::Working), (1, Stage::Opening), (2, Stage::Working)] {
         let held = driver.start_lane(Lease { lane, epoch: 1, wanted: false });
         driver.lanes.insert(lane, Held { stage, ..held });
     }
     driver.failed(0, Error::new(Kind::Unavailable, "no broker"));
-    assert!(!driver.is_leaving(), "it is not known yet");
+    driver.reaching.asking = None;
+    assert!(driver.reaching.is_due() && !driver.is_leaving(), "whatever other lanes do, it is asked");
     driver.reached(away());
-    assert_eq!((driver.is_leaving(), driver.to_release()), (true, vec![0]), "not what is being opened");
+    let idle = vec![(2, 1), (0, 1)];
+    assert_eq!((driver.is_leaving(), driver.to_release()), (true, idle), "not what is being opened");
     driver.reached(Ok(()));
     assert_eq!((driver.is_leaving(), driver.to_release()), (false, vec![]));
+}
+
+/// One that works as its own.
+fn at_work() -> (Driver, Lease) {
+    let (mut driver, lease) = (driver(), Lease { lane: 0, epoch: 1, wanted: false });
+    driver.reached(Ok(()));
+    driver.ours_until = Instant::now() + CLEAN;
+    let held = driver.start_lane(lease);
+    driver.lanes.insert(0, Held { stage: Stage::Working, ..held });
+    (driver, lease)
+}
+
+#[tokio::test]
+async fn what_was_given_back_and_not_answered_is_not_begun_under_its_epoch() {
+    let (mut driver, lease) = at_work();
+    driver.lanes.get_mut(&0).unwrap().lease.wanted = true;
+    driver.start_leasing(Instant::now());
+    assert_eq!((driver.lanes.len(), &driver.releasing[..]), (0, &[(0, 1)][..]));
+    driver.leasing = None;
+    driver.leased(Err(Error::new(Kind::Unavailable, "no answer"))).unwrap();
+    driver.leased(Ok(vec![lease])).unwrap();
+    assert_eq!(driver.to_release(), [(0, 1)], "again, until it is");
+    driver.leased(Ok(vec![Lease { epoch: 2, ..lease }])).unwrap();
+    assert_eq!((driver.to_release(), driver.resting.len()), (vec![], 1));
+}
+
+#[tokio::test]
+async fn what_is_given_to_who_stops_is_given_back() {
+    let mut driver = driver();
+    driver.reached(Ok(()));
+    (driver.ours_until, driver.stopping) = (Instant::now() + CLEAN, Some(Instant::now()));
+    driver.leased(Ok(vec![Lease { lane: 3, epoch: 7, wanted: true }])).unwrap();
+    assert_eq!(driver.to_release(), [(3, 7)]);
+}
+
+#[tokio::test]
+async fn a_lane_that_rests_and_is_lost_is_not_begun_again() {
+    let (mut driver, lease) = at_work();
+    driver.failed(0, Error::new(Kind::Unavailable, "no broker"));
+    let id = headwater_core::EventId::derive(1, &[b"id"]);
+    let outcome = headwater_core::ports::Outcome::Published;
+    let told = Settled { lane: 0, epoch: lease.epoch, sequence: 1, id, outcome };
+    driver.settled(vec![told], Ok(vec![0])).unwrap();
+    assert!(driver.resting.is_empty());
 }

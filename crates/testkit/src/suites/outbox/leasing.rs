@@ -16,13 +16,14 @@ pub async fn lanes_are_shared_among_relays<F: Factory>(factory: &F) {
     assert!(first.iter().all(|lease| lease.epoch == 1 && !lease.wanted), "{first:?}");
     assert!(lease(factory, "b").await.is_empty());
     let first = lease(factory, "a").await;
-    let release: Vec<Lane> = first.iter().filter(|lease| lease.wanted).map(|lease| lease.lane).collect();
+    let wanted: Vec<Lease> = first.iter().filter(|lease| lease.wanted).copied().collect();
+    let release = with_epochs(&wanted);
     assert_eq!(release.len(), all.len() / 2);
     let kept =
         within(factory.store().lease(&LeaseAsk { release: release.clone(), ..ask("a") })).await.unwrap();
     assert_eq!(kept.len(), all.len() - release.len());
     let second = lease(factory, "b").await;
-    assert_eq!(lanes(&second), release);
+    assert_eq!(lanes(&second), lanes(&wanted));
     assert!(second.iter().all(|lease| lease.epoch == 2 && !lease.wanted), "{second:?}");
     assert!(lease(factory, "a").await.iter().all(|lease| lease.epoch == 1 && !lease.wanted));
 }
@@ -40,7 +41,7 @@ pub async fn a_look_takes_what_is_free_and_prolongs_nothing<F: Factory>(factory:
     let looked = look("a").await;
     assert_eq!((looked.len(), wanted(&looked)), (first.len(), first.len() / 2), "b waits for half");
     assert!(lease(factory, "b").await.is_empty(), "a look of no length has ended a's leases");
-    let leaving = LeaseAsk { leaving: true, release: (0..factory.lanes()).collect(), ..ask("a") };
+    let leaving = LeaseAsk { leaving: true, release: with_epochs(&first), ..ask("a") };
     within(factory.store().lease(&leaving)).await.unwrap();
     let ask = LeaseAsk { renew: false, ..ask("b") };
     assert_eq!(within(factory.store().lease(&ask)).await.unwrap().len(), first.len());
@@ -105,8 +106,8 @@ pub async fn of_two_epochs_the_newer_counts<F: Factory>(factory: &F) {
 
 /// Nobody waits for the leases of a relay that has ended as it should.
 pub async fn who_leaves_gives_all_back_at_once<F: Factory>(factory: &F) {
-    lease(factory, "a").await;
-    let leaving = LeaseAsk { leaving: true, release: (0..factory.lanes()).collect(), ..ask("a") };
+    let release = with_epochs(&lease(factory, "a").await);
+    let leaving = LeaseAsk { leaving: true, release, ..ask("a") };
     assert!(within(factory.store().lease(&leaving)).await.unwrap().is_empty());
     let next = lease(factory, "b").await;
     assert_eq!(next.len(), usize::from(factory.lanes()));
@@ -117,7 +118,7 @@ pub async fn who_leaves_gives_all_back_at_once<F: Factory>(factory: &F) {
 /// What it asked before, and gave up, may arrive late, and is refused then.
 pub async fn who_is_late_has_its_lanes_under_a_new_epoch<F: Factory>(factory: &F) {
     publish(factory, &[event("k", 1)]).await;
-    lease(factory, "a").await;
+    let first = with_epochs(&lease(factory, "a").await);
     let row = claim(factory).await.remove(0);
     for (renew, epoch) in [(true, 2), (false, 3)] {
         within(factory.expire("a")).await;
@@ -126,6 +127,8 @@ pub async fn who_is_late_has_its_lanes_under_a_new_epoch<F: Factory>(factory: &F
         assert!(again.iter().all(|lease| lease.epoch == epoch), "{again:?}");
         let late = settled(&row, Outcome::Waiting);
         assert_eq!(within(factory.store().settle("a", &[late])).await.unwrap(), [row.lane]);
+        let late = LeaseAsk { release: first.clone(), renew: false, ..ask("a") };
+        assert_eq!(within(factory.store().lease(&late)).await.unwrap(), again, "nor is it given back");
     }
     assert!(lease(factory, "a").await.iter().all(|lease| lease.epoch == 3), "what has not run out stays");
     assert_eq!(factory.states().await, ["new"]);
@@ -134,13 +137,13 @@ pub async fn who_is_late_has_its_lanes_under_a_new_epoch<F: Factory>(factory: &F
 /// Who stops gives back what is idle, is given nothing any more, and keeps the rest as long as it says so.
 pub async fn who_is_leaving_keeps_what_it_does_not_give_back<F: Factory>(factory: &F) {
     let all: Vec<Lane> = (0..factory.lanes()).collect();
-    lease(factory, "a").await;
-    let leaving = |release: &[Lane], ttl| {
+    let held = with_epochs(&lease(factory, "a").await);
+    let leaving = |release: &[(Lane, u64)], ttl| {
         let ask = LeaseAsk { leaving: true, release: release.to_vec(), ttl, ..ask("a") };
         let store = factory.store();
         async move { within(store.lease(&ask)).await.unwrap() }
     };
-    let kept = leaving(&all[1..], LONG).await;
+    let kept = leaving(&held[1..], LONG).await;
     assert_eq!(kept, [Lease { lane: 0, epoch: 1, wanted: true }]);
     assert_eq!(lanes(&lease(factory, "b").await), all[1..], "b alone shares, and gets what is free");
     // It renews: to no length at all.

@@ -78,6 +78,11 @@ pub async fn lease<F: Factory>(factory: &F, relay: &str) -> Vec<Lease> {
     within(factory.store().lease(&ask(relay))).await.unwrap()
 }
 
+/// The lanes of leases, with their epochs.
+pub fn with_epochs(leases: &[Lease]) -> Vec<(Lane, u64)> {
+    leases.iter().map(|lease| (lease.lane, lease.epoch)).collect()
+}
+
 /// The lanes of leases.
 pub fn lanes(leases: &[Lease]) -> Vec<Lane> {
     leases.iter().map(|lease| lease.lane).collect()
