@@ -141,6 +141,59 @@ async fn a_bound_of_the_services_own_comes_back() {
     }
 }
 
+/// A pool of one connection, and how long its sessions wait for others.
+async fn alone(factory: &OnMySql) -> (MySqlPool, String) {
+    let pool = MySqlPoolOptions::new().max_connections(1).connect(factory.database.url()).await.unwrap();
+    let own = sqlx::query_scalar(BOUNDS).fetch_one(&pool).await.unwrap();
+    (pool, own)
+}
+
+/// A statement of a handler that was given up has an answer that nobody has read yet.
+#[tokio::test]
+async fn a_session_is_as_it_was_after_a_statement_that_was_cut_off() {
+    let factory = OnMySql::new().await;
+    factory.database.execute("CREATE TABLE t (id int primary key); INSERT INTO t VALUES (1)").await.unwrap();
+    let mut holder = factory.database.connect().await.unwrap();
+    holder.execute("START TRANSACTION; UPDATE t SET id = 2").await.unwrap();
+    let (pool, own) = alone(&factory).await;
+    let inbox = MySqlInbox::new(pool.clone()).bounded(Duration::from_millis(10));
+    for commits in [false, true] {
+        let (mut transaction, _) = inbox.begin("c", &[]).await.unwrap();
+        let waits = transaction.execute("UPDATE t SET id = 3");
+        assert!(
+            tokio::time::timeout(Duration::from_millis(100), waits).await.is_err(),
+            "it waits for a lock"
+        );
+        match commits {
+            true => assert!(inbox.commit(transaction, "c", &Settlement::default()).await.is_err()),
+            false => inbox.rollback(transaction).await.unwrap(),
+        }
+        let now: String = sqlx::query_scalar(BOUNDS).fetch_one(&pool).await.unwrap();
+        assert_eq!(now, own);
+    }
+}
+
+/// Another member has the event, or what is set aside cannot be read.
+#[tokio::test]
+async fn a_session_is_as_it_was_after_events_that_could_not_be_taken() {
+    let factory = OnMySql::new().await;
+    let (pool, own) = alone(&factory).await;
+    let inbox = MySqlInbox::new(pool.clone()).bounded(Duration::from_millis(10));
+    let names = tools::Names::new();
+    let (taken, aside) = ([names.record(1, Some("a"))], names.record(2, Some("b")));
+    tools::set_aside(&factory.inbox(), &names, &[(&aside, true)]).await;
+    factory.database.execute("UPDATE headwater_parked SET state = 'waiting', headers = '{}'").await.unwrap();
+    let (other, _) = factory.inbox().begin(&names.consumer, &tools::arrivals(&taken)).await.unwrap();
+    assert!(inbox.begin(&names.consumer, &tools::arrivals(&taken)).await.is_err(), "another has it");
+    let now: String = sqlx::query_scalar(BOUNDS).fetch_one(&pool).await.unwrap();
+    assert_eq!(now, own);
+    factory.inbox().rollback(other).await.unwrap();
+    let due = Due { stream: names.stream, key: aside.event.key, sequence: 0 };
+    assert!(inbox.head(&names.consumer, &due).await.is_err(), "these are no headers");
+    let now: String = sqlx::query_scalar(BOUNDS).fetch_one(&pool).await.unwrap();
+    assert_eq!(now, own);
+}
+
 /// A member that stands still in the middle of a handler does not hold up for ever who has its partitions now.
 #[tokio::test]
 async fn a_transaction_that_nobody_goes_on_with_is_ended() {

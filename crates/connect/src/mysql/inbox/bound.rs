@@ -69,10 +69,10 @@ impl Bound {
         })
     }
 
-    /// All is as it was before.
+    /// All is as it was before. Said again it changes nothing.
     pub(super) fn reset(self) -> String {
         each(|name, known, _| {
-            let was = known.cast(&format!("@headwater_{name}"));
+            let was = known.cast(&format!("COALESCE(@headwater_{name}, @@SESSION.{name})"));
             format!("SESSION {name} = {was}, @headwater_{name} = NULL")
         })
     }

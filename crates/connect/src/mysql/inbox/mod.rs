@@ -114,9 +114,66 @@ impl MySqlInbox {
 
     async fn undo(&self, mut transaction: Transaction<'static, MySql>, doing: &str) -> Result<()> {
         if self.bound.is_some() {
-            self.say(&mut transaction, "DO 0").await.sqlx(doing)?;
+            let mut said = self.say(&mut transaction, "DO 0").await;
+            // The error was that of a statement which was cut off: it is read first, and nothing was said.
+            if matches!(said, Err(sqlx::Error::Database(_))) {
+                said = self.say(&mut transaction, "DO 0").await;
+            }
+            said.sqlx(doing)?;
         }
         transaction.rollback().await.sqlx(doing)
+    }
+
+    /// Undoes what has failed, and says why it has.
+    async fn fail<T>(&self, transaction: Transaction<'static, MySql>, error: Error) -> Result<T> {
+        drop(self.undo(transaction, "rolling back what has failed").await);
+        Err(error)
+    }
+
+    /// How each of the arrivals is taken.
+    async fn taken(
+        &self,
+        transaction: &mut Transaction<'static, MySql>,
+        consumer: &str,
+        arrivals: &[Arrival],
+    ) -> Result<Vec<Taken>> {
+        if arrivals.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut taken = self.take(transaction, consumer, arrivals).await?;
+        for at in self.blocked(transaction, consumer, arrivals).await? {
+            if let Some(taken) = taken.get_mut(at).filter(|taken| **taken == Taken::New) {
+                *taken = Taken::Blocked;
+            }
+        }
+        Ok(taken)
+    }
+
+    /// The first event of a key that is due, if it may go and is nobody else's now.
+    async fn first(
+        &self,
+        transaction: &mut Transaction<'static, MySql>,
+        consumer: &str,
+        due: &Due,
+        doing: &str,
+    ) -> Result<Option<Held>> {
+        let sequence = match due.key.as_deref() {
+            None => Some(due.sequence),
+            Some(key) => {
+                let first = sqlx::query_scalar::<_, i64>(FIRST).bind(consumer).bind(&*due.stream).bind(key);
+                first.fetch_optional(&mut **transaction).await.sqlx(doing)?
+            }
+        };
+        let sql = format!(
+            "SELECT {} FROM headwater_parked WHERE seq = ? \
+             AND (state = 'waiting' OR state = 'retrying' AND next_try <= UTC_TIMESTAMP(6)) FOR UPDATE SKIP LOCKED",
+            rows::COLUMNS
+        );
+        let asked = sqlx::query(AssertSqlSafe(sql)).bind(sequence);
+        let Some(row) = asked.fetch_optional(&mut **transaction).await.sqlx(doing)? else { return Ok(None) };
+        let (sequence, attempts) = rows::head(&row).sqlx(doing)?;
+        let record = rows::columns(&row).sqlx(doing)?.record()?;
+        Ok(Some(Held { sequence, attempts, record }))
     }
 
     async fn take(
@@ -182,16 +239,10 @@ impl Inbox for MySqlInbox {
             return Err(Error::new(Kind::Config, "the consumer's name has more than 255 characters"));
         }
         let mut transaction = self.open("beginning a consumer's transaction").await?;
-        if arrivals.is_empty() {
-            return Ok((transaction, Vec::new()));
+        match self.taken(&mut transaction, consumer, arrivals).await {
+            Ok(taken) => Ok((transaction, taken)),
+            Err(error) => self.fail(transaction, error).await,
         }
-        let mut taken = self.take(&mut transaction, consumer, arrivals).await?;
-        for at in self.blocked(&mut transaction, consumer, arrivals).await? {
-            if let Some(taken) = taken.get_mut(at).filter(|taken| **taken == Taken::New) {
-                *taken = Taken::Blocked;
-            }
-        }
-        Ok((transaction, taken))
     }
 
     /// After a deadlock the server has rolled everything back, and takes each further statement for a
@@ -203,9 +254,13 @@ impl Inbox for MySqlInbox {
         consumer: &str,
         settlement: &Settlement,
     ) -> Result<()> {
-        self.say(&mut transaction, STILL_THERE).await.sqlx(
-            "committing after the server has ended the transaction, which the handler did not pass on",
-        )?;
+        let said = self
+            .say(&mut transaction, STILL_THERE)
+            .await
+            .sqlx("committing after the server has ended the transaction, which the handler did not pass on");
+        if let Err(error) = said {
+            return self.fail(transaction, error).await;
+        }
         settle::run(&mut transaction, consumer, settlement).await?;
         transaction.commit().await.sqlx("committing a consumer's transaction")
     }
@@ -247,25 +302,10 @@ impl Backlog for MySqlInbox {
     async fn head(&self, consumer: &str, due: &Due) -> Result<Option<(Self::Transaction, Held)>> {
         let doing = "taking a parked event";
         let mut transaction = self.open(doing).await?;
-        let sequence = match due.key.as_deref() {
-            None => Some(due.sequence),
-            Some(key) => {
-                let first = sqlx::query_scalar::<_, i64>(FIRST).bind(consumer).bind(&*due.stream).bind(key);
-                first.fetch_optional(&mut *transaction).await.sqlx(doing)?
-            }
-        };
-        let sql = format!(
-            "SELECT {} FROM headwater_parked WHERE seq = ? \
-             AND (state = 'waiting' OR state = 'retrying' AND next_try <= UTC_TIMESTAMP(6)) FOR UPDATE SKIP LOCKED",
-            rows::COLUMNS
-        );
-        let asked = sqlx::query(AssertSqlSafe(sql)).bind(sequence);
-        let Some(row) = asked.fetch_optional(&mut *transaction).await.sqlx(doing)? else {
-            self.undo(transaction, doing).await?;
-            return Ok(None);
-        };
-        let (sequence, attempts) = rows::head(&row).sqlx(doing)?;
-        let record = rows::columns(&row).sqlx(doing)?.record()?;
-        Ok(Some((transaction, Held { sequence, attempts, record })))
+        match self.first(&mut transaction, consumer, due, doing).await {
+            Ok(Some(held)) => Ok(Some((transaction, held))),
+            Ok(None) => self.undo(transaction, doing).await.map(|()| None),
+            Err(error) => self.fail(transaction, error).await,
+        }
     }
 }
