@@ -62,6 +62,27 @@ async fn what_is_stopped_goes_on_where_it_stood() {
     running.stop().await.unwrap();
 }
 
+/// Times that no clock can tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_take_for_ever_overflows_nothing() {
+    let mut service = Service::new().await;
+    let record = Record::default();
+    record.fail("a", 0);
+    let builder = service.builder().backoff(Duration::from_millis(20), Duration::MAX);
+    let builder = builder.drain_timeout(Duration::MAX).handler_timeout(Duration::MAX);
+    let running = service.run(builder, record.clone());
+    service.publish(&["a", "b"], 5).await;
+    service.effects(5).await;
+    record.mend();
+    service.check().await;
+    running.stop().await.unwrap();
+    let running = service.run(service.builder().backoff(Duration::MAX, Duration::MAX), record.clone());
+    record.fail("a", 5);
+    service.publish(&["a", "b"], 1).await;
+    service.effects(11).await;
+    running.stop().await.unwrap();
+}
+
 /// The database's cursor counts, not the group's: a database that was restored from a backup is served again.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_databases_cursor_is_the_truth() {

@@ -102,14 +102,15 @@ where
         let halt = stop.child_token();
         // Whoever drops this future ends the workers, too.
         let _ends = halt.clone().drop_guard();
-        let inbox = Answering::new(self.inbox, self.settings.handler_timeout);
+        let settings = self.settings.clamped();
+        let inbox = Answering::new(self.inbox, settings.handler_timeout);
         let shared = Arc::new(Shared {
             name: self.name.into(),
             inbox,
-            turns: Semaphore::new(self.settings.concurrency.min(Semaphore::MAX_PERMITS)),
+            turns: Semaphore::new(settings.concurrency.min(Semaphore::MAX_PERMITS)),
             suspects: Suspects::default(),
             handle: self.handle,
-            settings: self.settings,
+            settings,
             halt: halt.clone(),
             failed: Mutex::new(None),
             watch: Arc::clone(&self.watch),

@@ -7,6 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use headwater_core::{Error, Event, Kind, Result};
 
+/// The longest that anything is waited for: a time that is so far away can still be told.
+const LONGEST: Duration = Duration::from_hours(366 * 24);
+
 /// What events keep their order by; `None` for an event that waits for nothing.
 pub type OrderBy = Arc<dyn Fn(&Event) -> Option<Bytes> + Send + Sync>;
 
@@ -102,6 +105,15 @@ impl ConsumeSettings {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Without waits that no clock can tell.
+    pub(super) fn clamped(mut self) -> Self {
+        for wait in [&mut self.retry_min, &mut self.retry_max, &mut self.interval, &mut self.drain_timeout] {
+            *wait = LONGEST.min(*wait);
+        }
+        self.handler_timeout = self.handler_timeout.map(|timeout| timeout.min(LONGEST));
+        self
     }
 
     /// The wait after so many attempts: doubles, and is spread so that keys do not come back together.
