@@ -97,6 +97,30 @@ async fn what_became_of_an_event_is_forgotten_with_it() {
     assert_eq!(attempts(&first), None);
 }
 
+/// A request that is on its way is not called back, whatever becomes of its row.
+#[tokio::test]
+async fn an_event_that_is_dropped_on_its_way_still_holds_up_its_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("push.db");
+    let inbox = DeferredInbox::open(&file).await.unwrap();
+    let names = Names::new();
+    let (held, next, other) =
+        (names.record(1, Some("a")), names.record(2, Some("a")), names.record(3, Some("b")));
+    set_aside(&inbox, &names.consumer, &held, true).await.unwrap();
+    inbox.clone().retry(&ShelfFilter::default()).await.unwrap();
+    let due = inbox.due(&names.consumer, 10).await.unwrap();
+    let (going, head) = inbox.head(&names.consumer, &due[0]).await.unwrap().unwrap();
+    let this = ShelfFilter { id: Some(held.event.id), ..ShelfFilter::default() };
+    assert_eq!(Shelf::drop(&inbox, &this).await.unwrap(), 1);
+    let records = [next, other];
+    assert_eq!(states(&inbox, &names.consumer, &records).await, [Taken::Blocked, Taken::New]);
+    let done = Settlement { held: vec![(head.sequence, Fate::Done)], ..Settlement::default() };
+    inbox.commit(going, &names.consumer, &done).await.unwrap();
+    assert_eq!(states(&inbox, &names.consumer, &records).await, [Taken::New, Taken::New]);
+    let found = delivery(&file, &names.consumer, held.event.id).unwrap().unwrap();
+    assert_eq!((found.state.as_str(), found.attempts), ("delivered", 1), "{found:?}");
+}
+
 /// Events are not to blame for a file that takes nothing, whatever SQLite says of it.
 #[tokio::test]
 async fn what_cannot_be_written_is_tried_again_and_blamed_on_no_event() {

@@ -16,6 +16,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use super::SqliteInbox;
 use super::budget::{self, Budget};
 use super::delivery;
+use super::going::{AllGoing, Going};
 use super::unwritten::Unwritten;
 use crate::inbox::CLEANED;
 use crate::sqlx_errors::SqlxExt;
@@ -36,12 +37,14 @@ pub struct DeferredInbox {
     inner: SqliteInbox,
     budget: Budget,
     unwritten: Arc<Unwritten>,
+    going: Arc<AllGoing>,
 }
 
 /// What is taken and not yet written.
 #[derive(Debug)]
 pub struct Deferred {
     arrivals: Vec<Arrival>,
+    going: Option<Arc<Going>>,
 }
 
 impl DeferredInbox {
@@ -59,7 +62,12 @@ impl DeferredInbox {
         sqlx::raw_sql(super::SCRIPT).execute(&pool).await.sqlx(&doing)?;
         budget::install(&pool).await?;
         delivery::install(&pool).await?;
-        Ok(Self { inner: SqliteInbox::new(pool), budget: Budget(u64::MAX), unwritten: Arc::default() })
+        Ok(Self {
+            inner: SqliteInbox::new(pool),
+            budget: Budget(u64::MAX),
+            unwritten: Arc::default(),
+            going: Arc::default(),
+        })
     }
 
     /// How many bytes may be set aside of each consumer; without bound, if it is not said.
@@ -94,7 +102,12 @@ impl DeferredInbox {
             delivery::arrived(&mut transaction, consumer, arrival.id, arrival.attempt).await?;
         }
         for (sequence, _) in settlement.held.iter().filter(|(_, fate)| matches!(fate, Fate::Done)) {
-            delivery::held(&mut transaction, consumer, *sequence).await?;
+            let known = delivery::held(&mut transaction, consumer, *sequence).await?;
+            // It was dropped when it was on its way already.
+            if let Some(going) = deferred.going.as_ref().filter(|going| !known && going.sequence == *sequence)
+            {
+                delivery::arrived(&mut transaction, consumer, going.id, going.attempts).await?;
+            }
         }
         self.inner.commit(transaction, consumer, &settlement).await
     }
@@ -109,6 +122,7 @@ impl Inbox for DeferredInbox {
 
     async fn begin(&self, consumer: &str, arrivals: &[Arrival]) -> Result<(Deferred, Vec<Taken>)> {
         let mut taken = self.inner.look(consumer, arrivals).await?;
+        self.going.block(consumer, arrivals, &mut taken);
         if taken.contains(&Taken::Blocked) {
             let mut connection = self.inner.pool.acquire().await.sqlx("opening an inbox")?;
             self.budget.check(&mut connection, consumer).await?;
@@ -116,7 +130,7 @@ impl Inbox for DeferredInbox {
         let (mut arrivals, written) = (arrivals.to_vec(), taken.clone());
         self.unwritten.look(consumer, &mut arrivals, &mut taken);
         let new = arrivals.into_iter().zip(written).filter(|(_, written)| *written != Taken::Seen);
-        Ok((Deferred { arrivals: new.map(|(arrival, _)| arrival).collect() }, taken))
+        Ok((Deferred { arrivals: new.map(|(arrival, _)| arrival).collect(), going: None }, taken))
     }
 
     async fn commit(&self, deferred: Deferred, consumer: &str, settlement: &Settlement) -> Result<()> {
@@ -153,8 +167,10 @@ impl Backlog for DeferredInbox {
     async fn head(&self, consumer: &str, due: &Due) -> Result<Option<(Deferred, Held)>> {
         while let Some((mut transaction, held)) = self.inner.head(consumer, due).await? {
             let Some(fate) = self.unwritten.fate(held.sequence) else {
+                // Before it can be dropped.
+                let going = Some(self.going.begin(consumer, due, &held));
                 self.inner.rollback(transaction).await?;
-                return Ok(Some((Deferred { arrivals: Vec::new() }, held)));
+                return Ok(Some((Deferred { arrivals: Vec::new(), going }, held)));
             };
             if matches!(fate, Fate::Done) {
                 delivery::held(&mut transaction, consumer, held.sequence).await?;

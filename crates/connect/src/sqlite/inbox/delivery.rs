@@ -96,10 +96,14 @@ pub(super) async fn install(on: impl Executor<'_, Database = Sqlite>) -> Result<
     on.execute(sqlx::raw_sql(SCRIPT)).await.sqlx("making the table of deliveries").map(drop)
 }
 
-/// An event that was set aside is delivered: said before it is taken away.
-pub(super) async fn held(on: &mut Transaction<'static, Sqlite>, consumer: &str, sequence: i64) -> Result<()> {
+/// An event that was set aside is delivered: said before it is taken away. Whether it was still there.
+pub(super) async fn held(
+    on: &mut Transaction<'static, Sqlite>,
+    consumer: &str,
+    sequence: i64,
+) -> Result<bool> {
     let held = sqlx::query(HELD).bind(consumer).bind(sequence).bind(now());
-    held.execute(&mut **on).await.sqlx("writing down a delivery").map(drop)
+    Ok(held.execute(&mut **on).await.sqlx("writing down a delivery")?.rows_affected() > 0)
 }
 
 /// An event is delivered that was tried more than once.

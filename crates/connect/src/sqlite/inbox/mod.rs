@@ -3,6 +3,7 @@
 mod budget;
 mod deferred;
 mod delivery;
+mod going;
 mod layout;
 mod rows;
 mod settle;
