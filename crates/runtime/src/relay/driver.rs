@@ -47,6 +47,14 @@ const LONGEST_LOOK: Duration = Duration::from_mins(10);
 /// A question to the store that is under way, if one is.
 type Asking<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
+/// What is asked of the store and tried again: each at its own distances, as one may be refused while others are not.
+#[derive(Debug, Clone, Copy)]
+enum Asked {
+    Leases,
+    Rows,
+    Settling,
+}
+
 /// One relay at work.
 pub struct Driver {
     task: RelayTask,
@@ -89,7 +97,7 @@ pub struct Driver {
     ours_until: Instant,
     clean_at: Instant,
     settle_at: Instant,
-    backoff: Backoff,
+    backoffs: [Backoff; 3],
     stopping: Option<Instant>,
 }
 
@@ -99,7 +107,8 @@ impl Driver {
         let relay = leasing::own_name(task.relay.name.as_deref());
         let now = Instant::now();
         let look_patience = task.relay.lease.saturating_mul(PATIENCE);
-        let (pace, backoff) = (Pace::new(task.relay.poll), Backoff::new(task.settings.retry_max));
+        let pace = Pace::new(task.relay.poll);
+        let backoffs = [(); 3].map(|()| Backoff::new(task.settings.retry_max));
         let reaching = Reaching::new(now, task.settings.retry_max);
         Self {
             task,
@@ -130,7 +139,7 @@ impl Driver {
             ours_until: now,
             clean_at: now + CLEAN,
             settle_at: now,
-            backoff,
+            backoffs,
             stopping: None,
         }
     }
@@ -325,11 +334,11 @@ impl Driver {
     }
 
     fn settled(&mut self, queue: Vec<Settled>, lost: Result<Vec<Lane>>) -> Result<()> {
-        let Some(lost) = self.answer(lost)? else {
+        let Some(lost) = self.answer(Asked::Settling, lost)? else {
             self.doubt(&queue);
             // Before what was queued meanwhile: within a lane rows are written down in order.
             self.queue.splice(0..0, queue);
-            self.settle_at = Instant::now() + self.backoff.next();
+            self.settle_at = Instant::now() + self.backoff(Asked::Settling).next();
             return Ok(());
         };
         for lane in lost {
@@ -377,12 +386,12 @@ impl Driver {
     fn claimed(&mut self, claims: &[Claim], claimed: Result<Claimed>) -> Result<()> {
         let now = Instant::now();
         let took = now.saturating_duration_since(self.looked);
-        let claimed = self.answer(claimed)?;
+        let claimed = self.answer(Asked::Rows, claimed)?;
         self.learn(claims, now, took, claimed.is_some());
         let found = claimed.map(|claimed| self.hand_out(claims, claimed));
         self.lanes.values_mut().for_each(Held::forget);
         let Some(found) = found else {
-            self.look_at = now + self.backoff.next();
+            self.look_at = now + self.backoff(Asked::Rows).next();
             return Ok(());
         };
         self.hungry = found.unwrap_or(self.hungry);
@@ -462,21 +471,36 @@ impl Driver {
     }
 
     /// An answer; `None` when the store did not give one and may give it later.
-    fn answer<T>(&mut self, answer: Result<T>) -> Result<Option<T>> {
+    fn answer<T>(&mut self, asked: Asked, answer: Result<T>) -> Result<Option<T>> {
         match answer {
             Ok(answer) => {
-                self.backoff.reset();
+                if self.backoff(asked).attempts() > 0 {
+                    // It is back, for the others as well.
+                    self.backoff(asked).reset();
+                    let now = Instant::now();
+                    (self.look_at, self.settle_at) = (self.look_at.min(now), self.settle_at.min(now));
+                }
                 Ok(Some(answer))
             }
             Err(error) if error.is_retryable() => {
                 tracing::warn!(source = %self.task.name, %error, "trying again");
-                self.task.board.retrying(&error, self.backoff.attempts());
+                let attempts = self.backoff(asked).attempts();
+                self.task.board.retrying(&error, attempts);
                 Ok(None)
             }
             Err(error) => {
                 tracing::error!(source = %self.task.name, %error, "relay failed");
                 Err(error)
             }
+        }
+    }
+
+    fn backoff(&mut self, asked: Asked) -> &mut Backoff {
+        let [leases, rows, settling] = &mut self.backoffs;
+        match asked {
+            Asked::Leases => leases,
+            Asked::Rows => rows,
+            Asked::Settling => settling,
         }
     }
 

@@ -9,7 +9,7 @@ use headwater_core::{Error, Kind, Result};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Driver, in_time};
+use super::{Asked, Driver, in_time};
 use crate::pipeline::Backoff;
 use crate::relay::held::{Held, Stage};
 use crate::relay::lane::{LaneTask, Unsettled};
@@ -76,12 +76,12 @@ impl Driver {
     pub(super) fn leased(&mut self, leases: Result<Vec<Lease>>) -> Result<()> {
         let renewing = self.renewing.take();
         let released = std::mem::take(&mut self.releasing);
-        let leases = match self.answer(leases)? {
+        let leases = match self.answer(Asked::Leases, leases)? {
             Some(leases) => leases,
             None => {
                 // It may be done later, when something of these lanes is on its way again.
                 self.doubtful.extend(released);
-                self.renew_at = self.renew_at.min(Instant::now() + self.backoff.next());
+                self.renew_at = self.renew_at.min(Instant::now() + self.backoff(Asked::Leases).next());
                 return Ok(());
             }
         };

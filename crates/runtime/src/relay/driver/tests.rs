@@ -158,3 +158,16 @@ async fn a_lane_that_rests_and_is_lost_is_not_begun_again() {
     driver.settled(vec![told], Ok(vec![0])).unwrap();
     assert!(driver.resting.is_empty());
 }
+
+#[tokio::test]
+async fn what_is_refused_is_asked_at_growing_distances_though_other_answers_come() {
+    let mut driver = driver();
+    driver.backoff(Asked::Rows).next();
+    driver.look_at = Instant::now() + CLEAN;
+    driver.answer(Asked::Leases, Ok(())).unwrap();
+    assert_eq!(driver.backoff(Asked::Rows).attempts(), 1);
+    assert!(driver.look_at > Instant::now());
+    driver.backoff(Asked::Leases).next();
+    driver.answer(Asked::Leases, Ok(())).unwrap();
+    assert!(driver.look_at <= Instant::now(), "the database is back");
+}
