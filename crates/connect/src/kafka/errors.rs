@@ -103,6 +103,12 @@ pub fn not_committed(error: KafkaError, source: &str) -> Error {
     error.hint("grant this user the right Write on the topics that it publishes to and on `positions_topic`")
 }
 
+/// What is said of a transaction whose commit nobody answers.
+pub fn undecided(error: KafkaError, source: &str) -> Error {
+    let what = format!("no broker says whether the last transaction of {source} is committed");
+    Error::new(Kind::Unavailable, what).because(error).hint(REACH)
+}
+
 /// What a writer hears that is no longer the source's.
 pub fn fenced(source: &str) -> Error {
     Error::new(Kind::Busy, format!("another writer of {source} was opened, here or in another process")).hint(

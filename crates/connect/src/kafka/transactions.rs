@@ -35,6 +35,9 @@ const CONNECTING: Duration = Duration::from_secs(2);
 /// How long one wait for records on their way takes.
 const STEP: Duration = Duration::from_millis(1);
 
+/// How much longer than a transaction may stay open its end is asked for.
+const MARGIN: Duration = Duration::from_secs(5);
+
 /// So many events do not wait for more: they are worth a transaction.
 const MANY: usize = 500;
 
@@ -238,8 +241,9 @@ impl Thread {
 
     /// One transaction.
     fn transact(&self, batch: &[Order]) -> Result<()> {
+        let deadline = Instant::now() + self.shared.config.transaction_timeout() + MARGIN;
         self.producer.begin_transaction().map_err(|error| self.failed(error))?;
-        let done = self.produce(batch).and_then(|()| self.commit());
+        let done = self.produce(batch).and_then(|()| self.commit(deadline));
         if done.is_err() {
             self.abort();
         }
@@ -278,17 +282,19 @@ impl Thread {
         }
     }
 
-    /// Commits, however long the brokers are away: they end the transaction, or take it.
-    fn commit(&self) -> Result<()> {
+    /// Commits, or says that nobody knows whether it did: the next writer learns it from the brokers.
+    fn commit(&self, deadline: Instant) -> Result<()> {
         // The wrapper's own wait for records on their way sleeps a tenth of a second at a time, and its poll spins.
         while self.producer.in_flight_count() > 0 {
             std::thread::sleep(STEP);
         }
         loop {
-            match self.producer.commit_transaction(self.shared.config.timeout) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.producer.commit_transaction(left.min(self.shared.config.timeout)) {
                 Ok(()) => return Ok(()),
-                Err(error) if is_retriable(&error) => std::thread::sleep(PAUSE),
-                Err(error) => return Err(self.failed(error)),
+                Err(error) if !is_retriable(&error) => return Err(self.failed(error)),
+                Err(error) if left.is_zero() => return Err(errors::undecided(error, &self.source)),
+                Err(_) => std::thread::sleep(PAUSE),
             }
         }
     }
@@ -332,8 +338,10 @@ fn gathered(first: Order, orders: &mpsc::Receiver<Order>, next: Instant) -> Vec<
     }
 }
 
+/// Whether the same may be asked again. A commit that is under way allows nothing else, however often it is asked.
 fn is_retriable(error: &KafkaError) -> bool {
-    matches!(error, KafkaError::Transaction(error) if error.is_retriable() && !error.is_fatal())
+    let KafkaError::Transaction(error) = error else { return false };
+    error.is_retriable() && !error.is_fatal() && error.code() != Code::Conflict
 }
 
 /// Receives the delivery reports.

@@ -86,6 +86,33 @@ async fn a_killed_broker_is_waited_for_and_nothing_comes_twice() {
     assert_eq!(numbers, (1..=200).collect::<Vec<_>>());
 }
 
+/// The writer ends soon after the transaction's time, and so does the wait of the next one, which ends that transaction: it
+/// is not committed when the brokers hear of it at last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_nobody_answers_ends_the_writer() {
+    let kafka = Kafka::settings().proxied().start().await.unwrap();
+    let (proxy, config) = (kafka.proxy().unwrap(), config(&kafka.proxied_brokers().unwrap()));
+    let short = Some(Duration::from_secs(1));
+    let bus = open(&KafkaConfig { transaction_timeout: short, ..config }).await;
+    let (stream, source) = (unique("stream"), unique("source"));
+    within(bus.ensure(&spec(&stream, 1))).await.unwrap();
+    assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), None);
+    let one = |n| vec![event(&stream, Some(0), n, 10)];
+    publish(&bus, one(1), Some(checkpoint(&source, 1))).await.unwrap();
+    // EndTxn is request 26.
+    proxy.hold_from(|sent| sent.get(4..6) == Some(&[0, 26]));
+    let promise = accept(&bus, one(2), Some(checkpoint(&source, 2))).await.unwrap();
+    let both = async { tokio::join!(promise.durable(), bus.checkpoint(&source)) };
+    let (ended, opened) = within(both).await;
+    let error = ended.unwrap_err();
+    assert!(error.is_retryable() && error.to_string().contains("whether the last transaction"), "{error}");
+    assert_eq!(opened.unwrap(), Some(checkpoint(&source, 1)));
+    proxy.release();
+    publish(&bus, one(3), Some(checkpoint(&source, 3))).await.unwrap();
+    let numbers: Vec<u64> = within(read(&bus, &stream, 2)).await.iter().map(number).collect();
+    assert_eq!(numbers, [1, 3]);
+}
+
 /// A transaction takes the time that the brokers need: of many, the fastest tells.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_is_not_waited_for_longer_than_it_takes() {

@@ -33,6 +33,8 @@ struct Mode {
     cuts: u64,
     /// Rises when connections are abandoned: nothing is forwarded any more on those there are.
     abandoned: u64,
+    /// From where on nothing more is forwarded of what one end of a connection sends.
+    from: Option<fn(&[u8]) -> bool>,
 }
 
 impl Proxy {
@@ -67,9 +69,14 @@ impl Proxy {
         self.mode.send_modify(|mode| mode.held = true);
     }
 
+    /// Stops forwarding what one end of a connection sends as soon as it sends such a thing; all else goes on.
+    pub fn hold_from(&self, such: fn(&[u8]) -> bool) {
+        self.mode.send_modify(|mode| mode.from = Some(such));
+    }
+
     /// Forwards again what was held, and takes new connections.
     pub fn release(&self) {
-        self.mode.send_modify(|mode| (mode.held, mode.refused) = (false, false));
+        self.mode.send_modify(|mode| (mode.held, mode.refused, mode.from) = (false, false, None));
     }
 
     /// Forwards nothing any more on the connections that there are, which stay, as when the server's machine has
@@ -149,7 +156,9 @@ async fn forward(
 ) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
-        if mode.wait_for(|mode| !mode.held).await.is_err() || to.write_all(&buffer[..length]).await.is_err() {
+        let part = &buffer[..length];
+        let goes = |mode: &Mode| !mode.held && !mode.from.is_some_and(|such| such(part));
+        if mode.wait_for(goes).await.is_err() || to.write_all(part).await.is_err() {
             break;
         }
         count(length as u64);
