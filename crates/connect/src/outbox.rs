@@ -36,6 +36,17 @@ pub(crate) fn unpublished(outbox: &str, waiting: Option<u64>) -> Error {
     Error::new(Kind::Refused, what).hint("let a relay publish them, or give --force to lose them")
 }
 
+/// For so many seconds the removal of an outbox waits for those who hold its table: whoever publishes waits behind it.
+pub(crate) const DROP_PATIENCE: u32 = 5;
+
+/// Why an outbox is not taken away that somebody holds for longer.
+pub(crate) fn held(outbox: &str, error: Error) -> Error {
+    let what = format!("a transaction has held {outbox} for longer than {DROP_PATIENCE} seconds");
+    Error::new(Kind::Busy, what)
+        .because(error)
+        .hint("nothing is changed: try again when long transactions are over, a backup's too")
+}
+
 /// What a claimed row says, in the order of the columns of [`table`]: bytes, as not every database sees to it that texts
 /// are.
 #[derive(Debug, Clone, Copy)]

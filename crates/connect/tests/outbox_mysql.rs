@@ -312,6 +312,22 @@ async fn an_outbox_that_a_transaction_publishes_to_is_not_dropped() {
     factory.run("INSERT INTO orders VALUES (1, 1)".into()).await;
 }
 
+/// As a backup does: who reads the outbox in a long transaction is waited for, but for seconds only, as all who publish wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outbox_that_is_read_for_long_is_not_dropped() {
+    let factory = OnMySql::new().await;
+    let mut reading = factory.begin().await;
+    reading.execute("SELECT * FROM outbox").await.unwrap();
+    let removal = tokio::time::timeout(Duration::from_secs(30), remove(&factory.url, "outbox", true));
+    let refused = removal.await.expect("it gives up").unwrap_err();
+    assert!(refused.hint_text().unwrap().contains("try again"), "{refused}");
+    let mut publishing = factory.begin().await;
+    factory.writer().insert(&mut publishing, &[event("k", 1)]).await.unwrap();
+    factory.commit(publishing).await;
+    factory.commit(reading).await;
+    assert!(remove(&factory.url, "outbox", true).await.unwrap());
+}
+
 /// Nothing but the key's lock keeps these in order: what a writer sees of its key when it holds the lock is what
 /// was committed before.
 #[tokio::test(flavor = "multi_thread")]

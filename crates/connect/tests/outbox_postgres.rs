@@ -349,6 +349,22 @@ async fn an_outbox_that_a_transaction_publishes_to_is_not_dropped() {
     assert!(remove(&factory.url, "public.outbox", false).await.unwrap());
 }
 
+/// As a backup does: who reads the outbox in a long transaction is waited for, but for seconds only, as all who publish wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outbox_that_is_read_for_long_is_not_dropped() {
+    let factory = OnPostgres::new().await;
+    let mut reading = factory.begin().await;
+    reading.execute("SELECT * FROM outbox").await.unwrap();
+    let removal = tokio::time::timeout(Duration::from_secs(30), remove(&factory.url, "public.outbox", true));
+    let refused = removal.await.expect("it gives up").unwrap_err();
+    assert!(refused.hint_text().unwrap().contains("try again"), "{refused}");
+    let mut publishing = factory.begin().await;
+    factory.insert_plainly(&mut publishing, &event()).await;
+    factory.commit(publishing).await;
+    factory.commit(reading).await;
+    assert!(remove(&factory.url, "public.outbox", true).await.unwrap());
+}
+
 /// `check` says which index an earlier version made otherwise, and how it is made anew.
 #[tokio::test(flavor = "multi_thread")]
 async fn indexes_of_an_earlier_version_are_found_and_mended() {

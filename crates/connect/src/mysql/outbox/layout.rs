@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, Row as _};
 use super::{KEY, NAME, Names, Queue, SLOTS, place_of_key, place_of_time};
 use crate::mysql::errors::failed;
 use crate::mysql::url::ConnectOptions;
-use crate::outbox::unpublished;
+use crate::outbox::{DROP_PATIENCE, held, unpublished};
 
 /// The procedure's name.
 pub(super) const PUBLISH: &str = "headwater_publish";
@@ -32,8 +32,8 @@ pub fn removal_script(table: &str) -> String {
     removal(&names).iter().map(|statement| format!("{statement};\n")).collect()
 }
 
-/// For so many seconds the removal waits for transactions that have published.
-const DROP_PATIENCE: u32 = 60;
+/// For so many seconds the removal waits for relays, once nobody publishes any more.
+const REST_PATIENCE: u32 = 60;
 
 /// A procedure keeps the mode that it was made in: what does not fit is refused, never cut off.
 const STRICT: &str = "SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')";
@@ -235,12 +235,16 @@ pub async fn remove(url: &ConnectOptions, table: &str, force: bool) -> Result<bo
     }
     // Whoever has published and not committed is waited for, and nobody writes to it until it is gone.
     database.run(&format!("SET SESSION lock_wait_timeout = {DROP_PATIENCE}")).await?;
-    database.run(&format!("LOCK TABLES {outbox} WRITE")).await?;
+    database.run(&format!("LOCK TABLES {outbox} WRITE")).await.map_err(|error| match error.kind() {
+        Kind::Busy => held(&database.names.plain(), error),
+        _ => error,
+    })?;
     if !force && database.number(&format!("SELECT EXISTS (SELECT 1 {rest})")).await? != 0 {
         return Err(unpublished(&database.names.plain(), None));
     }
     database.run(&format!("DROP TABLE {outbox}")).await?;
     database.run("UNLOCK TABLES").await?;
+    database.run(&format!("SET SESSION lock_wait_timeout = {REST_PATIENCE}")).await?;
     for statement in removal(&database.names) {
         database.run(&statement).await?;
     }

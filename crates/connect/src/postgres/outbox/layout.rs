@@ -4,8 +4,8 @@ use headwater_core::ports::LANES;
 use headwater_core::{Error, Kind, Result};
 
 use super::Names;
-use crate::outbox::unpublished;
-use crate::postgres::client::{Connection, Mode, quote_literal};
+use crate::outbox::{DROP_PATIENCE, held, unpublished};
+use crate::postgres::client::{Connection, Mode, PgError, quote_literal};
 use crate::postgres::indexes::Index;
 use crate::postgres::url::ConnectOptions;
 
@@ -164,8 +164,16 @@ pub async fn remove(url: &ConnectOptions, table: &str, force: bool) -> Result<bo
             return Err(unpublished(&names.outbox(), Some(waiting)));
         }
     }
+    let or_held = |error| match PgError::code_of(&error) {
+        Some("55P03") => held(&names.outbox(), error),
+        _ => error,
+    };
     // Until it is gone nobody writes to it.
-    connection.query(&format!("BEGIN; LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", names.outbox())).await?;
+    let lock = format!(
+        "BEGIN; SET LOCAL lock_timeout = '{DROP_PATIENCE}s'; LOCK TABLE {} IN ACCESS EXCLUSIVE MODE",
+        names.outbox()
+    );
+    connection.query(&lock).await.map_err(or_held)?;
     if !force {
         // Those whose transactions were waited for, by the small indexes.
         let of = |states: &str| format!("EXISTS (SELECT FROM {} WHERE state {states})", names.outbox());
@@ -175,7 +183,7 @@ pub async fn remove(url: &ConnectOptions, table: &str, force: bool) -> Result<bo
             return Err(unpublished(&names.outbox(), None));
         }
     }
-    connection.query(&format!("{}COMMIT", removal_script(table))).await?;
+    connection.query(&format!("{}COMMIT", removal_script(table))).await.map_err(or_held)?;
     Ok(true)
 }
 
