@@ -2,12 +2,15 @@
 
 use std::collections::HashSet;
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
-use axum::response::Response;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use futures::StreamExt as _;
+use headwater_runtime::Phase;
 
+use crate::common::PATIENCE;
 use crate::world::World;
 
 /// Says 200, and something more in pieces.
@@ -41,4 +44,18 @@ async fn an_answer_that_never_ends_is_an_answer() {
     let asked = world.until("all have come", |asked| asked.len() == 3).await;
     running.stop().await;
     assert_eq!(asked.iter().map(|asked| asked.events()[0].1).collect::<Vec<_>>(), [0, 1, 2]);
+}
+
+/// What is parked is no trouble of the push any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_whose_only_event_is_parked_is_in_no_trouble() {
+    let world = World::new(|_, _| StatusCode::UNPROCESSABLE_ENTITY.into_response()).await;
+    world.publish(&[("a", "")]).await;
+    let running = world.run("").await;
+    let deadline = Instant::now() + PATIENCE;
+    while world.parked(&running).await.is_empty() {
+        assert!(Instant::now() < deadline, "it is not parked");
+    }
+    running.says(Phase::Streaming, None).await;
+    running.stop().await;
 }

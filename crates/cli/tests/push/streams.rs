@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use headwater_core::ports::{Bus, BusStatus, Cursor, Delivery, Opened, SeekTo, Subscribe, Subscription};
 use headwater_core::{Error, Kind, Result, StreamSpec};
+use headwater_runtime::Phase;
 
 use crate::common::PATIENCE;
 use crate::world::{Asked, World};
@@ -19,7 +20,7 @@ struct Blips {
     /// The streams of each subscription.
     asked: Mutex<Vec<Vec<Arc<str>>>>,
     /// What happens at the nth subscription, before the bus itself is asked.
-    blip: fn(usize) -> Blip,
+    blip: Box<dyn Fn(usize) -> Blip + Send + Sync>,
 }
 
 enum Blip {
@@ -56,9 +57,10 @@ impl Bus for Blips {
     }
 }
 
-async fn behind_blips(blip: fn(usize) -> Blip) -> (World, Arc<Blips>) {
+async fn behind_blips(blip: impl Fn(usize) -> Blip + Send + Sync + 'static) -> (World, Arc<Blips>) {
     let mut world = World::new(|_, _| StatusCode::NO_CONTENT.into_response()).await;
-    let blips = Arc::new(Blips { bus: Arc::clone(&world.bus), asked: Mutex::default(), blip });
+    let blips =
+        Arc::new(Blips { bus: Arc::clone(&world.bus), asked: Mutex::default(), blip: Box::new(blip) });
     world.bus = Arc::clone(&blips) as Arc<dyn Bus>;
     (world, blips)
 }
@@ -78,6 +80,35 @@ async fn a_stream_that_is_not_there_has_nothing_begin_anew() {
     world.until("it was asked for again, after the blip", |_| of("later") >= 3).await;
     running.stop().await;
     assert_eq!(of("orders"), 2, "{:?}", blips.asked.lock().unwrap());
+}
+
+/// Status says that the brokers are away, and no longer when they are there again, whatever comes then.
+#[tokio::test(flavor = "multi_thread")]
+async fn status_says_that_the_brokers_are_away() {
+    let away = Arc::new(AtomicBool::new(true));
+    let is_away = Arc::clone(&away);
+    let blip = move |_| if is_away.load(Ordering::SeqCst) { Blip::Away } else { Blip::None };
+    let (world, _) = behind_blips(blip).await;
+    let running = world.run("").await;
+    running.says(Phase::Retrying, Some("the brokers are away")).await;
+    away.store(false, Ordering::SeqCst);
+    running.says(Phase::Streaming, None).await;
+    running.stop().await;
+}
+
+/// A stream that may be read at last is no trouble any more, though nothing comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_may_be_read_at_last_is_no_trouble_any_more() {
+    let mut world = World::new(|_, _| StatusCode::NO_CONTENT.into_response()).await;
+    world.stream(CLOSED).await;
+    let bus = Arc::clone(&world.bus);
+    let closed = Arc::new(Closed { bus, closed: AtomicBool::new(true), begun: Mutex::default() });
+    world.bus = Arc::clone(&closed) as Arc<dyn Bus>;
+    let running = world.run_with(&[CLOSED], "").await;
+    running.says(Phase::Retrying, Some("reading is not allowed")).await;
+    closed.closed.store(false, Ordering::SeqCst);
+    running.says(Phase::Streaming, None).await;
+    running.stop().await;
 }
 
 /// A bus that says nothing holds up no stop.

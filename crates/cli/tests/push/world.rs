@@ -14,6 +14,8 @@ use headwater_connect::embedded::{EmbeddedBus, EmbeddedConfig};
 use headwater_connect::sqlite::inbox::DeferredInbox;
 use headwater_core::ports::{Bus, Shelf, ShelfFilter, Shelved};
 use headwater_core::{Event, EventId, Position, Retention, StreamSpec};
+use headwater_runtime::Phase;
+use headwater_runtime::consume::Watch;
 use headwater_server::push::Push;
 use headwater_testkit::suites::bus::tools;
 use serde_json::{Value, json};
@@ -173,8 +175,8 @@ impl World {
         let inbox = DeferredInbox::open(&self.dir.path().join("push.db")).await.unwrap();
         let shelf: Arc<dyn Shelf> = Arc::new(inbox.clone());
         let push = Push::new(PUSH, config, Arc::clone(&self.bus), inbox, Arc::clone(&shelf)).unwrap();
-        let stop = CancellationToken::new();
-        Running { shelf, task: tokio::spawn(push.run(stop.clone())), stop }
+        let (watch, stop) = (push.watch(), CancellationToken::new());
+        Running { shelf, watch, task: tokio::spawn(push.run(stop.clone())), stop }
     }
 
     /// What the push has set aside.
@@ -201,11 +203,29 @@ impl World {
 /// A push that runs.
 pub struct Running {
     pub shelf: Arc<dyn Shelf>,
+    watch: Arc<Watch>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Running {
+    /// Waits until status says so of it, and why.
+    pub async fn says(&self, phase: Phase, why: Option<&str>) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let report = self.watch.report(PUSH);
+            let as_meant = match why {
+                Some(why) => report.error.as_ref().is_some_and(|error| error.contains(why)),
+                None => report.error.is_none(),
+            };
+            if report.phase == phase && as_meant {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not {phase:?} for {why:?}: {report:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Stops it in good order.
     pub async fn stop(self) {
         self.stop.cancel();

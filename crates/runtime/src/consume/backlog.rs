@@ -130,7 +130,13 @@ where
         self.watch.failed(error);
         metrics::retried(&self.name);
         let (transaction, _) = self.inbox.begin(&self.name, &[]).await?;
-        self.settle(transaction, sequence, self.fate(failure, attempts)).await
+        let fate = self.fate(failure, attempts);
+        let parks = matches!(fate, Fate::Parked(_));
+        self.settle(transaction, sequence, fate).await?;
+        if parks {
+            self.watch.parked();
+        }
+        Ok(())
     }
 
     fn fate(&self, failure: Failure, attempts: u32) -> Fate {

@@ -380,7 +380,12 @@ where
     ) -> Result<(), Duration> {
         while !self.shared.halt.is_cancelled() {
             match self.shared.attempt(items, Some((trouble, again))).await {
-                Ended::Done => return Ok(()),
+                Ended::Done => {
+                    if again.is_none() {
+                        self.shared.watch.parked();
+                    }
+                    return Ok(());
+                }
                 Ended::Over => break,
                 Ended::Failed(failure, _) => {
                     tracing::error!(consumer = %self.shared.name, error = failure.error, "an event cannot be parked");

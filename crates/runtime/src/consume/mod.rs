@@ -133,7 +133,7 @@ where
         self.watch.phase(Phase::Stopped);
         let failed = shared.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
         failed.map_or(Ok(()), |error| {
-            self.watch.failed(&error.to_string());
+            self.watch.stuck(&error.to_string());
             self.watch.phase(Phase::Retrying);
             Err(error)
         })

@@ -64,6 +64,7 @@ pub(super) async fn run<I, H>(
             break;
         }
         let wait = backoff.next();
+        shared.watch.stuck(&error.to_string());
         tracing::warn!(consumer = %shared.name, %error, ?wait, "the bus is waited for");
         shared.wait(wait).await;
     }
@@ -149,6 +150,7 @@ where
             Delivery::Batch { stream, partition, epoch, records } => {
                 let seat = self.seats.get(&(stream, partition)).filter(|seat| seat.epoch == epoch);
                 let Some(seat) = seat.map(Arc::clone) else { return Ok(()) };
+                self.shared.watch.reads();
                 for record in records {
                     self.dispatch(record, &seat);
                 }
@@ -169,6 +171,7 @@ where
                 sought => sought?,
             }
         }
+        self.shared.watch.reads();
         let seat = (Arc::clone(&cursor.stream), cursor.partition);
         if let Some(before) = self.seats.insert(seat, Seat::new(&cursor, offset)) {
             before.revoke();
@@ -184,6 +187,7 @@ where
             match asked.await {
                 Ok(known) => return Some(known),
                 Err(error) if error.is_retryable() => {
+                    self.shared.watch.stuck(&error.to_string());
                     tracing::warn!(consumer = %self.shared.name, %error, "the inbox's database is waited for");
                     if !self.shared.wait(backoff.next()).await {
                         return None;

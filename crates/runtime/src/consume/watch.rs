@@ -18,14 +18,31 @@ struct State {
     /// Events handled since the start.
     handled: u64,
     rate: Rate,
-    /// What was said the last time that an event failed.
-    error: Option<String>,
-    /// Since when nothing but failures came, and how many.
-    failing: Option<(Micros, u32)>,
+    /// Why it cannot read.
+    stuck: Option<Failing>,
+    /// Why events fail, where nothing but failures came.
+    failing: Option<Failing>,
+    /// Why it could not read the last time, as long as nothing was handled.
+    said: Option<String>,
     /// Why streams cannot be read that are waited for.
     missing: Vec<String>,
     /// That there was no room to set anything aside, and when it was said the last time.
     full: Option<(Micros, String)>,
+}
+
+/// What was said last, and since when and how often it failed.
+#[derive(Clone)]
+struct Failing {
+    error: String,
+    since: Micros,
+    times: u32,
+}
+
+impl Failing {
+    fn again(failing: &mut Option<Self>, error: &str) {
+        let (since, times) = failing.take().map_or_else(|| (now(), 0), |before| (before.since, before.times));
+        *failing = Some(Self { error: error.to_owned(), since, times: times.saturating_add(1) });
+    }
 }
 
 /// How long it counts that there was no room: it is said again while there is none, more often than that.
@@ -44,15 +61,29 @@ impl Watch {
         let mut state = self.lock();
         state.handled += events as u64;
         state.rate.add(events as u64);
-        (state.error, state.failing) = (None, None);
+        (state.failing, state.said) = (None, None);
+    }
+
+    /// An event was parked: it no longer fails.
+    pub(super) fn parked(&self) {
+        self.lock().failing = None;
     }
 
     /// An event failed, or what is needed to handle any.
     pub(super) fn failed(&self, error: &str) {
+        Failing::again(&mut self.lock().failing, error);
+    }
+
+    /// The bus does not let it read, or the database does not say from where on.
+    pub(super) fn stuck(&self, error: &str) {
         let mut state = self.lock();
-        state.error = Some(error.to_owned());
-        let (_, times) = state.failing.get_or_insert_with(|| (now(), 0));
-        *times = times.saturating_add(1);
+        state.said = Some(error.to_owned());
+        Failing::again(&mut state.stuck, error);
+    }
+
+    /// The bus has something for it.
+    pub(super) fn reads(&self) {
+        self.lock().stuck = None;
     }
 
     /// There is no room to set anything aside, and what has to be waits.
@@ -65,9 +96,9 @@ impl Watch {
         self.lock().missing = why;
     }
 
-    /// Whether it is this that went wrong the last time.
+    /// Whether it is this that kept it from reading the last time.
     pub(super) fn says(&self, error: &str) -> bool {
-        self.lock().error.as_deref() == Some(error)
+        self.lock().said.as_deref() == Some(error)
     }
 
     /// Events handled since the start.
@@ -80,9 +111,10 @@ impl Watch {
     }
 
     /// What it says of a push.
-    pub(crate) fn report(&self, name: &str) -> PushReport {
+    pub fn report(&self, name: &str) -> PushReport {
         let state = self.lock();
-        let failing = state.failing.filter(|_| state.phase != Phase::Stopped);
+        let trouble = state.stuck.as_ref().or(state.failing.as_ref());
+        let failing = trouble.filter(|_| state.phase != Phase::Stopped);
         let full = state.full.as_ref().filter(|(at, _)| now().saturating_sub(*at) < FULL);
         let full = full.filter(|_| state.phase != Phase::Stopped).map(|(_, error)| error.clone());
         let missing = (!state.missing.is_empty()).then(|| state.missing.join("; "));
@@ -92,9 +124,9 @@ impl Watch {
             name: name.to_owned(),
             phase: if retries { Phase::Retrying } else { state.phase },
             full: full.is_some(),
-            error: full.or_else(|| state.error.clone()).or(missing),
-            retrying_since: failing.map(|(since, _)| since),
-            attempts: failing.map_or(0, |(_, times)| times),
+            error: full.or_else(|| trouble.map(|trouble| trouble.error.clone())).or(missing),
+            retrying_since: failing.map(|failing| failing.since),
+            attempts: failing.map_or(0, |failing| failing.times),
             events: state.handled,
             events_per_second: state.rate.per_second(),
             aside: None,
@@ -122,5 +154,27 @@ mod tests {
         assert!(report.error.unwrap().starts_with("a cannot"));
         watch.missing(Vec::new());
         assert_eq!(watch.report("push").error, None);
+    }
+
+    #[test]
+    fn events_that_fail_and_a_bus_that_is_away_are_told_apart() {
+        let watch = Watch::default();
+        watch.phase(Phase::Streaming);
+        watch.failed("it answered 503");
+        watch.stuck("the bus is away");
+        watch.stuck("the bus is away");
+        let report = watch.report("push");
+        assert_eq!((report.error.as_deref(), report.attempts), (Some("the bus is away"), 2));
+        watch.handled(1);
+        assert_eq!(
+            watch.report("push").phase,
+            Phase::Retrying,
+            "what was read before says nothing of the bus"
+        );
+        watch.failed("it answered 503");
+        watch.reads();
+        assert_eq!(watch.report("push").error.as_deref(), Some("it answered 503"));
+        watch.parked();
+        assert_eq!((watch.report("push").phase, watch.report("push").error), (Phase::Streaming, None));
     }
 }
