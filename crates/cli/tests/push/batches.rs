@@ -43,7 +43,7 @@ async fn a_request_that_fails_for_a_while_is_made_again_as_a_whole() {
     // Event 300 is in a request with others, as the first answers come late.
     world.slow(Duration::from_millis(150));
     publish(&world, &many()).await;
-    let running = world.run("batch = 30\nconcurrency = 8\nretry_max = \"50ms\"").await;
+    let running = world.run("batch = 30\nconcurrency = 8\nretry_max = \"1s\"").await;
     let thrice = |asked: &[Asked]| asked.iter().filter(|asked| has(asked, 300)).count() >= 3;
     let asked = world.until("it was tried three times", thrice).await;
     running.stop().await;
@@ -54,6 +54,25 @@ async fn a_request_that_fails_for_a_while_is_made_again_as_a_whole() {
         assert_eq!(pair[0].headers["webhook-id"], pair[1].headers["webhook-id"]);
         assert!(pair[1].when - pair[0].when >= Duration::from_secs(1), "{:?}", pair[1].when - pair[0].when);
     }
+}
+
+/// An endpoint that has one request wait for an hour, and takes others, does not have a lane wait for an hour.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_to_wait_long_while_others_are_taken_is_parted() {
+    let world = World::new(|_, asked| match has(asked, 300) {
+        true => (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "3600")]).into_response(),
+        false => StatusCode::NO_CONTENT.into_response(),
+    })
+    .await;
+    world.slow(Duration::from_millis(150));
+    publish(&world, &many()).await;
+    let running = world.run("batch = 30\nconcurrency = 2").await;
+    // Behind it are two of its key.
+    let all = |asked: &[Asked]| taken(asked, |asked| !has(asked, 300)).values().flatten().count() >= 397;
+    let asked = world.until("the others have come", all).await;
+    running.stop().await;
+    assert!(asked.iter().any(|asked| has(asked, 300) && asked.events().len() > 1), "it was alone");
+    assert!(taken(&asked, |asked| !has(asked, 300)).values().all(|numbers| numbers.is_sorted()));
 }
 
 /// One that is refused for good is found, and nothing else waits or loses its order.

@@ -23,6 +23,8 @@ pub(super) struct Hold {
     tried: Option<Tried>,
     /// Among so many events in front is one that the call failed for.
     suspect: usize,
+    /// How many events the consumer had handled when what is in front failed for the first time, before it was parted.
+    since: Option<u64>,
 }
 
 /// A call that failed and is to be made again.
@@ -56,6 +58,7 @@ impl Hold {
     pub(super) fn gone(&mut self, count: usize) {
         self.tried = None;
         self.suspect = self.suspect.saturating_sub(count);
+        self.since = self.since.filter(|_| self.suspect > 0);
     }
 
     /// One of so many in front is at fault.
@@ -74,6 +77,7 @@ impl Hold {
         settings: &ConsumeSettings,
         troubled: &Troubled,
     ) -> Option<Duration> {
+        self.since.get_or_insert(handled);
         let troubled = Arc::clone(troubled);
         let new = Tried { count, attempts: 0, until: Instant::now(), handled, _troubled: troubled };
         let mut tried = self.tried.take().filter(|tried| tried.count == count).unwrap_or(new);
@@ -90,6 +94,18 @@ impl Hold {
         tried.until = Instant::now() + wait;
         self.tried = Some(tried);
         Some(wait)
+    }
+
+    /// Parts what waits and does not have to: others were handled since it failed, and it waits long, or what is behind
+    /// it `crowds`. Says of how many it was.
+    pub(super) fn part(&mut self, handled: u64, crowds: bool, settings: &ConsumeSettings) -> Option<usize> {
+        let others = self.since.is_some_and(|since| handled > since);
+        let tried = self.tried.take_if(|tried| {
+            let wait = tried.until.saturating_duration_since(Instant::now());
+            others && (crowds || wait > settings.retry_max)
+        })?;
+        self.suspect = tried.count;
+        Some(tried.count)
     }
 }
 
@@ -146,6 +162,26 @@ mod tests {
         assert!(hold.failed(25, 8, None, &settings, &Troubled::default()).is_some());
         assert_eq!(hold.failed(25, 9, None, &settings, &Troubled::default()), None);
         assert_eq!(hold.next(), Some(12));
+    }
+
+    #[test]
+    fn what_waits_long_or_crowds_is_parted_once_others_get_on() {
+        let (mut hold, settings, troubled) = (Hold::default(), settings(), Troubled::default());
+        let (short, long) = (Duration::ZERO, Duration::from_hours(1));
+        for (count, after, handled, crowds, parted) in [
+            (50, long, 7, true, None),
+            (50, long, 8, false, Some(50)),
+            (25, short, 8, false, None),
+            // Others got on before: with no room they cannot any more.
+            (25, short, 8, true, Some(25)),
+        ] {
+            assert!(hold.failed(count, handled.min(7), Some(after), &settings, &troubled).is_some());
+            assert_eq!(hold.part(handled, crowds, &settings), parted, "{count} {after:?} {handled} {crowds}");
+        }
+        assert_eq!((hold.next(), hold.until(), hold.attempts()), (Some(12), None, 0));
+        hold.gone(25);
+        assert!(hold.failed(50, 8, Some(long), &settings, &troubled).is_some());
+        assert_eq!(hold.part(8, true, &settings), None, "that was of those before");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::attempt::Ended;
 use super::hold::Hold;
 use super::pace::Pace;
-use super::waiting::Waiting;
+use super::waiting::{Waiting, crowd, size};
 use super::{Failure, Handle, Item, Order, Shared, Then};
 use crate::metrics;
 use crate::pipeline::Backoff;
@@ -20,7 +20,7 @@ use crate::pipeline::Backoff;
 /// How many events that wait behind one that is set aside are set aside at once.
 const ASIDE: usize = 100;
 
-/// The longest that a lane waits before it asks again whether it may try again.
+/// The longest that a lane waits before it asks again whether it may try again, or whether others were handled.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// One worker.
@@ -58,7 +58,7 @@ where
     pub(super) async fn run(mut self) {
         while !self.shared.halt.is_cancelled() {
             if let Some(until) = self.hold.until() {
-                self.shared.wait(until.saturating_duration_since(Instant::now())).await;
+                self.hold_on(until).await;
                 continue;
             }
             self.make_room().await;
@@ -75,6 +75,21 @@ where
                 return;
             }
         }
+    }
+
+    /// What failed together waits, and all else behind it; while others are handled, not for long.
+    async fn hold_on(&mut self, until: Instant) {
+        while let Ok(item) = self.arriving.try_recv() {
+            self.ready.push_back(item);
+        }
+        let (handled, settings) = (self.shared.watch.count(), &self.shared.settings);
+        let crowds = crowd(self.ready.len(), size(&self.ready), settings);
+        if let Some(events) = self.hold.part(handled, crowds, settings) {
+            tracing::warn!(consumer = %self.shared.name, events, "others get on: looking for the one at fault");
+            return;
+        }
+        let wait = until.saturating_duration_since(Instant::now());
+        self.shared.wait(wait.min(LONGEST_PAUSE)).await;
     }
 
     /// Keys that are to wait in memory no longer go on waiting in the inbox.

@@ -116,10 +116,15 @@ impl Waiting {
 
     /// Whether it takes more than its part of the room.
     fn crowds(&self, settings: &ConsumeSettings) -> bool {
-        self.items.len() > (settings.max_events / PART).max(1) || self.bytes > settings.max_bytes / PART
+        crowd(self.items.len(), self.bytes, settings)
     }
 }
 
-fn size<'a>(items: impl IntoIterator<Item = &'a Item>) -> usize {
+/// Whether so many events take more than a part of the room.
+pub(super) fn crowd(events: usize, bytes: usize, settings: &ConsumeSettings) -> bool {
+    events > (settings.max_events / PART).max(1) || bytes > settings.max_bytes / PART
+}
+
+pub(super) fn size<'a>(items: impl IntoIterator<Item = &'a Item>) -> usize {
     items.into_iter().map(|item| item.received.record.event.size()).sum()
 }
