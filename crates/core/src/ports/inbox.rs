@@ -108,7 +108,8 @@ pub struct Settlement {
     pub cursors: Vec<Mark>,
     /// Events to set aside, each taken by this transaction, in order.
     pub aside: Vec<Aside>,
-    /// What became of events that were set aside, by their sequence.
+    /// What became of events that were set aside, by their sequence. A try that failed is written down where it is the
+    /// next one after those that are known: what another, or a person, has said of the event meanwhile stays.
     pub held: Vec<(i64, Fate)>,
 }
 

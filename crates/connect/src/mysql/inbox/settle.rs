@@ -21,7 +21,8 @@ const ASIDE: &str = "INSERT INTO headwater_parked (consumer, stream, `partition`
 const DONE: &str = "DELETE FROM headwater_parked WHERE consumer = ? AND seq = ?";
 
 const FATE: &str = "UPDATE headwater_parked SET state = ?, attempts = ?, error = ?, \
-     next_try = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND WHERE consumer = ? AND seq = ?";
+     next_try = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND \
+     WHERE consumer = ? AND seq = ? AND state IN ('waiting', 'retrying') AND attempts = ? - 1";
 
 /// Does everything but commit.
 pub(super) async fn run(
@@ -102,6 +103,7 @@ async fn settle(
         .bind(after)
         .bind(consumer)
         .bind(sequence)
+        .bind(attempts(trouble.attempts))
         .execute(&mut **on)
         .await
         .map(drop)

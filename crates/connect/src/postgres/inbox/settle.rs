@@ -40,7 +40,7 @@ impl Sql {
             fate: format!(
                 "UPDATE {parked} SET state = $3, attempts = $4, error = $5, \
                      next_try = clock_timestamp() + $6 * interval '1 microsecond' \
-                 WHERE consumer = $1 AND seq = $2"
+                 WHERE consumer = $1 AND seq = $2 AND state IN ('waiting', 'retrying') AND attempts = $4 - 1"
             ),
         }
     }

@@ -17,7 +17,7 @@ const ASIDE: &str = "INSERT INTO headwater_parked (consumer, stream, partition, 
 const DONE: &str = "DELETE FROM headwater_parked WHERE consumer = ? AND seq = ?";
 
 const FATE: &str = "UPDATE headwater_parked SET state = ?3, attempts = ?4, error = ?5, next_try = ?6 \
-     WHERE consumer = ?1 AND seq = ?2";
+     WHERE consumer = ?1 AND seq = ?2 AND state IN ('waiting', 'retrying') AND attempts = ?4 - 1";
 
 /// Does everything but commit.
 pub(super) async fn run(

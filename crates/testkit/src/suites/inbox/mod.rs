@@ -86,6 +86,7 @@ macro_rules! inbox_suite {
             what_is_to_be_tried_again_is_due_by_itself,
             what_waited_longest_is_due_first,
             a_retry_waits_and_a_parked_one_stays,
+            what_was_said_of_a_head_meanwhile_stays,
             // the shelf
             the_shelf_lists_keys_and_shows_events,
             only_what_fits_is_let_go,

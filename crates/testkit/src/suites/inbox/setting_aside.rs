@@ -193,7 +193,8 @@ pub async fn what_waited_longest_is_due_first<F: Factory>(factory: &F) {
         let due = within(inbox.due(&names.consumer, 1)).await.unwrap();
         keys.extend(key_of(&due).into_iter().flatten().map(str::to_owned));
         let (transaction, held) = within(inbox.head(&names.consumer, &due[0])).await.unwrap().unwrap();
-        let fate = Fate::Retry(Trouble { attempts: 1, error: "again".into() }, Duration::ZERO);
+        let fate =
+            Fate::Retry(Trouble { attempts: held.attempts + 1, error: "again".into() }, Duration::ZERO);
         let settlement = Settlement { held: vec![(held.sequence, fate)], ..Settlement::default() };
         within(inbox.commit(transaction, &names.consumer, &settlement)).await.unwrap();
     }
@@ -225,11 +226,39 @@ pub async fn a_retry_waits_and_a_parked_one_stays<F: Factory>(factory: &F) {
     let (transaction, held) = within(inbox.head(&names.consumer, &due[0])).await.unwrap().unwrap();
     assert_eq!(held.attempts, 0, "a person's word begins anew");
     let settlement =
-        Settlement { held: vec![(held.sequence, Fate::Parked(trouble(4)))], ..Settlement::default() };
+        Settlement { held: vec![(held.sequence, Fate::Parked(trouble(1)))], ..Settlement::default() };
     within(inbox.commit(transaction, &names.consumer, &settlement)).await.unwrap();
     assert_eq!(within(inbox.due(&names.consumer, 10)).await.unwrap(), []);
     let events = within(headwater_core::ports::Shelf::show(&inbox, &filter)).await.unwrap();
-    assert_eq!((events[0].attempts, events[0].error.as_deref()), (4, Some("failed 4 times")));
+    assert_eq!((events[0].attempts, events[0].error.as_deref()), (1, Some("failed 1 times")));
+}
+
+/// A head is nobody's between a try that failed and what is written down of it.
+pub async fn what_was_said_of_a_head_meanwhile_stays<F: Factory>(factory: &F) {
+    let (inbox, names) = (factory.inbox(), Names::new());
+    set_aside(&inbox, &names, &[(&names.record(1, Some("a")), false)]).await;
+    let due = within(inbox.due(&names.consumer, 10)).await.unwrap();
+    let (transaction, held) = within(inbox.head(&names.consumer, &due[0])).await.unwrap().unwrap();
+    within(inbox.rollback(transaction)).await.unwrap();
+    let say = async |fate: Fate| {
+        let (transaction, _) = within(inbox.begin(&names.consumer, &[])).await.unwrap();
+        let settlement = Settlement { held: vec![(held.sequence, fate)], ..Settlement::default() };
+        within(inbox.commit(transaction, &names.consumer, &settlement)).await.unwrap();
+    };
+    let filter = ShelfFilter { owner: Some(names.consumer.clone()), ..ShelfFilter::default() };
+    let stands = async || {
+        let listed = within(headwater_core::ports::Shelf::list(&inbox, &filter)).await.unwrap();
+        (listed[0].state, listed[0].attempts)
+    };
+    let trouble = |attempts| Trouble { attempts, error: "no".into() };
+    say(Fate::Retry(trouble(1), Duration::ZERO)).await;
+    // Two have tried it for the second time, and a person lets it go before a third says so.
+    say(Fate::Parked(trouble(2))).await;
+    say(Fate::Retry(trouble(2), Duration::ZERO)).await;
+    assert_eq!(stands().await, (ShelfState::Parked, 2));
+    assert_eq!(within(headwater_core::ports::Shelf::retry(&inbox, &filter)).await.unwrap(), 1);
+    say(Fate::Parked(trouble(2))).await;
+    assert_eq!(stands().await, (ShelfState::Retrying, 0));
 }
 
 /// Two members let go the same key.
