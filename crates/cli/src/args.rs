@@ -35,7 +35,7 @@ pub enum Command {
     /// Ask for a new snapshot of a source's tables
     Snapshot(SnapshotArgs),
     /// List what is parked and why, try it again, or drop it
-    Parked(ParkedArgs),
+    Parked(Box<ParkedArgs>),
     /// Say what became of an event: whether each push has delivered it, when, and after how many tries
     Trace(TraceArgs),
     /// Run a complete small shop on SQLite in this process and watch its events arrive
@@ -263,6 +263,9 @@ pub struct WhichArgs {
     /// names
     #[arg(long, value_name = "URL")]
     pub inbox: Option<String>,
+    /// The schema that the inbox's tables are in (PostgreSQL)
+    #[arg(long, requires = "inbox", default_value = "public", value_name = "SCHEMA")]
+    pub inbox_schema: String,
     /// Only of this source, consumer or push
     #[arg(long, visible_aliases = ["source", "consumer", "push"], value_name = "NAME")]
     pub of: Option<String>,

@@ -40,6 +40,20 @@ async fn init_makes_the_tables_of_an_inbox_where_it_is_asked_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_an_inbox_of_another_schema_has_parked_is_shown() {
+    let (shop, database) = (Shop::new(), database().await);
+    let park = "INSERT INTO app.headwater_parked (consumer, stream, partition, \"offset\", event_id, type, headers, time, state) \
+         VALUES ('features', 'orders', 0, 0, gen_random_uuid(), 'Placed', '[]', now(), 'parked')";
+    let tables = headwater_connect::postgres::inbox::script("app");
+    database.execute(&format!("CREATE SCHEMA app; {tables} {park}")).await.unwrap();
+    let parked = ["parked", "--inbox", database.url()];
+    let elsewhere = shop.headwater(&parked);
+    assert!(elsewhere.code != Some(0) && elsewhere.err.contains("headwater_parked"), "{elsewhere:?}");
+    let there = shop.headwater(&[&parked[..], &["--inbox-schema", "app"]].concat());
+    assert!(there.code == Some(0) && there.out.contains("features"), "{there:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn init_makes_the_outbox_once() {
     let (shop, database) = (Shop::new(), database().await);
     let url = database.url();

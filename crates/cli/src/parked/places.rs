@@ -31,7 +31,7 @@ pub struct Place {
 /// names.
 pub async fn of(which: &WhichArgs) -> Result<Vec<Place>> {
     if let Some(url) = &which.inbox {
-        return Ok(vec![Place { kind: "inbox", shelf: inbox(url).await? }]);
+        return Ok(vec![Place { kind: "inbox", shelf: inbox(url, &which.inbox_schema).await? }]);
     }
     let config = config::load(&which.config.config)?;
     let mut places = Vec::new();
@@ -61,13 +61,13 @@ pub async fn of(which: &WhichArgs) -> Result<Vec<Place>> {
     Ok(places)
 }
 
-async fn inbox(url: &str) -> Result<Box<dyn Shelf>> {
+async fn inbox(url: &str, schema: &str) -> Result<Box<dyn Shelf>> {
     let doing = || "opening the database of the inbox".to_owned();
     match url.split(':').next().unwrap_or_default() {
         "sqlite" => sqlite_inbox(&sqlite::file_of(url)).await,
         "postgres" | "postgresql" => {
             let pool = sqlx::PgPool::connect(url).await.doing(Kind::Unavailable, doing)?;
-            Ok(Box::new(PostgresInbox::new(pool)))
+            Ok(Box::new(PostgresInbox::in_schema(pool, schema)))
         }
         "mysql" | "mariadb" => {
             let options = mysql::url::ConnectOptions::parse(url)?.sqlx();
