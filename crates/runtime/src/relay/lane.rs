@@ -238,13 +238,9 @@ impl Publishing {
         let places = shaped.origins.iter().map(|origin| origin.change);
         let mut events: Vec<(u32, Event)> = places.zip(shaped.events).collect();
         loop {
-            let (outcomes, more) = rows::outcomes(&rows, &troubles, &self.blocked, self.patience);
-            let goes = |(at, _): &(u32, Event)| {
-                let row = rows.get(*at as usize);
-                matches!(outcomes.get(*at as usize), Some(None))
-                    && row.is_some_and(|row| !self.already.contains(&row.id))
-            };
-            events.retain(goes);
+            let (outcomes, more) =
+                rows::outcomes(&rows, &troubles, &self.already, &self.blocked, self.patience);
+            events.retain(|(at, _)| matches!(outcomes.get(*at as usize), Some(None)));
             let ids: Vec<EventId> =
                 events.iter().filter_map(|(at, _)| rows.get(*at as usize)).map(|row| row.id).collect();
             let (places, going): (Vec<u32>, Vec<Event>) = std::mem::take(&mut events).into_iter().unzip();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_core::ports::{BlockedKey, ClaimedRow, Outcome};
-use headwater_core::{Batch, Change, Op, Origin, Position, Table, Transaction};
+use headwater_core::{Batch, Change, EventId, Op, Origin, Position, Table, Transaction};
 
 /// The first wait before a row is tried again; each further one doubles it.
 const FIRST: Duration = Duration::from_secs(1);
@@ -52,16 +52,20 @@ pub fn batch(rows: &[ClaimedRow], table: &Arc<Table>, origin: &Arc<Origin>, epoc
     Batch { changes: rows.iter().map(change).collect(), checkpoint: None }
 }
 
-/// Goes through rows in order: what is blocked waits, what is in trouble is tried again or parked, and
-/// blocks its key. `None` for what may go. Also returns the keys that are newly blocked.
+/// Goes through rows in order: what is on the bus already is published, what is blocked waits, what is in trouble is tried
+/// again or parked, and blocks its key. `None` for what may go. Also returns the keys that are newly blocked.
 pub fn outcomes(
     rows: &[ClaimedRow],
     troubles: &[Option<Trouble>],
+    already: &HashSet<EventId>,
     blocked: &Blocked,
     patience: Patience,
 ) -> (Vec<Option<Outcome>>, Blocked) {
     let mut more = Blocked::new();
     let outcome = |(row, trouble): (&ClaimedRow, &Option<Trouble>)| {
+        if already.contains(&row.id) {
+            return Some(Outcome::Published);
+        }
         let key = row.key.as_ref().map(|key| (row.stream.clone(), key.clone()));
         let waits = |key: &BlockedKey| more.contains(key) || !row.again && blocked.contains(key);
         if key.as_ref().is_some_and(waits) {
@@ -86,7 +90,7 @@ fn failed(row: &ClaimedRow, trouble: &Trouble, patience: Patience) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use headwater_core::{EventId, RowBuilder};
+    use headwater_core::RowBuilder;
 
     use super::*;
 
@@ -118,7 +122,7 @@ mod tests {
     fn a_row_in_trouble_holds_back_the_later_ones_of_its_key_and_nothing_else() {
         let rows = [row(1, Some("a"), 0), row(2, Some("a"), 0), row(3, Some("b"), 0), row(4, Some("a"), 0)];
         let troubles = [None, trouble(true), None, None];
-        let (outcomes, more) = outcomes(&rows, &troubles, &Blocked::new(), PATIENCE);
+        let (outcomes, more) = outcomes(&rows, &troubles, &HashSet::new(), &Blocked::new(), PATIENCE);
         let retry = Outcome::Retry { attempts: 1, after: FIRST, error: "no".into() };
         assert_eq!(outcomes, [None, Some(retry), None, Some(Outcome::Waiting)]);
         assert_eq!(more, Blocked::from([key("a")]));
@@ -128,21 +132,35 @@ mod tests {
     fn only_the_first_of_a_blocked_key_is_tried_again() {
         let rows = [row(1, Some("a"), 2), row(2, Some("a"), 0)];
         let blocked = Blocked::from([key("a")]);
-        let (well, more) = outcomes(&rows, &[None, None], &blocked, PATIENCE);
+        let (well, more) = outcomes(&rows, &[None, None], &HashSet::new(), &blocked, PATIENCE);
         assert_eq!(well, [None, Some(Outcome::Waiting)]);
         assert!(more.is_empty());
-        let (third, _) = outcomes(&rows, &[trouble(true), None], &blocked, PATIENCE);
+        let (third, _) = outcomes(&rows, &[trouble(true), None], &HashSet::new(), &blocked, PATIENCE);
         let parked = Outcome::Parked { attempts: 3, error: "no".into() };
         assert_eq!(third, [Some(parked), Some(Outcome::Waiting)]);
-        let (others, _) = outcomes(&rows, &[trouble(false), None], &blocked, PATIENCE);
+        let (others, _) = outcomes(&rows, &[trouble(false), None], &HashSet::new(), &blocked, PATIENCE);
         let retry = Outcome::Retry { attempts: 3, after: PATIENCE.longest, error: "no".into() };
         assert_eq!(others[0], Some(retry), "what is not the row's fault is tried for ever");
     }
 
     #[test]
+    fn what_is_on_the_bus_already_is_published_whatever_stands_in_the_way_now() {
+        let rows = [row(1, Some("a"), 0), row(2, Some("a"), 0), row(3, Some("b"), 0), row(4, Some("b"), 0)];
+        let already = HashSet::from([rows[0].id, rows[2].id]);
+        let troubles = [trouble(false), None, None, None];
+        let (outcomes, more) = outcomes(&rows, &troubles, &already, &Blocked::from([key("b")]), PATIENCE);
+        assert_eq!(
+            outcomes,
+            [Some(Outcome::Published), None, Some(Outcome::Published), Some(Outcome::Waiting)]
+        );
+        assert!(more.is_empty());
+    }
+
+    #[test]
     fn without_a_key_nothing_waits() {
         let rows = [row(1, None, 0), row(2, None, 0)];
-        let (outcomes, more) = outcomes(&rows, &[trouble(true), None], &Blocked::new(), PATIENCE);
+        let (outcomes, more) =
+            outcomes(&rows, &[trouble(true), None], &HashSet::new(), &Blocked::new(), PATIENCE);
         assert!(matches!(outcomes[..], [Some(Outcome::Retry { .. }), None]));
         assert!(more.is_empty());
     }
