@@ -374,17 +374,43 @@ async fn indexes_of_an_earlier_version_are_found_and_mended() {
         findings.into_iter().filter(|finding| finding.message.contains("index")).collect()
     };
     assert_eq!(indexes().await, []);
-    let earlier = "DROP INDEX outbox_waiting, outbox_heads; \
+    let earlier = "DROP INDEX outbox_new, outbox_waiting, outbox_heads, outbox_done; \
+         CREATE INDEX outbox_new ON outbox (lane, seq) WHERE state <> 'published'; \
          CREATE INDEX outbox_waiting ON outbox (lane, seq) WHERE state = 'waiting'; \
-         CREATE INDEX outbox_heads ON outbox (lane, next_try, stream, key) WHERE state IN ('retrying', 'parked')";
+         CREATE INDEX outbox_heads ON outbox (lane, next_try, stream, key) WHERE state IN ('retrying', 'parked'); \
+         CREATE INDEX outbox_done ON outbox (settled_at)";
     factory.run(earlier.into()).await;
     let found = indexes().await;
-    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(found.len(), 4, "{found:?}");
     for finding in found {
         assert_eq!(finding.severity, Severity::Warning);
         for step in steps(&finding) {
             factory.while_others_publish(step).await;
         }
+    }
+    assert_eq!(indexes().await, []);
+}
+
+/// The server cuts a name that is too long: an index is found, and mended, by what is left of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_of_an_outbox_with_a_long_name_are_found_and_mended() {
+    let factory = OnPostgres::new().await;
+    let name = "o".repeat(57);
+    let table = format!("second.{name}");
+    factory.run("CREATE SCHEMA second".into()).await;
+    assert!(install(&factory.url, &table).await.unwrap());
+    let store = PostgresOutboxStore::new(&factory.url, &table);
+    let indexes = async || -> Vec<Finding> {
+        let findings = store.check().await.unwrap();
+        findings.into_iter().filter(|finding| finding.message.contains("index")).collect()
+    };
+    assert_eq!(indexes().await, []);
+    let waiting = format!("second.{name}_waiti");
+    factory.run(format!("DROP INDEX {waiting}; CREATE INDEX {name}_waiti ON {table} (lane)")).await;
+    let found = indexes().await;
+    assert_eq!(found.len(), 1, "{found:?}");
+    for step in found.iter().flat_map(steps) {
+        factory.run(step).await;
     }
     assert_eq!(indexes().await, []);
 }

@@ -23,15 +23,58 @@ pub(super) struct Index {
     pub columns: &'static str,
     /// What is computed.
     pub computed: String,
-    /// Of which rows it is; empty: of all.
-    pub rows: &'static str,
+    /// Of which rows it is.
+    pub rows: Rows,
+}
+
+/// Which rows an index has.
+#[derive(Clone, Copy)]
+pub(super) enum Rows {
+    All,
+    /// Those with a key.
+    Keyed,
+    /// Those in these states.
+    In(&'static [&'static str]),
+}
+
+impl Rows {
+    /// As the catalogue has it; empty: all.
+    fn printed(self) -> String {
+        match self {
+            Self::All => String::new(),
+            Self::Keyed => "(key IS NOT NULL)".to_owned(),
+            Self::In([state]) => format!("(state = '{state}'::text)"),
+            Self::In(states) => {
+                let states: Vec<String> = states.iter().map(|state| format!("'{state}'::text")).collect();
+                format!("(state = ANY (ARRAY[{}]))", states.join(", "))
+            }
+        }
+    }
+
+    fn sql(self) -> String {
+        match self {
+            Self::All => String::new(),
+            Self::Keyed => " WHERE key IS NOT NULL".to_owned(),
+            Self::In([state]) => format!(" WHERE state = '{state}'"),
+            Self::In(states) => format!(" WHERE state IN ('{}')", states.join("', '")),
+        }
+    }
+}
+
+/// As many bytes as the server keeps of a name.
+const NAME: usize = 63;
+
+/// A name as the server has it, with `suffix`; of a long one only so much is left that this fits.
+pub(super) fn name_with(name: &str, suffix: &str) -> String {
+    let end = name.floor_char_boundary(NAME.saturating_sub(suffix.len()));
+    format!("{}{suffix}", &name[..end])
 }
 
 impl Index {
     /// Makes it under a name; `how` stands before that.
     pub fn sql(&self, how: &str, name: &str) -> String {
         let columns = self.columns.replace("()", &self.computed);
-        let rows = if self.rows.is_empty() { String::new() } else { format!(" WHERE {}", self.rows) };
+        let rows = self.rows.sql();
         let (name, schema, table) = (quote_ident(name), quote_ident(&self.schema), quote_ident(&self.table));
         format!("CREATE INDEX {how}{name} ON {schema}.{table} ({columns}){rows}")
     }
@@ -41,8 +84,11 @@ impl Index {
         match there.iter().find(of) {
             None => State::Missing,
             Some(there) if !there.valid => State::Invalid,
-            Some(there) if there.table == self.table && there.columns == self.columns => State::Right,
-            Some(_) => State::Other,
+            Some(there) => {
+                let is = (&*there.table, &*there.columns, &*there.rows);
+                let right = is == (&*self.table, self.columns, &*self.rows.printed());
+                if right { State::Right } else { State::Other }
+            }
         }
     }
 
@@ -87,7 +133,7 @@ impl Index {
 
     /// How the new one is called until the old one is gone.
     fn aside(&self) -> String {
-        format!("{}_new", self.name)
+        name_with(&self.name, "_new")
     }
 }
 
@@ -111,6 +157,7 @@ pub(super) struct There {
     name: String,
     columns: String,
     valid: bool,
+    rows: String,
 }
 
 impl There {
@@ -121,6 +168,7 @@ impl There {
             name: row.try_get(2)?,
             columns: row.try_get(3)?,
             valid: row.try_get(4)?,
+            rows: row.try_get(5)?,
         })
     }
 
@@ -132,6 +180,7 @@ impl There {
             name: text(2)?,
             columns: text(3)?,
             valid: row.is_true(4),
+            rows: text(5)?,
         })
     }
 }
@@ -144,12 +193,13 @@ pub(super) fn question(outbox: Option<&Names>) -> String {
     });
     format!(
         "SELECT nspname::text, of.relname::text, index.relname::text, \
-         string_agg(coalesce(attname::text, '()'), ', ' ORDER BY at), indisvalid \
+         string_agg(coalesce(attname::text, '()'), ', ' ORDER BY at), indisvalid, \
+         coalesce(pg_get_expr(indpred, indrelid), '') \
          FROM pg_index JOIN pg_class AS index ON index.oid = indexrelid JOIN pg_class AS of ON of.oid = indrelid \
          JOIN pg_namespace ON pg_namespace.oid = of.relnamespace \
          CROSS JOIN LATERAL unnest(indkey::smallint[]) WITH ORDINALITY AS part (number, at) \
          LEFT JOIN pg_attribute ON attrelid = indrelid AND attnum = number AND number > 0 \
-         WHERE of.relname IN ('{}', '{}'){} GROUP BY 1, 2, 3, 5 ORDER BY 1, 2, 3",
+         WHERE of.relname IN ('{}', '{}'){} GROUP BY 1, 2, 3, 5, 6 ORDER BY 1, 2, 3",
         inbox::TABLES[0],
         inbox::TABLES[1],
         outbox.unwrap_or_default()

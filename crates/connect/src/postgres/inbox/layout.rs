@@ -3,7 +3,7 @@
 use headwater_core::{Error, Kind, Result};
 
 use crate::postgres::client::{Connection, Mode, quote_ident, quote_literal};
-use crate::postgres::indexes::Index;
+use crate::postgres::indexes::{Index, Rows};
 use crate::postgres::url::ConnectOptions;
 
 /// The names of the tables, quoted.
@@ -72,7 +72,7 @@ pub(in crate::postgres) const TABLES: [&str; 2] = ["headwater_inbox", "headwater
 
 /// The indexes of an inbox in `schema`.
 pub(in crate::postgres) fn indexes(schema: &str) -> [Index; 3] {
-    let index = |table: usize, part: &str, columns: &'static str, rows: &'static str| Index {
+    let index = |table: usize, part: &str, columns: &'static str, rows: Rows| Index {
         schema: schema.to_owned(),
         table: TABLES[table].to_owned(),
         name: format!("{}_{part}", TABLES[table]),
@@ -81,9 +81,9 @@ pub(in crate::postgres) fn indexes(schema: &str) -> [Index; 3] {
         rows,
     };
     [
-        index(0, "handled_at", "consumer, handled_at", ""),
-        index(1, "key", "consumer, stream, (), seq", "key IS NOT NULL"),
-        index(1, "retrying", "consumer, next_try", "state = 'retrying'"),
+        index(0, "handled_at", "consumer, handled_at", Rows::All),
+        index(1, "key", "consumer, stream, (), seq", Rows::Keyed),
+        index(1, "retrying", "consumer, next_try", Rows::In(&["retrying"])),
     ]
 }
 

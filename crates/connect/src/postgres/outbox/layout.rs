@@ -6,7 +6,7 @@ use headwater_core::{Error, Kind, Result};
 use super::Names;
 use crate::outbox::{DROP_PATIENCE, held, unpublished};
 use crate::postgres::client::{Connection, Mode, PgError, quote_literal};
-use crate::postgres::indexes::Index;
+use crate::postgres::indexes::{Index, Rows};
 use crate::postgres::url::ConnectOptions;
 
 /// The class of the advisory locks that publishing takes: the letters HW. Each key has a lock of its own,
@@ -70,19 +70,19 @@ pub(super) fn place(of: &str) -> String {
 
 /// The indexes of the outbox.
 pub(in crate::postgres) fn indexes(names: &Names) -> [Index; 4] {
-    let index = |part: &str, columns: &'static str, rows: &'static str| Index {
+    let index = |part: &str, columns: &'static str, states: &'static [&'static str]| Index {
         schema: names.schema.clone(),
         table: names.name.clone(),
-        name: names.part(part),
+        name: names.index(part),
         columns,
         computed: format!("({})", place("")),
-        rows,
+        rows: Rows::In(states),
     };
     [
-        index("new", "lane, seq", "state = 'new'"),
-        index("waiting", "lane, (), seq", "state = 'waiting'"),
-        index("heads", "lane, next_try", "state IN ('retrying', 'parked')"),
-        index("done", "settled_at", "state IN ('published', 'dropped')"),
+        index("new", "lane, seq", &["new"]),
+        index("waiting", "lane, (), seq", &["waiting"]),
+        index("heads", "lane, next_try", &["retrying", "parked"]),
+        index("done", "settled_at", &["published", "dropped"]),
     ]
 }
 

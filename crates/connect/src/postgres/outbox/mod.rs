@@ -26,6 +26,7 @@ pub use wake::PostgresWaker;
 pub use writer::PostgresOutbox;
 
 use super::client::quote_ident;
+use super::indexes::name_with;
 use crate::sqlx_errors::wrapped;
 
 /// The names of an outbox's tables, quoted.
@@ -57,9 +58,9 @@ impl Names {
         self.of("_relay")
     }
 
-    /// The name of an index, or of something else that goes by the table's name, unquoted.
-    fn part(&self, part: &str) -> String {
-        format!("{}_{part}", self.name)
+    /// The name of an index, unquoted, as the server has it.
+    fn index(&self, part: &str) -> String {
+        name_with(&format!("{}_{part}", self.name), "")
     }
 
     /// A function of the outbox's schema.
