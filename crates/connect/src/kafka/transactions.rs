@@ -245,7 +245,7 @@ impl Thread {
         self.producer.begin_transaction().map_err(|error| self.failed(error))?;
         let done = self.produce(batch).and_then(|()| self.commit(deadline));
         if done.is_err() {
-            self.abort();
+            self.abort(deadline);
         }
         // What was reported of a record says more than what the transaction says of it.
         done.map_err(|error| lock(&self.producer.context().failed).take().unwrap_or(error))
@@ -300,14 +300,15 @@ impl Thread {
     }
 
     /// Ends what was begun, so that readers need not wait for it to time out.
-    fn abort(&self) {
-        let deadline = Instant::now() + self.shared.config.timeout;
-        while let Err(error) = self.producer.abort_transaction(self.shared.config.timeout) {
-            if !is_retriable(&error) || Instant::now() >= deadline {
-                // The next writer's init_transactions ends it, or the brokers do after its time.
-                return;
+    fn abort(&self, deadline: Instant) {
+        let deadline = deadline.min(Instant::now() + self.shared.config.timeout);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.producer.abort_transaction(left) {
+                Err(error) if is_retriable(&error) && !left.is_zero() => std::thread::sleep(PAUSE),
+                // If not, the next writer's init_transactions ends it, or the brokers do after its time.
+                _ => return,
             }
-            std::thread::sleep(PAUSE);
         }
     }
 

@@ -113,6 +113,24 @@ async fn a_commit_that_nobody_answers_ends_the_writer() {
     assert_eq!(numbers, [1, 3]);
 }
 
+/// However long the brokers may take for an answer: what they have not taken in the transaction's time is given up soon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_abort_that_nobody_answers_ends_the_writer() {
+    let kafka = Kafka::settings().proxied().start().await.unwrap();
+    let (short, long) = (Some(Duration::from_secs(1)), Duration::from_secs(50));
+    let config = config(&kafka.proxied_brokers().unwrap());
+    let bus = open(&KafkaConfig { transaction_timeout: short, timeout: long, ..config }).await;
+    let (stream, source) = (unique("stream"), unique("source"));
+    within(bus.ensure(&spec(&stream, 1))).await.unwrap();
+    assert_eq!(within(bus.checkpoint(&source)).await.unwrap(), None);
+    let one = vec![event(&stream, Some(0), 1, 10)];
+    let promise = accept(&bus, one, Some(checkpoint(&source, 1))).await.unwrap();
+    kafka.proxy().unwrap().hold();
+    let start = Instant::now();
+    within(promise.durable()).await.expect_err("nobody took it");
+    assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
+}
+
 /// A transaction takes the time that the brokers need: of many, the fastest tells.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_is_not_waited_for_longer_than_it_takes() {
