@@ -207,9 +207,18 @@ async fn an_event_that_the_database_does_not_park_holds_up_its_key_alone() {
     let running = service.run(service.builder().concurrency(1).attempts(1), record.clone());
     service.publish(&["bad", "a", "b"], 10).await;
     service.effects(20).await;
+    // Then it breaks the connection.
+    let breaks = "ALTER TABLE headwater_parked DROP CONSTRAINT none; \
+         CREATE SEQUENCE broken; \
+         CREATE FUNCTION breaks() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN PERFORM nextval('broken'), pg_terminate_backend(pg_backend_pid()); RETURN new; END $$; \
+         CREATE TRIGGER breaks BEFORE INSERT ON headwater_parked FOR EACH ROW \
+         WHEN (new.event_key = 'bad') EXECUTE FUNCTION breaks()";
+    service.database.execute(breaks).await.unwrap();
+    service.until("SELECT is_called::int::bigint FROM broken", 1).await;
     service.publish(&["bad", "a", "b"], 10).await;
     service.effects(40).await;
-    service.database.execute("ALTER TABLE headwater_parked DROP CONSTRAINT none").await.unwrap();
+    service.database.execute("DROP TRIGGER breaks ON headwater_parked").await.unwrap();
     service.until("SELECT count(*) FROM headwater_parked", 20).await;
     record.mend();
     assert_eq!(service.inbox().retry(&key("bad")).await.unwrap(), 1);

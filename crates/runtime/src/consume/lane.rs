@@ -393,6 +393,7 @@ where
         trouble: &Trouble,
         again: Option<Duration>,
     ) -> Result<(), Duration> {
+        let first = items.first().map(|first| first.received.id());
         while !self.shared.halt.is_cancelled() {
             match self.shared.attempt(items, Some((trouble, again))).await {
                 Ended::Done => {
@@ -402,15 +403,21 @@ where
                     return Ok(());
                 }
                 Ended::Over => break,
-                Ended::Failed(failure, _) => {
-                    tracing::error!(consumer = %self.shared.name, error = failure.error, "an event cannot be parked");
-                    self.shared.watch.failed(&failure.error);
-                    return Err(self.shared.settings.retry_max);
+                Ended::Failed(failure, _) => return Err(self.cannot_be_parked(&failure.error)),
+                Ended::Away(error) if self.shared.is_of_the_event(&error, first).await => {
+                    return Err(self.cannot_be_parked(&error.to_string()));
                 }
                 Ended::Away(error) => self.away(&error).await,
             }
         }
         Err(Duration::ZERO)
+    }
+
+    /// How long a key waits that cannot be parked.
+    fn cannot_be_parked(&self, error: &str) -> Duration {
+        tracing::error!(consumer = %self.shared.name, error, "an event cannot be parked");
+        self.shared.watch.failed(error);
+        self.shared.settings.retry_max
     }
 
     /// To be tried before all else.
