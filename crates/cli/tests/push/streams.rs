@@ -1,6 +1,6 @@
 //! Streams of a push that come later than it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -100,10 +100,7 @@ async fn status_says_that_the_brokers_are_away() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_may_be_read_at_last_is_no_trouble_any_more() {
     let mut world = World::new(|_, _| StatusCode::NO_CONTENT.into_response()).await;
-    world.stream(CLOSED).await;
-    let bus = Arc::clone(&world.bus);
-    let closed = Arc::new(Closed { bus, closed: AtomicBool::new(true), begun: Mutex::default() });
-    world.bus = Arc::clone(&closed) as Arc<dyn Bus>;
+    let closed = Closed::before(&mut world, MOMENT).await;
     let running = world.run_with(&[CLOSED], "").await;
     running.says(Phase::Retrying, Some("reading is not allowed")).await;
     closed.closed.store(false, Ordering::SeqCst);
@@ -124,11 +121,35 @@ async fn a_bus_that_says_nothing_does_not_hold_up_a_stop() {
 struct Closed {
     bus: Arc<dyn Bus>,
     closed: AtomicBool,
+    /// How long it takes to say so.
+    takes: Duration,
     /// The streams that a group was to read.
     begun: Mutex<Vec<Vec<Arc<str>>>>,
+    /// How often it was asked for it alone.
+    looks: AtomicUsize,
 }
 
-struct Refusing;
+impl Closed {
+    /// In front of a world's bus, and its stream is there.
+    async fn before(world: &mut World, takes: Duration) -> Arc<Self> {
+        world.stream(CLOSED).await;
+        let (bus, closed) = (Arc::clone(&world.bus), AtomicBool::new(true));
+        let closed = Self { bus, closed, takes, begun: Mutex::default(), looks: AtomicUsize::default() };
+        let closed = Arc::new(closed);
+        world.bus = Arc::clone(&closed) as Arc<dyn Bus>;
+        closed
+    }
+
+    fn begun(&self) -> Vec<Vec<Arc<str>>> {
+        self.begun.lock().unwrap().clone()
+    }
+}
+
+/// Says so at this time.
+struct Refusing(tokio::time::Instant);
+
+/// Brokers take a moment.
+const MOMENT: Duration = Duration::from_millis(50);
 
 const CLOSED: &str = "closed";
 
@@ -148,7 +169,8 @@ impl Bus for Closed {
         }
         let closed = subscribe.streams.iter().any(|stream| &**stream == CLOSED);
         if closed && self.closed.load(Ordering::SeqCst) {
-            return Ok(Box::new(Refusing));
+            self.looks.fetch_add(usize::from(subscribe.group.is_none()), Ordering::SeqCst);
+            return Ok(Box::new(Refusing(tokio::time::Instant::now() + self.takes)));
         }
         self.bus.subscribe(subscribe).await
     }
@@ -161,8 +183,7 @@ impl Bus for Closed {
 #[async_trait]
 impl Subscription for Refusing {
     async fn next(&mut self) -> Result<Delivery> {
-        // Brokers take a moment.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep_until(self.0).await;
         Err(Error::new(Kind::Refused, "reading is not allowed"))
     }
 
@@ -179,17 +200,13 @@ impl Subscription for Refusing {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_may_be_known_and_not_read_holds_up_no_other() {
     let mut world = World::new(|_, _| StatusCode::NO_CONTENT.into_response()).await;
-    world.stream(CLOSED).await;
-    let bus = Arc::clone(&world.bus);
-    let closed = Arc::new(Closed { bus, closed: AtomicBool::new(true), begun: Mutex::default() });
-    world.bus = Arc::clone(&closed) as Arc<dyn Bus>;
+    let closed = Closed::before(&mut world, MOMENT).await;
     let running = world.run_with(&[CLOSED, "orders"], "").await;
     for round in 1..=50 {
         world.publish(&[("a", "")]).await;
         world.until("what can be read has come", |asked| asked.len() >= round).await;
     }
-    let begun = closed.begun.lock().unwrap().clone();
-    assert_eq!(begun, [vec![CLOSED.into(), "orders".into()], vec!["orders".into()]]);
+    assert_eq!(closed.begun(), [vec![CLOSED.into(), "orders".into()], vec!["orders".into()]]);
     closed.closed.store(false, Ordering::SeqCst);
     world.publish_to(CLOSED, &[("b", "")]).await;
     let of =
@@ -217,6 +234,21 @@ async fn the_first_events_of_a_stream_that_comes_later_are_delivered() {
     let asked = world.until("its events have come", |asked| of(asked, "later") == 2).await;
     running.stop().await;
     assert!(asked.iter().flat_map(Asked::events).all(|(key, _)| key != "before"));
+}
+
+/// The same of a bus that takes long to say so: it is given more time, and then what can be read goes on undisturbed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bus_that_says_late_that_a_stream_may_not_be_read_is_given_time() {
+    let mut world = World::new(|_, _| StatusCode::NO_CONTENT.into_response()).await;
+    let closed = Closed::before(&mut world, Duration::from_millis(1_500)).await;
+    let running = world.run_with(&[CLOSED, "orders"], "").await;
+    let alone = |begun: &[Vec<Arc<str>>]| begun.last().is_some_and(|streams| **streams == ["orders".into()]);
+    world.until("it is left out", |_| alone(&closed.begun())).await;
+    let (begun, looks) = (closed.begun().len(), closed.looks.load(Ordering::SeqCst));
+    let more = || closed.looks.load(Ordering::SeqCst) >= looks + 3;
+    world.until("it was looked at again", |_| more()).await;
+    assert_eq!(closed.begun().len(), begun);
+    running.stop().await;
 }
 
 /// An outbox's stream is there when its first row is; what the others have is not kept back until then.

@@ -36,8 +36,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long it has to run, beside what is waited for at its end, for the next wait to be a short one.
 const WELL: Duration = Duration::from_mins(1);
 
-/// Within this time a bus says that a stream may be known and not read, once it is read.
+/// Within this time a bus says that a stream may be known and not read, once it is read. Where that was not enough, it
+/// is given twice the time, up to the longest.
 const LOOK: Duration = Duration::from_secs(1);
+const LONGEST_LOOK: Duration = Duration::from_secs(15);
 
 /// The streams that cannot be read, and why, as it was said last.
 type Missing = BTreeMap<Arc<str>, String>;
@@ -91,23 +93,28 @@ where
     pub async fn run(self, stop: CancellationToken) {
         let (mut missing, mut backoff) = (Missing::new(), Backoff::new(LONGEST_PAUSE));
         let (mut said, streams, mut doubt) = (String::new(), self.streams(), false);
-        let (mut start, started) = (self.config.start.into(), now());
+        let (mut start, started, mut look) = (self.config.start.into(), now(), LOOK);
         while !stop.is_cancelled() {
-            if stop.run_until_cancelled(self.ask(&streams, &mut missing, doubt)).await.is_none() {
+            let asked = self.ask(&streams, &mut missing, doubt, look);
+            if stop.run_until_cancelled(asked).await.is_none() {
                 return;
             }
+            if doubt {
+                look = look.saturating_mul(2).min(LONGEST_LOOK);
+            }
             let began = Instant::now();
-            let ended = self.run_without(&mut missing, start, &stop).await;
+            let ended = self.run_without(&mut missing, start, look, &stop).await;
             doubt = ended.is_err();
             // What comes late is read from its first event on that came since.
             if start == Start::End {
                 start = Start::Time(started);
             }
-            let Err(error) = ended else { continue };
             if began.elapsed() > self.config.timeout.saturating_add(WELL) {
                 backoff.reset();
                 said.clear();
+                look = LOOK;
             }
+            let Err(error) = ended else { continue };
             let (wait, error) = (backoff.next(), error.to_string());
             if said == error {
                 tracing::debug!(push = %self.name, error, ?wait, "a push ended again");
@@ -120,7 +127,13 @@ where
     }
 
     /// Runs with the other streams until `stop`, an error, or until one of these can be read.
-    async fn run_without(&self, missing: &mut Missing, start: Start, stop: &CancellationToken) -> Result<()> {
+    async fn run_without(
+        &self,
+        missing: &mut Missing,
+        start: Start,
+        look: Duration,
+        stop: &CancellationToken,
+    ) -> Result<()> {
         let mut streams = self.streams();
         streams.retain(|stream| !missing.contains_key(stream));
         let turn = stop.child_token();
@@ -134,13 +147,13 @@ where
         tokio::pin!(run);
         tokio::select! {
             ended = &mut run => return ended,
-            () = self.comes(missing) => turn.cancel(),
+            () = self.comes(missing, look) => turn.cancel(),
         }
         run.await
     }
 
     /// Waits until one of these can be read.
-    async fn comes(&self, missing: &mut Missing) {
+    async fn comes(&self, missing: &mut Missing, look: Duration) {
         let (before, mut backoff) = (missing.len(), Backoff::new(LONGEST_PAUSE));
         if before == 0 {
             return std::future::pending().await;
@@ -148,15 +161,15 @@ where
         while missing.len() == before {
             tokio::time::sleep(backoff.next()).await;
             let streams: Vec<_> = missing.keys().cloned().collect();
-            self.ask(&streams, missing, true).await;
+            self.ask(&streams, missing, true, look).await;
         }
     }
 
     /// Asks the bus for streams; with `doubt`, or where it has refused one, whether they can be read as well. What it
     /// refuses is missing until it can be read; a bus that cannot be asked changes nothing.
-    async fn ask(&self, streams: &[Arc<str>], missing: &mut Missing, doubt: bool) {
+    async fn ask(&self, streams: &[Arc<str>], missing: &mut Missing, doubt: bool, look: Duration) {
         let asked = streams.iter().map(|stream| {
-            let look = if doubt || missing.contains_key(stream) { LOOK } else { Duration::ZERO };
+            let look = if doubt || missing.contains_key(stream) { look } else { Duration::ZERO };
             self.read(stream, look)
         });
         let asked: Vec<_> = asked.collect();
