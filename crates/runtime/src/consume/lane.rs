@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use headwater_core::ports::{Inbox, Trouble};
@@ -170,9 +171,19 @@ where
         let permit = self.shared.handle.again();
         match permit {
             Some(_) => self.pause.reset(),
-            None => self.paused = Instant::now() + self.pause.next(),
+            None => {
+                self.shared.refused.store(true, Ordering::Relaxed);
+                self.paused = Instant::now() + self.pause.next();
+            }
         }
         permit
+    }
+
+    /// Where other lanes wait for a try again, they come before the next one of this.
+    fn let_others(&mut self) {
+        if self.shared.refused.swap(false, Ordering::Relaxed) {
+            self.paused = Instant::now() + self.pause.next();
+        }
     }
 
     /// Tries what is ready, in one transaction.
@@ -318,7 +329,9 @@ where
         let attempt = waiting.trouble.attempts.saturating_add(1);
         let Some(item) = waiting.first() else { return };
         item.received.attempt = attempt;
-        match self.shared.attempt(std::slice::from_ref(item), None).await {
+        let ended = self.shared.attempt(std::slice::from_ref(item), None).await;
+        self.let_others();
+        match ended {
             Ended::Done => {
                 self.backoff.reset();
                 self.put_back(waiting.into_items().into_iter().skip(1));

@@ -29,6 +29,7 @@ mod waiting;
 mod watch;
 
 use std::future::Future;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -115,6 +116,7 @@ where
             failed: Mutex::new(None),
             watch: Arc::clone(&self.watch),
             troubled: Arc::default(),
+            refused: AtomicBool::new(false),
             over: OnceLock::new(),
         });
         self.watch.phase(Phase::Streaming);
@@ -155,6 +157,8 @@ struct Shared<I, H> {
     watch: Arc<Watch>,
     /// The keys that wait to be tried again.
     troubled: waiting::Troubled,
+    /// A lane had to wait for its try again.
+    refused: AtomicBool,
     /// Until when what is begun may finish, once it is over.
     over: OnceLock<Instant>,
 }
