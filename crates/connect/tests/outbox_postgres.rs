@@ -12,7 +12,7 @@ use headwater_testkit::servers::{Database, Postgres, Proxy};
 use headwater_testkit::suites::outbox::{
     Factory, Tx, who_goes_silent_while_settling_keeps_no_lane, who_hears_nothing_asks_again,
 };
-use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Row};
 
 struct OnPostgres {
     database: Database,
@@ -263,6 +263,15 @@ async fn until_one_waits(pool: &PgPool) {
     }
 }
 
+/// How the server would do it.
+async fn plan(connection: &mut PgConnection, sql: &str, arguments: &str) -> String {
+    let prepare = format!("DEALLOCATE ALL; PREPARE asked AS {sql}");
+    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *connection).await.unwrap();
+    let explain = format!("EXPLAIN EXECUTE asked ({arguments})");
+    let plan = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_all(connection).await.unwrap();
+    plan.iter().map(|row| row.get::<String, _>(0)).collect::<Vec<_>>().join("\n")
+}
+
 /// Whatever is done (a million rows with HEADWATER_MANY set): each statement goes by its own small index.
 #[tokio::test(flavor = "multi_thread")]
 async fn plans_name_the_partial_indexes() {
@@ -273,13 +282,28 @@ async fn plans_name_the_partial_indexes() {
     let indexes = ["outbox_new", "outbox_heads", "outbox_heads", "outbox_waiting", "outbox_done"];
     let mut connection = factory.database.connect().await.unwrap();
     for ((sql, arguments), index) in store.statements().into_iter().zip(arguments).zip(indexes) {
-        let prepare = format!("DEALLOCATE ALL; PREPARE asked AS {sql}");
-        sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut connection).await.unwrap();
-        let explain = format!("EXPLAIN EXECUTE asked ({arguments})");
-        let plan = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_all(&mut connection).await.unwrap();
-        let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
-        let plan = plan.join("\n");
+        let plan = plan(&mut connection, sql, arguments).await;
         assert!(plan.contains(index) && !plan.contains("Seq Scan"), "{plan}");
+    }
+}
+
+/// The statistics say that nothing is new, and nothing waits: what is written down of rows is searched for by their ids all
+/// the same, not among all that is new by now.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_down_goes_by_ids_whatever_the_statistics_say() {
+    let factory = OnPostgres::new().await;
+    factory.add_done(50_000).await;
+    factory.run("ANALYZE outbox".into()).await;
+    let (store, mut connection) = (factory.store(), factory.database.connect().await.unwrap());
+    let [.., resume, _, settle] = store.statements();
+    let nothing = "'r', '{0}', '{1}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}'";
+    for (sql, arguments, updates) in [(resume, "0, '{0}', '{9}'", 1), (settle, nothing, 3)] {
+        let plan = plan(&mut connection, sql, arguments).await;
+        assert_eq!(
+            plan.matches("on outbox_pkey").count() + plan.matches("using outbox_pkey").count(),
+            updates,
+            "{plan}"
+        );
     }
 }
 

@@ -94,12 +94,12 @@ impl PostgresOutboxStore {
                 place("")
             ),
             // Counted is what was there, not what was changed: another statement that lets the same rows go, as one
-            // whose asker has gone, leaves nothing to change of these, and may leave later ones as they are.
+            // whose asker has gone, leaves nothing to change of these, and may leave later ones as they are. By their ids, see settle.rs.
             resume: format!(
                 "WITH late AS MATERIALIZED (SELECT row.id FROM unnest($2::bigint[], $3::bigint[]) AS gap (first, last) \
                  CROSS JOIN LATERAL (SELECT late.id FROM {outbox} AS late WHERE late.lane = $1 AND late.state = 'waiting' \
                   AND {place} BETWEEN gap.first AND gap.last LIMIT {RESUMED}) AS row LIMIT {RESUMED}), \
-                 goes AS (UPDATE {outbox} SET state = 'new' WHERE state = 'waiting' AND id = ANY (ARRAY (SELECT id FROM late))) \
+                 goes AS (UPDATE {outbox} SET state = 'new' WHERE (state || '') = 'waiting' AND id = ANY (ARRAY (SELECT id FROM late))) \
                  SELECT count(*) FROM late",
                 place = place("late.")
             ),
@@ -113,9 +113,9 @@ impl PostgresOutboxStore {
     }
 
     /// The statements that read the outbox all the time, for `EXPLAIN`: new rows, those that are tried again, the
-    /// keys that are blocked, what waits behind nothing, what is cleaned.
-    pub fn statements(&self) -> [&str; 5] {
-        [&self.new, &self.due, &self.blocked, &self.resume, &self.clean]
+    /// keys that are blocked, what waits behind nothing, what is cleaned, what became of rows.
+    pub fn statements(&self) -> [&str; 6] {
+        [&self.new, &self.due, &self.blocked, &self.resume, &self.clean, self.settle.statement()]
     }
 
     /// What a person may do with rows that cannot be published. `owner` is the source's name.
