@@ -323,13 +323,15 @@ where
 
     /// Tries the first event of a key that waited.
     async fn again(&mut self, order: &Order) {
-        let Some(_permit) = self.permit() else { return };
+        let Some(permit) = self.permit() else { return };
         let Some(mut waiting) = self.waiting.remove(order) else { return };
         waiting.clear();
         let attempt = waiting.trouble.attempts.saturating_add(1);
         let Some(item) = waiting.first() else { return };
         item.received.attempt = attempt;
         let ended = self.shared.attempt(std::slice::from_ref(item), None).await;
+        // Not while it is set aside, which may wait for room that others make with it.
+        drop(permit);
         self.let_others();
         match ended {
             Ended::Done => {

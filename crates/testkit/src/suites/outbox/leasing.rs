@@ -196,7 +196,10 @@ pub async fn who_hears_nothing_asks_again<F: Factory>(
             () = within(waiting) => proxy.abandon(),
         }
         within(factory.rollback(transaction)).await;
-        assert!(tokio::time::timeout(briefly, &mut settling).await.is_err(), "somebody has answered");
+        if tokio::time::timeout(briefly, &mut settling).await.is_ok() {
+            // It was another that waited, and this was asked over a connection that is well.
+            continue;
+        }
         drop(settling);
         // Those that it has beside are silent, too, and are closed one after the other.
         let deadline = Instant::now() + LONG / 10;
