@@ -36,6 +36,12 @@ pub(crate) fn unpublished(outbox: &str, waiting: Option<u64>) -> Error {
     Error::new(Kind::Refused, what).hint("let a relay publish them, or give --force to lose them")
 }
 
+/// Asks by the small indexes whether an outbox has anything that is not published.
+pub(crate) fn any_left(outbox: &str) -> String {
+    let of = |states: &str| format!("EXISTS (SELECT 1 FROM {outbox} WHERE state {states})");
+    format!("SELECT {} OR {} OR {}", of("= 'new'"), of("= 'waiting'"), of("IN ('retrying', 'parked')"))
+}
+
 /// For so many seconds the removal of an outbox waits for those who hold its table: whoever publishes waits behind it.
 pub(crate) const DROP_PATIENCE: u32 = 5;
 

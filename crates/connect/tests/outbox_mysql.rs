@@ -16,6 +16,7 @@ use headwater_core::{EventId, Kind};
 use headwater_testkit::servers::{MySql, MySqlDatabase, Proxy};
 use headwater_testkit::suites::outbox::{
     Factory, Tx, who_goes_silent_while_settling_keeps_no_lane, who_hears_nothing_asks_again,
+    who_is_refused_takes_no_lock, who_reads_for_long_is_not_waited_for,
 };
 use sqlx::{AssertSqlSafe, Executor, MySqlPool, Row};
 
@@ -269,19 +270,10 @@ async fn nobody_waits_long_for_a_table() {
     alters.execute("UNLOCK TABLES").await.unwrap();
 }
 
-/// Nobody is held up while it is counted: a refusal takes no lock.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outbox_is_counted_without_a_lock() {
     let factory = OnMySql::new().await;
-    let mut published = factory.begin().await;
-    factory.writer().insert(&mut published, &[event("k", 1)]).await.unwrap();
-    factory.commit(published).await;
-    let mut publishing = factory.begin().await;
-    factory.writer().insert(&mut publishing, &[event("k", 2)]).await.unwrap();
-    let removal = tokio::time::timeout(Duration::from_secs(30), remove(&factory.url, "outbox", false));
-    let refused = removal.await.expect("it waits for nobody").unwrap_err();
-    assert!(refused.to_string().contains("1 events"), "{refused}");
-    factory.commit(publishing).await;
+    who_is_refused_takes_no_lock(&factory, remove(&factory.url, "outbox", false)).await;
 }
 
 /// What was published before it is gone is not lost: who has yet to commit is waited for, and counts.
@@ -312,20 +304,10 @@ async fn an_outbox_that_a_transaction_publishes_to_is_not_dropped() {
     factory.run("INSERT INTO orders VALUES (1, 1)".into()).await;
 }
 
-/// As a backup does: who reads the outbox in a long transaction is waited for, but for seconds only, as all who publish wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outbox_that_is_read_for_long_is_not_dropped() {
     let factory = OnMySql::new().await;
-    let mut reading = factory.begin().await;
-    reading.execute("SELECT * FROM outbox").await.unwrap();
-    let removal = tokio::time::timeout(Duration::from_secs(30), remove(&factory.url, "outbox", true));
-    let refused = removal.await.expect("it gives up").unwrap_err();
-    assert!(refused.hint_text().unwrap().contains("try again"), "{refused}");
-    let mut publishing = factory.begin().await;
-    factory.writer().insert(&mut publishing, &[event("k", 1)]).await.unwrap();
-    factory.commit(publishing).await;
-    factory.commit(reading).await;
-    assert!(remove(&factory.url, "outbox", true).await.unwrap());
+    who_reads_for_long_is_not_waited_for(&factory, async || remove(&factory.url, "outbox", true).await).await;
 }
 
 /// Nothing but the key's lock keeps these in order: what a writer sees of its key when it holds the lock is what

@@ -11,6 +11,7 @@ use headwater_core::ports::{
 use headwater_testkit::servers::{Database, Postgres, Proxy};
 use headwater_testkit::suites::outbox::{
     Factory, Tx, who_goes_silent_while_settling_keeps_no_lane, who_hears_nothing_asks_again,
+    who_is_refused_takes_no_lock, who_reads_for_long_is_not_waited_for,
 };
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Row};
 
@@ -333,19 +334,10 @@ async fn a_table_of_another_layout_is_not_dropped() {
     assert!(remove(&factory.url, "public.outbox", false).await.unwrap());
 }
 
-/// Nobody is held up while it is counted: a refusal takes no lock.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outbox_is_counted_without_a_lock() {
     let factory = OnPostgres::new().await;
-    let mut published = factory.begin().await;
-    factory.insert_plainly(&mut published, &event()).await;
-    factory.commit(published).await;
-    let mut publishing = factory.begin().await;
-    factory.insert_plainly(&mut publishing, &event()).await;
-    let removal = tokio::time::timeout(Duration::from_secs(30), remove(&factory.url, "public.outbox", false));
-    let refused = removal.await.expect("it waits for nobody").unwrap_err();
-    assert!(refused.to_string().contains("1 events"), "{refused}");
-    factory.commit(publishing).await;
+    who_is_refused_takes_no_lock(&factory, remove(&factory.url, "public.outbox", false)).await;
 }
 
 /// What was published before it is gone is not lost: who has yet to commit is waited for, and counts. Whoever
@@ -373,20 +365,13 @@ async fn an_outbox_that_a_transaction_publishes_to_is_not_dropped() {
     assert!(remove(&factory.url, "public.outbox", false).await.unwrap());
 }
 
-/// As a backup does: who reads the outbox in a long transaction is waited for, but for seconds only, as all who publish wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outbox_that_is_read_for_long_is_not_dropped() {
     let factory = OnPostgres::new().await;
-    let mut reading = factory.begin().await;
-    reading.execute("SELECT * FROM outbox").await.unwrap();
-    let removal = tokio::time::timeout(Duration::from_secs(30), remove(&factory.url, "public.outbox", true));
-    let refused = removal.await.expect("it gives up").unwrap_err();
-    assert!(refused.hint_text().unwrap().contains("try again"), "{refused}");
-    let mut publishing = factory.begin().await;
-    factory.insert_plainly(&mut publishing, &event()).await;
-    factory.commit(publishing).await;
-    factory.commit(reading).await;
-    assert!(remove(&factory.url, "public.outbox", true).await.unwrap());
+    who_reads_for_long_is_not_waited_for(&factory, async || {
+        remove(&factory.url, "public.outbox", true).await
+    })
+    .await;
 }
 
 /// `check` says which index an earlier version made otherwise, and how it is made anew.

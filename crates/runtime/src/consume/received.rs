@@ -69,7 +69,7 @@ struct Envelope<'a> {
 }
 
 /// The longest wait.
-const YEAR: Duration = Duration::from_hours(366 * 24);
+pub(super) const YEAR: Duration = Duration::from_hours(366 * 24);
 
 /// The most characters that are kept of an error: some hold the whole payload.
 const SAID: usize = 4_000;

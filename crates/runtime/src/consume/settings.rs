@@ -7,8 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use headwater_core::{Error, Event, Kind, Result};
 
-/// The longest that anything is waited for: a time that is so far away can still be told.
-const LONGEST: Duration = Duration::from_hours(366 * 24);
+use super::received::YEAR;
 
 /// What events keep their order by; `None` for an event that waits for nothing.
 pub type OrderBy = Arc<dyn Fn(&Event) -> Option<Bytes> + Send + Sync>;
@@ -110,9 +109,9 @@ impl ConsumeSettings {
     /// Without waits that no clock can tell.
     pub(super) fn clamped(mut self) -> Self {
         for wait in [&mut self.retry_min, &mut self.retry_max, &mut self.interval, &mut self.drain_timeout] {
-            *wait = LONGEST.min(*wait);
+            *wait = YEAR.min(*wait);
         }
-        self.handler_timeout = self.handler_timeout.map(|timeout| timeout.min(LONGEST));
+        self.handler_timeout = self.handler_timeout.map(|timeout| timeout.min(YEAR));
         self
     }
 

@@ -4,7 +4,7 @@ use headwater_core::ports::LANES;
 use headwater_core::{Error, Kind, Result};
 
 use super::Names;
-use crate::outbox::{DROP_PATIENCE, held, unpublished};
+use crate::outbox::{DROP_PATIENCE, any_left, held, unpublished};
 use crate::postgres::client::{Connection, Mode, PgError, quote_literal};
 use crate::postgres::indexes::{Index, Rows};
 use crate::postgres::url::ConnectOptions;
@@ -175,10 +175,8 @@ pub async fn remove(url: &ConnectOptions, table: &str, force: bool) -> Result<bo
     );
     connection.query(&lock).await.map_err(or_held)?;
     if !force {
-        // Those whose transactions were waited for, by the small indexes.
-        let of = |states: &str| format!("EXISTS (SELECT FROM {} WHERE state {states})", names.outbox());
-        let some = [of("= 'new'"), of("= 'waiting'"), of("IN ('retrying', 'parked')")].join(" OR ");
-        let some = connection.query(&format!("SELECT {some}")).await?;
+        // Those whose transactions were waited for.
+        let some = connection.query(&any_left(&names.outbox())).await?;
         if some.first().is_none_or(|row| row.is_true(0)) {
             return Err(unpublished(&names.outbox(), None));
         }

@@ -23,8 +23,8 @@ impl Unwritten {
         with(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Marks what has been handled, and at which try: those to write it down do not count. What is written down all the same, as a commit may have happened that failed, needs
-    /// to be known no longer.
+    /// Marks what has been handled, and at which try: those to write it down do not count. What is written down all the
+    /// same, as a commit may have happened that failed, needs to be known no longer.
     pub(super) fn look(&self, consumer: &str, arrivals: &mut [Arrival], taken: &mut [Taken]) {
         self.state(|state| {
             if state.arrived.is_empty() {

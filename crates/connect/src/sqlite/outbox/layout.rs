@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
 use super::Names;
 use super::lease::millis;
 use super::store::CLEANED;
-use crate::outbox::unpublished;
+use crate::outbox::{any_left, unpublished};
 use crate::sqlite::errors::Sql as _;
 use crate::sqlite::install::connect;
 use crate::sqlite::layout::NOW;
@@ -131,10 +131,8 @@ pub fn remove(path: &Path, table: &str, force: bool) -> Result<bool> {
     }
     let write = connection.transaction_with_behavior(TransactionBehavior::Immediate).sql(doing)?;
     if !force {
-        // What was written meanwhile, by the small indexes.
-        let of = |states: &str| format!("EXISTS (SELECT 1 FROM {outbox} WHERE state {states})");
-        let some = [of("= 'new'"), of("= 'waiting'"), of("IN ('retrying', 'parked')")].join(" OR ");
-        if write.query_row(&format!("SELECT {some}"), [], |row| row.get(0)).sql(doing)? {
+        // What was written meanwhile.
+        if write.query_row(&any_left(&outbox), [], |row| row.get(0)).sql(doing)? {
             return Err(unpublished(table, None));
         }
     }

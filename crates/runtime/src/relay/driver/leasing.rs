@@ -25,14 +25,11 @@ impl Driver {
     /// Renews the leases when that is due, gives back what is wanted and idle, and looks in between for lanes that are
     /// free: whoever stops, and whoever begins, is not waited for until the next renewal.
     pub(super) fn start_leasing(&mut self, now: Instant) {
-        if self.leasing.is_some() {
+        if self.leasing.is_some() || !self.asks_for_lanes() {
             return;
         }
         let release = self.to_release();
-        let renew = now >= self.renew_at && self.asks_for_lanes() || !release.is_empty();
-        if !renew && !self.asks_for_lanes() {
-            return;
-        }
+        let renew = now >= self.renew_at || !release.is_empty();
         if !renew && (now < self.share_at || self.stopping.is_some()) {
             return;
         }
@@ -66,11 +63,17 @@ impl Driver {
 
     /// What is not to be kept and nothing of which is on its way: all of it while the relay leaves, or another waits for it.
     pub(super) fn to_release(&self) -> Vec<(Lane, u64)> {
-        let goes = |lease: &Lease| lease.wanted || self.is_leaving();
-        let idle = self.lanes.values().filter(|held| held.can_go()).map(|held| &held.lease);
-        let rests = |lease: &&Lease| !self.lanes.contains_key(&lease.lane) && self.is_written(lease.lane);
-        let resting = self.resting.values().map(|(lease, ..)| lease).filter(rests);
-        idle.chain(resting).filter(|lease| goes(lease)).map(|lease| (lease.lane, lease.epoch)).collect()
+        let (working, resting) = self.idle();
+        let resting = resting.filter(|lease| self.is_written(lease.lane));
+        let goes = |lease: &&Lease| lease.wanted || self.is_leaving();
+        working.chain(resting).filter(goes).map(|lease| (lease.lane, lease.epoch)).collect()
+    }
+
+    /// The leases of lanes that run and have nothing on its way, and of those that do not run.
+    fn idle(&self) -> (impl Iterator<Item = &Lease>, impl Iterator<Item = &Lease>) {
+        let working = self.lanes.values().filter(|held| held.can_go()).map(|held| &held.lease);
+        let resting = self.resting.values().map(|(lease, ..)| lease);
+        (working, resting.filter(|lease| !self.lanes.contains_key(&lease.lane)))
     }
 
     pub(super) fn leased(&mut self, leases: Result<Vec<Lease>>) -> Result<()> {
@@ -176,10 +179,8 @@ impl Driver {
             self.leased(leasing.await).ok();
         }
         let late = self.lanes.values().any(|held| !held.known.is_empty());
-        let idle = self.lanes.values().filter(|held| held.can_go()).map(|held| held.lease);
-        let resting = self.resting.values().map(|(lease, ..)| *lease);
-        let resting = resting.filter(|lease| !self.lanes.contains_key(&lease.lane));
-        let release = idle.chain(resting).map(|lease| (lease.lane, lease.epoch));
+        let (working, resting) = self.idle();
+        let release = working.chain(resting).map(|lease| (lease.lane, lease.epoch));
         let ask = LeaseAsk {
             relay: self.relay.clone(),
             ttl: self.task.relay.lease,
