@@ -84,7 +84,7 @@ where
 {
     type Permit = ();
 
-    async fn admit(&self, _: bool) {}
+    async fn admit(&self) {}
 
     fn again(&self) -> Option<()> {
         Some(())

@@ -44,6 +44,10 @@ pub enum Call {
     Durable,
     /// [`Bus::writer`].
     Writer,
+    /// [`Bus::reach`].
+    Reach,
+    /// [`Bus::subscribe`].
+    Subscribe,
     /// [`Bus::status`].
     Status,
     /// [`Connector::open`].
@@ -170,8 +174,12 @@ impl Bus for FaultyBus {
         Ok(Opened { writer: Box::new(writer), checkpoint })
     }
 
+    async fn reach(&self) -> Result<()> {
+        self.faults.around(Call::Reach, self.inner.reach()).await
+    }
+
     async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>> {
-        self.inner.subscribe(subscribe).await
+        self.faults.around(Call::Subscribe, self.inner.subscribe(subscribe)).await
     }
 
     async fn status(&self) -> Result<BusStatus> {

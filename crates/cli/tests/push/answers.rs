@@ -2,12 +2,15 @@
 
 use std::collections::HashSet;
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt as _;
+use headwater_core::ports::{ShelfFilter, Shelved};
 use headwater_runtime::Phase;
 
 use crate::common::PATIENCE;
@@ -57,5 +60,64 @@ async fn a_push_whose_only_event_is_parked_is_in_no_trouble() {
         assert!(Instant::now() < deadline, "it is not parked");
     }
     running.says(Phase::Streaming, None).await;
+    running.stop().await;
+}
+
+/// Others that fail are, all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_parked_says_nothing_of_others_that_fail() {
+    let world = World::new(|_, asked| match &*asked.events()[0].0 {
+        "later" => (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "3600")]).into_response(),
+        _ => StatusCode::UNPROCESSABLE_ENTITY.into_response(),
+    })
+    .await;
+    world.publish(&[("later", "")]).await;
+    let running = world.run("").await;
+    running.says(Phase::Retrying, Some("503")).await;
+    world.publish(&[("never", "")]).await;
+    // What is behind it comes to the shelf when it is there: by then it was said.
+    world.publish(&[("never", "")]).await;
+    let deadline = Instant::now() + PATIENCE;
+    while world.parked(&running).await.iter().all(|parked| parked.waiting == 0) {
+        assert!(Instant::now() < deadline, "it is not parked");
+    }
+    let report = running.report();
+    assert_eq!(report.phase, Phase::Retrying, "{report:?}");
+    assert!(report.error.as_ref().is_some_and(|error| error.contains("503")), "{report:?}");
+    running.stop().await;
+}
+
+/// What is tried again and parked then waits for room, and leaves what is set aside its turns to make some.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_shelf_drains_while_what_was_tried_again_waits_for_room() {
+    let mended = Arc::new(AtomicBool::new(false));
+    let is_mended = Arc::clone(&mended);
+    let tries = AtomicUsize::new(0);
+    let mut world = World::new(move |_, asked| match &*asked.events()[0].0 {
+        "first" if is_mended.load(Ordering::SeqCst) => StatusCode::NO_CONTENT.into_response(),
+        "second" if tries.fetch_add(1, Ordering::SeqCst) == 0 => {
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+        _ => StatusCode::UNPROCESSABLE_ENTITY.into_response(),
+    })
+    .await;
+    world.budget = 1;
+    world.publish(&[("first", "")]).await;
+    // One try again at a time.
+    let running = world.run("concurrency = 2").await;
+    let deadline = Instant::now() + PATIENCE;
+    while world.parked(&running).await.is_empty() {
+        assert!(Instant::now() < deadline, "the first is not parked");
+    }
+    world.publish(&[("second", "")]).await;
+    running.says(Phase::Retrying, Some("no more events")).await;
+    mended.store(true, Ordering::SeqCst);
+    assert_eq!(running.shelf.retry(&ShelfFilter::default()).await.unwrap(), 1);
+    let second = |parked: &[Shelved]| parked.iter().all(|one| one.key.as_deref() == Some(b"second"));
+    let mut parked = world.parked(&running).await;
+    while parked.is_empty() || !second(&parked) {
+        assert!(Instant::now() < deadline, "{parked:?}");
+        parked = world.parked(&running).await;
+    }
     running.stop().await;
 }

@@ -183,6 +183,39 @@ async fn what_was_set_aside_and_hangs_leaves_room_for_what_arrives() {
     running.stop().await;
 }
 
+/// Nor do they keep a key from being tried again that has failed once, where there is one request for both.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_set_aside_and_hangs_leaves_room_for_tries_again() {
+    let is = |asked: &Asked, what: &str| asked.events()[0].0.starts_with(what);
+    let failed = AtomicBool::new(false);
+    let world = World::new(move |_, asked| match () {
+        () if is(asked, "hang") => StatusCode::UNPROCESSABLE_ENTITY.into_response(),
+        () if is(asked, "once") && !failed.swap(true, Ordering::SeqCst) => {
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+        () => StatusCode::NO_CONTENT.into_response(),
+    })
+    .await;
+    let keys: Vec<String> = (0..40).map(|n| format!("hang{n}")).collect();
+    world.publish(&keys.iter().map(|key| (key.as_str(), "")).collect::<Vec<_>>()).await;
+    let running = world.run("concurrency = 2\ntimeout = \"500ms\"\nretry_max = \"1s\"").await;
+    let deadline = Instant::now() + PATIENCE;
+    while world.parked(&running).await.len() < keys.len() {
+        assert!(Instant::now() < deadline, "they are not set aside");
+    }
+    world.hang(|asked| asked.events()[0].0.starts_with("hang"));
+    assert_eq!(running.shelf.retry(&ShelfFilter::default()).await.unwrap(), 40);
+    world.until("they are tried again", |_| world.hung() >= 2).await;
+    let before = world.hung();
+    world.publish(&[("once", "")]).await;
+    world
+        .until("it is tried again", |asked| asked.iter().filter(|asked| is(asked, "once")).count() == 2)
+        .await;
+    let meanwhile = world.hung() - before;
+    assert!(meanwhile <= 20, "{meanwhile} hung meanwhile");
+    running.stop().await;
+}
+
 /// A key that was let go and has much behind it is not the only one that goes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_queue_that_goes_keeps_no_other_key_from_going() {

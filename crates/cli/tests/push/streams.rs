@@ -27,6 +27,8 @@ enum Blip {
     None,
     Away,
     Hangs,
+    /// There is no partition left for who asks.
+    Silent,
 }
 
 #[async_trait]
@@ -49,6 +51,7 @@ impl Bus for Blips {
             Blip::None => self.bus.subscribe(subscribe).await,
             Blip::Away => Err(Error::new(Kind::Unavailable, "the brokers are away")),
             Blip::Hangs => std::future::pending().await,
+            Blip::Silent => Ok(Box::new(Refusing(tokio::time::Instant::now() + PATIENCE * 2))),
         }
     }
 
@@ -92,6 +95,22 @@ async fn status_says_that_the_brokers_are_away() {
     let running = world.run("").await;
     running.says(Phase::Retrying, Some("the brokers are away")).await;
     away.store(false, Ordering::SeqCst);
+    running.says(Phase::Streaming, None).await;
+    running.stop().await;
+}
+
+/// The same of a member of the group that is given no partition.
+#[tokio::test(flavor = "multi_thread")]
+async fn status_says_no_longer_that_the_brokers_were_away_where_others_have_every_partition() {
+    // It is asked for first.
+    let blip = |nth| match nth {
+        1 => Blip::None,
+        2 => Blip::Away,
+        _ => Blip::Silent,
+    };
+    let (world, _) = behind_blips(blip).await;
+    let running = world.run("").await;
+    running.says(Phase::Retrying, Some("the brokers are away")).await;
     running.says(Phase::Streaming, None).await;
     running.stop().await;
 }

@@ -14,8 +14,8 @@ use headwater_connect::embedded::{EmbeddedBus, EmbeddedConfig};
 use headwater_connect::sqlite::inbox::DeferredInbox;
 use headwater_core::ports::{Bus, Shelf, ShelfFilter, Shelved};
 use headwater_core::{Event, EventId, Position, Retention, StreamSpec};
-use headwater_runtime::Phase;
 use headwater_runtime::consume::Watch;
+use headwater_runtime::{Phase, PushReport};
 use headwater_server::push::Push;
 use headwater_testkit::suites::bus::tools;
 use serde_json::{Value, json};
@@ -71,6 +71,8 @@ struct Endpoint {
 pub struct World {
     pub dir: TempDir,
     pub bus: Arc<dyn Bus>,
+    /// How many bytes of events a push may set aside.
+    pub budget: u64,
     endpoint: Arc<Endpoint>,
     url: String,
     published: AtomicU64,
@@ -106,7 +108,7 @@ impl World {
             });
         let routes = routes.into_make_service_with_connect_info::<SocketAddr>();
         tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
-        let world = Self { dir, bus, endpoint, url, published: AtomicU64::new(0) };
+        let world = Self { dir, bus, budget: u64::MAX, endpoint, url, published: AtomicU64::new(0) };
         world.stream(STREAM).await;
         world
     }
@@ -172,7 +174,7 @@ impl World {
     pub async fn run_with(&self, streams: &[&str], settings: &str) -> Running {
         let config = format!("streams = {streams:?}\nurl = \"{}\"\n{settings}", self.url);
         let config = toml::from_str(&config).unwrap();
-        let inbox = DeferredInbox::open(&self.dir.path().join("push.db")).await.unwrap();
+        let inbox = DeferredInbox::open(&self.dir.path().join("push.db")).await.unwrap().budget(self.budget);
         let shelf: Arc<dyn Shelf> = Arc::new(inbox.clone());
         let push = Push::new(PUSH, config, Arc::clone(&self.bus), inbox, Arc::clone(&shelf)).unwrap();
         let (watch, stop) = (push.watch(), CancellationToken::new());
@@ -209,11 +211,16 @@ pub struct Running {
 }
 
 impl Running {
+    /// What status says of it.
+    pub fn report(&self) -> PushReport {
+        self.watch.report(PUSH)
+    }
+
     /// Waits until status says so of it, and why.
     pub async fn says(&self, phase: Phase, why: Option<&str>) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let report = self.watch.report(PUSH);
+            let report = self.report();
             let as_meant = match why {
                 Some(why) => report.error.as_ref().is_some_and(|error| error.contains(why)),
                 None => report.error.is_none(),

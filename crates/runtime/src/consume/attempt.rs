@@ -63,7 +63,7 @@ where
             }
         }
         let alone = if let [one] = items { Some(one.received.id()) } else { None };
-        match self.handled(&mut transaction, &fresh, false).await {
+        match self.handled(&mut transaction, &fresh).await {
             Some(Ok(())) => {}
             Some(Err(failure)) => {
                 let rolled_back = self.inbox.rollback(transaction).await;
@@ -110,13 +110,12 @@ where
         }
     }
 
-    /// Handles events, which were set `aside` before or were not; a handler that panics, or takes too long, has
-    /// failed. `None` where it is over before it has begun.
+    /// Handles events; a handler that panics, or takes too long, has failed. `None` where it is over before it has
+    /// begun.
     pub(super) async fn handled(
         &self,
         transaction: &mut I::Transaction,
         events: &[&Received],
-        aside: bool,
     ) -> Option<Result<(), Failure>> {
         if events.is_empty() {
             return Some(Ok(()));
@@ -124,7 +123,7 @@ where
         let _permit = tokio::select! {
             biased;
             () = self.halt.cancelled() => return None,
-            permit = self.handle.admit(aside) => permit,
+            permit = self.handle.admit() => permit,
         };
         let handled = AssertUnwindSafe(self.handle.handle(transaction, events)).catch_unwind();
         let handled = match self.settings.handler_timeout {

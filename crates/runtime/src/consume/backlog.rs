@@ -1,12 +1,14 @@
 //! What was set aside and may go on: in order, and before anything newer of its key.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt;
 use headwater_core::Result;
 use headwater_core::ports::{Backlog, Due, Fate, Settlement, Trouble};
+use tokio::time::Instant;
 
+use super::again::Again;
 use super::{Failure, Handle, Received, Shared, Then};
 use crate::metrics;
 
@@ -72,9 +74,14 @@ where
     /// Handles the events of a key one after the other, until one fails, none is left, or it is time to look again;
     /// whether any is no longer due.
     async fn let_go(&self, due: Due, until: Instant) -> bool {
-        let mut went = false;
+        let (mut went, mut again) = (false, Again::new(&self.settings));
         loop {
-            match self.let_one_go(&due).await {
+            let Some(trying) = again.turn(self).await else { return went };
+            let step = self.let_one_go(&due).await;
+            again.end(trying, self);
+            // Whoever lets the next key go knows nothing of this pause.
+            self.wait(again.left()).await;
+            match step {
                 Ok(Step::Gone) if Instant::now() >= until => return true,
                 Ok(Step::Gone) => went = true,
                 // Others of which it is not known yet may be due: it is not these that are asked for next.
@@ -95,7 +102,7 @@ where
         let Some((mut transaction, held)) = head else { return Ok(Step::Nothing) };
         let attempts = held.attempts.saturating_add(1);
         let received = Received { record: held.record, attempt: attempts };
-        let Some(handled) = self.handled(&mut transaction, &[&received], true).await else {
+        let Some(handled) = self.handled(&mut transaction, &[&received]).await else {
             return self.inbox.rollback(transaction).await.map(|()| Step::Nothing);
         };
         match handled {
@@ -127,14 +134,16 @@ where
         let (event, attempts, error) = (&received.record.event, received.attempt, &failure.error);
         let (stream, id) = (&event.stream, event.id);
         tracing::warn!(consumer = %self.name, %stream, %id, attempts, error, "still fails");
-        self.watch.failed(error);
         metrics::retried(&self.name);
-        let (transaction, _) = self.inbox.begin(&self.name, &[]).await?;
         let fate = self.fate(failure, attempts);
+        if let Fate::Retry(trouble, _) = &fate {
+            self.watch.failed(&trouble.error);
+        }
         let parks = matches!(fate, Fate::Parked(_));
+        let (transaction, _) = self.inbox.begin(&self.name, &[]).await?;
         self.settle(transaction, sequence, fate).await?;
         if parks {
-            self.watch.parked();
+            self.parked(0);
         }
         Ok(())
     }

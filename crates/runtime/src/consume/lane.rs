@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use headwater_core::ports::{Inbox, Trouble};
@@ -10,6 +9,7 @@ use headwater_core::{Error, Kind};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::again::{Again, LONGEST_PAUSE};
 use super::attempt::Ended;
 use super::hold::Hold;
 use super::pace::Pace;
@@ -20,9 +20,6 @@ use crate::pipeline::Backoff;
 
 /// How many events that wait behind one that is set aside are set aside at once.
 const ASIDE: usize = 100;
-
-/// The longest that a lane waits before it asks again whether it may try again, or whether others were handled.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// One worker.
 pub(super) struct Lane<I, H> {
@@ -36,9 +33,7 @@ pub(super) struct Lane<I, H> {
     hold: Hold,
     pace: Pace,
     backoff: Backoff,
-    /// Until when nothing that failed is tried again, as there was no permit for it.
-    paused: Instant,
-    pause: Backoff,
+    again: Again,
 }
 
 impl<I, H> Lane<I, H>
@@ -51,8 +46,8 @@ where
         let (batch, one_call) = (shared.settings.batch, shared.settings.one_call);
         let pace = if one_call { Pace::even(batch) } else { Pace::new(batch) };
         let (ready, waiting, hold) = (VecDeque::new(), HashMap::new(), Hold::default());
-        let pause = Backoff::new(shared.settings.retry_max.min(LONGEST_PAUSE));
-        Self { shared, arriving, ready, waiting, hold, pace, backoff, paused: Instant::now(), pause }
+        let again = Again::new(&shared.settings);
+        Self { shared, arriving, ready, waiting, hold, pace, backoff, again }
     }
 
     /// Works until it is over, or nothing can arrive any more. What is begun is finished.
@@ -67,7 +62,7 @@ where
             if let Some((until, order)) = &due
                 && *until <= Instant::now()
             {
-                self.again(order).await;
+                self.try_again(order).await;
             }
             self.fill();
             if !self.ready.is_empty() {
@@ -107,7 +102,7 @@ where
     /// The key that may be tried again next.
     fn due(&self) -> Option<(Instant, Order)> {
         let first = self.waiting.iter().min_by_key(|(_, waiting)| waiting.until);
-        first.map(|(order, waiting)| (waiting.until.max(self.paused), order.clone()))
+        first.map(|(order, waiting)| (waiting.until.max(self.again.from()), order.clone()))
     }
 
     /// Takes what has arrived, as much as a transaction may hold.
@@ -166,47 +161,31 @@ where
         items
     }
 
-    /// What is needed to try again, if there is any now; if not, it is asked for after a pause.
-    fn permit(&mut self) -> Option<H::Permit> {
-        let permit = self.shared.handle.again();
-        match permit {
-            Some(_) => self.pause.reset(),
-            None => {
-                self.shared.refused.store(true, Ordering::Relaxed);
-                self.paused = Instant::now() + self.pause.next();
-            }
-        }
-        permit
-    }
-
-    /// Where other lanes wait for a try again, they come before the next one of this.
-    fn let_others(&mut self) {
-        if self.shared.refused.swap(false, Ordering::Relaxed) {
-            self.paused = Instant::now() + self.pause.next();
-        }
-    }
-
     /// Tries what is ready, in one transaction.
     async fn work(&mut self) {
-        let mut _permit = None;
+        let mut trying = None;
         if self.hold.attempts() > 0 {
-            _permit = self.permit();
-            if _permit.is_none() {
-                self.shared.wait(self.paused.saturating_duration_since(Instant::now())).await;
-                return;
+            trying = self.again.begin(&self.shared);
+            if trying.is_none() {
+                return self.hold_on(self.again.from()).await;
             }
         }
         let items = self.take();
-        if !items.is_empty() {
-            self.try_together(items).await;
+        if items.is_empty() {
+            return;
         }
-    }
-
-    /// Tries events in one transaction.
-    async fn try_together(&mut self, items: Vec<Item>) {
         let began = Instant::now();
         let ended = self.shared.attempt(&items, None).await;
         self.pace.took(items.len(), began.elapsed());
+        // Not while anything is set aside, which may wait for room that others make with it.
+        if let Some(trying) = trying {
+            self.again.end(trying, &self.shared);
+        }
+        self.tried_together(items, ended).await;
+    }
+
+    /// Events were tried in one transaction.
+    async fn tried_together(&mut self, items: Vec<Item>, ended: Ended) {
         match ended {
             Ended::Done => {
                 self.backoff.reset();
@@ -322,8 +301,8 @@ where
     }
 
     /// Tries the first event of a key that waited.
-    async fn again(&mut self, order: &Order) {
-        let Some(permit) = self.permit() else { return };
+    async fn try_again(&mut self, order: &Order) {
+        let Some(trying) = self.again.begin(&self.shared) else { return };
         let Some(mut waiting) = self.waiting.remove(order) else { return };
         waiting.clear();
         let attempt = waiting.trouble.attempts.saturating_add(1);
@@ -331,8 +310,7 @@ where
         item.received.attempt = attempt;
         let ended = self.shared.attempt(std::slice::from_ref(item), None).await;
         // Not while it is set aside, which may wait for room that others make with it.
-        drop(permit);
-        self.let_others();
+        self.again.end(trying, &self.shared);
         match ended {
             Ended::Done => {
                 self.backoff.reset();
@@ -355,7 +333,6 @@ where
     async fn failed(&mut self, mut waiting: Waiting, failure: Failure) {
         let attempts = waiting.trouble.attempts.saturating_add(1);
         let Some(first) = waiting.first() else { return };
-        self.shared.watch.failed(&failure.error);
         let settings = &self.shared.settings;
         let event = &first.received.record.event;
         let (stream, id, error) = (&event.stream, event.id, &failure.error);
@@ -367,6 +344,7 @@ where
                 return self.set_aside(waiting, None).await;
             }
         };
+        self.shared.watch.failed(error);
         tracing::warn!(consumer = %self.shared.name, %stream, %id, attempts, error, "trying again");
         metrics::retried(&self.shared.name);
         let wait = settings.wait(attempts).max(after.unwrap_or_default());
@@ -413,7 +391,7 @@ where
             match self.shared.attempt(items, Some((trouble, again))).await {
                 Ended::Done => {
                     if again.is_none() {
-                        self.shared.watch.parked();
+                        self.shared.parked(1);
                     }
                     return Ok(());
                 }

@@ -3,15 +3,16 @@
 //!
 //! - `reader`: from the subscription to the workers, and cursors back to the bus; `seat`: how far a partition
 //!   has come; `room`: how much may be on its way.
-//! - `lane`: one worker and its keys; `waiting`: one of them that waits; `hold`: what failed together;
-//!   `attempt`: one transaction; `answer`: the database has to answer in time; `pace`: of how many events; `suspects`: which of them may break their
-//!   connections; `watch`: how it is doing.
+//! - `lane`: one worker and its keys; `waiting`: one of them that waits; `hold`: what failed together; `again`: who
+//!   tries again; `attempt`: one transaction; `answer`: the database has to answer in time; `pace`: of how many events;
+//!   `suspects`: which of them may break their connections; `watch`: how it is doing.
 //! - `backlog`: what was set aside and may go on; `upkeep`: old inbox rows go.
 //!
 //! Everything that must hold when two members have one partition for a moment, or when one dies, is decided
 //! in the database: by inbox rows, which exist once, and by what is set aside, which is asked for in the
 //! transaction that takes an event. What is in memory here only says what to try next.
 
+mod again;
 mod answer;
 mod attempt;
 mod backlog;
@@ -54,12 +55,11 @@ pub trait Handle<T>: Send + Sync + 'static {
     /// What is held while events are handled.
     type Permit: Send;
 
-    /// Waits until events may be handled, which were set `aside` before or were not. At a stop that is given up: they
-    /// come again, and it was no try of theirs.
-    fn admit(&self, aside: bool) -> impl Future<Output = Self::Permit> + Send;
+    /// Waits until events may be handled. At a stop that is given up: they come again, and it was no try of theirs.
+    fn admit(&self) -> impl Future<Output = Self::Permit> + Send;
 
-    /// What else is held while events are handled that failed before. If there is none, they are to wait, and others
-    /// come first.
+    /// What else is held while events are handled that failed before, or were set aside. If there is none now, they are
+    /// to wait, and others come first.
     fn again(&self) -> Option<Self::Permit>;
 
     /// Makes the effect of some events, in this order, and leaves the transaction open. After an error all of it
@@ -157,7 +157,7 @@ struct Shared<I, H> {
     watch: Arc<Watch>,
     /// The keys that wait to be tried again.
     troubled: waiting::Troubled,
-    /// A lane had to wait for its try again.
+    /// Someone had to wait for a try again.
     refused: AtomicBool,
     /// Until when what is begun may finish, once it is over.
     over: OnceLock<Instant>,
@@ -174,6 +174,13 @@ impl<I, H> Shared<I, H> {
         }
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         self.halt.cancel();
+    }
+
+    /// An event was parked, of a key that is one of `own` in trouble: where it was the only one, nothing fails any more.
+    fn parked(&self, own: usize) {
+        if Arc::strong_count(&self.troubled) <= 1 + own {
+            self.watch.parked();
+        }
     }
 
     /// Waits until one more transaction with events may be open; `None` where it is over.

@@ -11,6 +11,7 @@ use headwater_core::ports::{Backlog, Bus, Cursor, Delivery, SeekTo, Start, Subsc
 use headwater_core::{Error, Kind, Micros, Record, Result};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::lane::Lane;
 use super::room::Room;
@@ -18,6 +19,9 @@ use super::seat::Seat;
 use super::{Handle, Item, Received, Shared, order_key};
 use crate::clock;
 use crate::pipeline::Backoff;
+
+/// A subscription that has lived for so many looks without an error reads, even where no partition of it is given to it.
+const CALM: u32 = 5;
 
 /// The last cursors have at least so long to be written.
 const MOMENT: Duration = Duration::from_secs(1);
@@ -94,7 +98,8 @@ where
             () = halt.cancelled() => return Ok(()),
             subscription = bus.subscribe(subscribe) => subscription?,
         };
-        let mut tick = tokio::time::interval(self.shared.settings.interval);
+        let (began, interval) = (Instant::now(), self.shared.settings.interval);
+        let mut tick = tokio::time::interval(interval);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let room = Arc::clone(&self.room);
         let ended = loop {
@@ -114,7 +119,12 @@ where
             let shared = Arc::clone(self.shared);
             let step = async {
                 match delivery {
-                    None => self.commit(&mut *subscription).await,
+                    None => {
+                        if began.elapsed() > interval.saturating_mul(CALM) {
+                            shared.watch.reads();
+                        }
+                        self.commit(&mut *subscription).await
+                    }
                     Some(delivery) => {
                         backoff.reset();
                         self.deliver(&mut *subscription, delivery).await

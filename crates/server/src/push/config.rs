@@ -318,7 +318,7 @@ impl PushConfig {
         (self.concurrency / 2).max(1)
     }
 
-    /// How many of these may be of what was set aside. It comes before tries again, and must leave room for them.
+    /// How many of these may be of what was set aside: it leaves room for the others where there is any.
     pub(super) fn aside(&self) -> usize {
         (self.again() / 2).max(1)
     }

@@ -237,8 +237,8 @@ struct Deliver(Arc<Requests>);
 impl<T: Send> Handle<T> for Deliver {
     type Permit = Permit;
 
-    async fn admit(&self, aside: bool) -> Permit {
-        self.0.admit(aside).await
+    async fn admit(&self) -> Permit {
+        self.0.admit().await
     }
 
     fn again(&self) -> Option<Permit> {

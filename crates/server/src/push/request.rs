@@ -49,8 +49,7 @@ pub(super) struct Requests {
 
 /// A request may be on its way. (No semaphore is ever closed.)
 pub(super) struct Permit {
-    _again: Option<OwnedSemaphorePermit>,
-    _room: Option<OwnedSemaphorePermit>,
+    _of: Option<OwnedSemaphorePermit>,
 }
 
 impl Requests {
@@ -81,16 +80,14 @@ impl Requests {
     }
 
     /// Waits until one more request may be on its way.
-    pub(super) async fn admit(&self, aside: bool) -> Permit {
-        let permit = async |of: &Arc<Semaphore>| Arc::clone(of).acquire_owned().await.ok();
-        let _again = if aside { permit(&self.again).await } else { None };
-        Permit { _again, _room: permit(&self.room).await }
+    pub(super) async fn admit(&self) -> Permit {
+        Permit { _of: Arc::clone(&self.room).acquire_owned().await.ok() }
     }
 
     /// What a try again needs beside, if there is any now.
     pub(super) fn again(&self) -> Option<Permit> {
         let again = Arc::clone(&self.again).try_acquire_owned().ok()?;
-        Some(Permit { _again: Some(again), _room: None })
+        Some(Permit { _of: Some(again) })
     }
 
     /// Delivers events of one partition in one request, for which there is a permit.

@@ -1,0 +1,87 @@
+//! Trying again: what is needed for it is little, and goes around.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use headwater_core::ports::Inbox;
+use tokio::time::Instant;
+
+use super::{ConsumeSettings, Handle, Shared};
+use crate::pipeline::Backoff;
+
+/// The longest that is waited before it is asked again whether something may be tried again, or whether others were
+/// handled.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Who tries again, now and then, what failed before. Nobody waits for a permit in a queue, as it would lie idle for
+/// one who is busy when it comes: it is asked for, and asked again after a pause.
+pub(super) struct Again {
+    /// Until when nothing is tried again, as there was no permit for it, or as others come first.
+    paused: Instant,
+    pause: Backoff,
+    longest: Duration,
+}
+
+/// That something is tried again, and since when.
+pub(super) struct Trying<P> {
+    _permit: P,
+    since: Instant,
+}
+
+impl Again {
+    pub(super) fn new(settings: &ConsumeSettings) -> Self {
+        let longest = settings.retry_max.min(LONGEST_PAUSE);
+        Self { paused: Instant::now(), pause: Backoff::new(longest), longest }
+    }
+
+    /// From when on it may be tried again.
+    pub(super) fn from(&self) -> Instant {
+        self.paused
+    }
+
+    /// How long that is from now.
+    pub(super) fn left(&self) -> Duration {
+        self.paused.saturating_duration_since(Instant::now())
+    }
+
+    /// Waits for what is needed to try again; `None` where it is over.
+    pub(super) async fn turn<I, H>(&mut self, shared: &Shared<I, H>) -> Option<Trying<H::Permit>>
+    where
+        I: Inbox,
+        H: Handle<I::Transaction>,
+    {
+        while shared.wait(self.left()).await {
+            let begun = self.begin(shared);
+            if begun.is_some() {
+                return begun;
+            }
+        }
+        None
+    }
+
+    /// What is needed to try again, if there is any now; if not, it is asked for after a pause.
+    pub(super) fn begin<I, H>(&mut self, shared: &Shared<I, H>) -> Option<Trying<H::Permit>>
+    where
+        I: Inbox,
+        H: Handle<I::Transaction>,
+    {
+        if self.paused > Instant::now() {
+            return None;
+        }
+        if let Some(permit) = shared.handle.again() {
+            self.pause.reset();
+            return Some(Trying { _permit: permit, since: Instant::now() });
+        }
+        shared.refused.store(true, Ordering::Relaxed);
+        self.paused = Instant::now() + self.pause.next();
+        None
+    }
+
+    /// It was tried. Where others wait for a try of theirs they come first: for as long as this one took, so that those
+    /// who ask now and then find what they ask for.
+    pub(super) fn end<I, H, P>(&mut self, trying: Trying<P>, shared: &Shared<I, H>) {
+        if shared.refused.swap(false, Ordering::Relaxed) {
+            self.paused = Instant::now() + trying.since.elapsed().min(self.longest);
+        }
+    }
+}
