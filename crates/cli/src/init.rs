@@ -112,7 +112,7 @@ async fn on_postgres(args: &InitArgs) -> Result<Done> {
     }
     let url = postgres::url::ConnectOptions::parse(&args.url)?;
     if args.print {
-        let outbox = if args.no_outbox { String::new() } else { postgres::outbox::script(&args.outbox) };
+        let outbox = if args.no_outbox { String::new() } else { postgres::outbox::script(&args.outbox)? };
         let inbox = if args.inbox { postgres::inbox::script(SCHEMA) } else { String::new() };
         return Ok(Done::Sql(outbox + &inbox));
     }
@@ -143,7 +143,7 @@ async fn on_mysql(args: &InitArgs) -> Result<Done> {
     }
     let url = mysql::url::ConnectOptions::parse(&args.url)?;
     if args.print {
-        let outbox = if args.no_outbox { String::new() } else { mysql::outbox::script(&args.outbox) };
+        let outbox = if args.no_outbox { String::new() } else { mysql::outbox::script(&args.outbox)? };
         return Ok(Done::Sql(outbox + if args.inbox { mysql::inbox::SCRIPT } else { "" }));
     }
     let (mut lines, mut mend) = (Vec::new(), Vec::new());

@@ -188,7 +188,13 @@ async fn the_command_line_makes_all_of_it_and_takes_it_away() {
     let mends: Vec<&str> = mends.lines().filter(|line| line.ends_with(';')).collect();
     server.client(&database, &mends.join("\n")).unwrap();
     assert_eq!(headwater(&["init", url]), nothing);
+    server.client(&database, "ALTER TABLE outbox DROP KEY work").unwrap();
+    let (code, said) = headwater(&["outbox", "drop", url]);
+    assert!(code == Some(3) && said.contains("ADD KEY `work` (`queue`, `place`, `seq`)"), "{code:?} {said}");
+    server.client(&database, "ALTER TABLE outbox ADD KEY `work` (`queue`, `place`, `seq`)").unwrap();
     assert_eq!(headwater(&["parked", "--inbox", url]), (Some(0), "nothing is parked\n".to_owned()));
+    let (code, said) = headwater(&["init", url, "--outbox", &"o".repeat(49), "--print"]);
+    assert!(code == Some(2) && said.contains("at most 48 bytes"), "{said}");
     let (code, said) = headwater(&["init", url, "--tables", "a"]);
     assert!(code == Some(2) && said.contains("not captured yet"), "{said}");
     let call = "CALL headwater_publish('orders', 'Placed', 'k', '{}', NULL, NULL, NULL)";

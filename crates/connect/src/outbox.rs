@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use headwater_core::ports::{LANES, Lane, NewEvent, Settled, Shelved, ShelvedEvent};
 use headwater_core::{
-    CellKind, Column, ColumnType, Error, Event, EventId, Identity, Kind, Micros, Position, Record, Row,
-    RowBuilder, Table,
+    CellKind, Column, ColumnType, Error, Event, EventId, Identity, Kind, Micros, Position, Record, Result,
+    Row, RowBuilder, Table,
 };
 
 use crate::sqlx_errors::shelf_state;
@@ -25,6 +25,21 @@ impl Default for Keep {
     fn default() -> Self {
         Self { lease: Duration::from_secs(10), retention: Duration::from_hours(7 * 24) }
     }
+}
+
+/// The longest name of an outbox, in bytes. PostgreSQL cuts a name at 63 and MySQL refuses one above 64, and tables and
+/// indexes that belong to it are called by its name and a word.
+const LONGEST_NAME: usize = 48;
+
+/// An error of kind `Config` where an outbox cannot have this name, before which its schema may stand.
+pub(crate) fn check_name(table: &str) -> Result<()> {
+    let name = table.split_once('.').map_or(table, |(_, name)| name);
+    if name.len() <= LONGEST_NAME {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Config, format!("the name of the outbox {table} is too long")).hint(format!(
+        "choose one of at most {LONGEST_NAME} bytes: what belongs to the outbox is called by it"
+    )))
 }
 
 /// Why an outbox is not taken away: so many of its events are not published; `None`: some, that came while it was to go.

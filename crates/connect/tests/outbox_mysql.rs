@@ -207,7 +207,7 @@ fn settled(row: &ClaimedRow, outcome: Outcome) -> Settled {
 async fn plain_sql_does_all_of_it() {
     let server = server().await;
     let database = server.create_database().await.unwrap();
-    server.client(&database, &script("outbox")).unwrap();
+    server.client(&database, &script("outbox").unwrap()).unwrap();
     let url = ConnectOptions::parse(database.url()).unwrap();
     let store = MySqlOutboxStore::new(&url, &format!("{}.outbox", database.name()));
     let sql = "INSERT INTO outbox (stream, type, `key`, payload) VALUES ('orders', 'Placed', 'ü ', '{\"a\": 1.50}');\n\
@@ -245,7 +245,7 @@ async fn plain_sql_does_all_of_it() {
     assert!(!remove(&url, "outbox", true).await.unwrap());
     let error = store.claim(&claims(false), LIMIT).await.unwrap_err();
     assert!(error.hint_text().unwrap().contains("headwater init"), "{error}");
-    server.client(&database, &script("outbox")).unwrap();
+    server.client(&database, &script("outbox").unwrap()).unwrap();
     let second = install(&url, "other").await.unwrap_err();
     assert_eq!(second.kind(), Kind::Refused);
     assert!(second.to_string().contains("another outbox"), "{second}");

@@ -26,5 +26,5 @@ async fn a_relay_that_pauses_is_woken() {
     }
     // What was said while it did not pause is not forgotten.
     waker.wake();
-    store.wait(Duration::from_secs(3600)).await;
+    assert!(store.wait(Duration::from_secs(3600)).await);
 }

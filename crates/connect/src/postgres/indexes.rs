@@ -61,15 +61,6 @@ impl Rows {
     }
 }
 
-/// As many bytes as the server keeps of a name.
-const NAME: usize = 63;
-
-/// A name as the server has it, with `suffix`; of a long one only so much is left that this fits.
-pub(super) fn name_with(name: &str, suffix: &str) -> String {
-    let end = name.floor_char_boundary(NAME.saturating_sub(suffix.len()));
-    format!("{}{suffix}", &name[..end])
-}
-
 impl Index {
     /// Makes it under a name; `how` stands before that.
     pub fn sql(&self, how: &str, name: &str) -> String {
@@ -133,7 +124,7 @@ impl Index {
 
     /// How the new one is called until the old one is gone.
     fn aside(&self) -> String {
-        name_with(&self.name, "_new")
+        format!("{}_new", self.name)
     }
 }
 

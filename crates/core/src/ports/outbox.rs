@@ -64,8 +64,8 @@ pub trait OutboxStore: Send + Sync {
     /// Says what is missing for a relay to work, and how to mend it, changing nothing.
     async fn check(&self) -> Result<Vec<Finding>>;
 
-    /// Returns when there may be new rows, or after `at_most`. Only a hint: it may miss any of them.
-    async fn wait(&self, at_most: Duration);
+    /// Returns `true` when there may be new rows, or `false` after `at_most`. Only a hint: it may miss any of them.
+    async fn wait(&self, at_most: Duration) -> bool;
 
     /// Deletes published and dropped rows that are older than `retention`, in small batches. Returns how
     /// many; more may be left when it is not 0.

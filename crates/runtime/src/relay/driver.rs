@@ -78,6 +78,8 @@ pub struct Driver {
     /// How long a look may take now.
     look_patience: Duration,
     leasing: Asking<Result<Vec<Lease>>>,
+    /// It was said with that that this relay leaves, and as one that leaves it is answered.
+    left: bool,
     /// What is given back with that, with the epochs.
     releasing: Vec<(Lane, u64)>,
     cleaning: Asking<Result<u64>>,
@@ -85,6 +87,8 @@ pub struct Driver {
     pace: Pace,
     look_at: Instant,
     looked: Instant,
+    /// There may be rows that came after the last look began.
+    news: bool,
     /// The last look found that there is more.
     hungry: bool,
     turn: usize,
@@ -125,12 +129,14 @@ impl Driver {
             claimed_at: 0,
             look_patience,
             leasing: None,
+            left: false,
             releasing: Vec::new(),
             cleaning: None,
             reaching,
             pace,
             look_at: now,
             looked: now,
+            news: false,
             hungry: false,
             turn: 0,
             renew_at: now,
@@ -168,11 +174,7 @@ impl Driver {
                 cleaned = ready(&mut self.cleaning) => self.cleaned(cleaned),
                 reached = ready(&mut self.reaching.asking) => self.reached(reached),
                 () = stop.cancelled(), if self.stopping.is_none() => {}
-                () = self.task.store.wait(sleep) => {
-                    if Instant::now() < now + sleep {
-                        self.look_at = Instant::now();
-                    }
-                }
+                news = self.task.store.wait(sleep) => self.told(news),
             }
         }
     }
@@ -274,7 +276,7 @@ impl Driver {
         claims.rotate_left(turn);
         let limit = ClaimLimit { rows: self.task.relay.batch, bytes };
         let (store, patience) = (Arc::clone(&self.task.store), self.look_patience);
-        (self.looked, self.claimed_at) = (now, self.runs);
+        (self.looked, self.claimed_at, self.news) = (now, self.runs, false);
         self.claiming = Some(Box::pin(async move {
             let claimed = in_time(patience, store.claim(&claims, limit)).await;
             (claims, claimed)
@@ -284,6 +286,13 @@ impl Driver {
 
 /// What is done with answers.
 impl Driver {
+    /// The store has waited.
+    fn told(&mut self, news: bool) {
+        if news {
+            (self.news, self.look_at) = (true, Instant::now());
+        }
+    }
+
     fn heard(&mut self, report: Report) {
         let held = self.lanes.get_mut(&report.lane).filter(|held| held.run == report.run);
         match report.what {
@@ -399,7 +408,7 @@ impl Driver {
             Some(more) => self.pace.found(more, took),
             None => self.pace.found_nothing(),
         }
-        self.look_at = now + self.pace.pause();
+        self.look_at = if self.news { now } else { now + self.pace.pause() };
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, Row as _};
 use super::{KEY, NAME, Names, Queue, SLOTS, place_of_key, place_of_time};
 use crate::mysql::errors::failed;
 use crate::mysql::url::ConnectOptions;
-use crate::outbox::{DROP_PATIENCE, held, unpublished};
+use crate::outbox::{DROP_PATIENCE, check_name, held, unpublished};
 
 /// The procedure's name.
 pub(super) const PUBLISH: &str = "headwater_publish";
@@ -19,11 +19,12 @@ const UUID7: &str = "LOWER(CONCAT(\
      LEFT(SHA2(UUID(), 256), 12)))";
 
 /// The SQL that makes the outbox `table` (`schema.name`, or a name in the connection's database) and what
-/// belongs to it, for the programs `mysql` and `mariadb`.
-pub fn script(table: &str) -> String {
+/// belongs to it, for the programs `mysql` and `mariadb`. A name that is too long is an error of kind `Config`.
+pub fn script(table: &str) -> Result<String> {
+    check_name(table)?;
     let names = Names::new(table);
     let tables: String = tables(&names).iter().map(|statement| format!("{statement};\n\n")).collect();
-    format!("{tables}{STRICT};\nDELIMITER //\n{}//\nDELIMITER ;\n", procedure(&names))
+    Ok(format!("{tables}{STRICT};\nDELIMITER //\n{}//\nDELIMITER ;\n", procedure(&names)))
 }
 
 /// The SQL that takes the outbox and all that belongs to it away.
@@ -184,6 +185,7 @@ fn removal(names: &Names) -> Vec<String> {
 
 /// Makes the outbox where it is missing; says whether it was. One that is there is left as it is.
 pub async fn install(url: &ConnectOptions, table: &str) -> Result<bool> {
+    check_name(table)?;
     let names = Names::new(table);
     let mut database = Database::connect(url, names).await?;
     if database.exists().await? {

@@ -130,8 +130,9 @@ impl OutboxStore for MySqlOutboxStore {
         checked.map_err(|error| failed(error, "looking at the outbox", &self.names.plain()))
     }
 
-    async fn wait(&self, at_most: Duration) {
+    async fn wait(&self, at_most: Duration) -> bool {
         tokio::time::sleep(at_most).await;
+        false
     }
 
     async fn clean(&self, retention: Duration) -> Result<u64> {

@@ -4,7 +4,7 @@ use headwater_core::ports::LANES;
 use headwater_core::{Error, Kind, Result};
 
 use super::Names;
-use crate::outbox::{DROP_PATIENCE, any_left, held, unpublished};
+use crate::outbox::{DROP_PATIENCE, any_left, check_name, held, unpublished};
 use crate::postgres::client::{Connection, Mode, PgError, quote_literal};
 use crate::postgres::indexes::{Index, Rows};
 use crate::postgres::url::ConnectOptions;
@@ -14,11 +14,12 @@ use crate::postgres::url::ConnectOptions;
 pub(super) const LOCKS: i32 = 0x4857;
 
 /// The SQL that makes the outbox `table` (`schema.name`, or a name in `public`) and what belongs to it.
-pub fn script(table: &str) -> String {
+pub fn script(table: &str) -> Result<String> {
+    check_name(table)?;
     let names = Names::new(table);
     let indexes = indexes(&names).map(|index| format!("{};\n", index.sql("", &index.name))).concat();
     let small = "-- Small, whatever is published: each holds only the rows that are in its states.\n";
-    format!("{}{small}{indexes}{}", tables(&names), function(&names))
+    Ok(format!("{}{small}{indexes}{}", tables(&names), function(&names)))
 }
 
 fn tables(names: &Names) -> String {
@@ -129,7 +130,7 @@ pub async fn install(url: &ConnectOptions, table: &str) -> Result<bool> {
     }
     let doing = format!("making the outbox {}", names.outbox());
     // Several statements of one query are one transaction.
-    connection.query(&script(table)).await.map_err(|error| {
+    connection.query(&script(table)?).await.map_err(|error| {
         let hint = format!(
             "run the SQL of `headwater init URL --outbox {table} --print` as a user that may create tables in schema {}; \
              a function headwater_publish that is there belongs to another outbox of that schema: choose another schema",

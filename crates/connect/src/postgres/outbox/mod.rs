@@ -26,7 +26,6 @@ pub use wake::PostgresWaker;
 pub use writer::PostgresOutbox;
 
 use super::client::quote_ident;
-use super::indexes::name_with;
 use crate::sqlx_errors::wrapped;
 
 /// The names of an outbox's tables, quoted.
@@ -58,9 +57,9 @@ impl Names {
         self.of("_relay")
     }
 
-    /// The name of an index, unquoted, as the server has it.
+    /// The name of an index, unquoted.
     fn index(&self, part: &str) -> String {
-        name_with(&format!("{}_{part}", self.name), "")
+        format!("{}_{part}", self.name)
     }
 
     /// A function of the outbox's schema.

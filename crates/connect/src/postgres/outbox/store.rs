@@ -276,11 +276,11 @@ impl OutboxStore for PostgresOutboxStore {
         checked.map_err(|error| failed(error, "looking at the outbox", &self.names))
     }
 
-    async fn wait(&self, at_most: Duration) {
+    async fn wait(&self, at_most: Duration) -> bool {
         let heard = self.heard.get_or_init(|| Heard::start(self.pool.clone(), &self.names));
         tokio::select! {
-            () = heard.told() => {}
-            () = tokio::time::sleep(at_most) => {}
+            () = heard.told() => true,
+            () = tokio::time::sleep(at_most) => false,
         }
     }
 

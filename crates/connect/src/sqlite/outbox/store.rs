@@ -261,8 +261,8 @@ impl OutboxStore for SqliteOutboxStore {
         failed(check(&self.pools.reads, &self.names).await, "looking at the outbox", &self.names)
     }
 
-    async fn wait(&self, at_most: Duration) {
-        self.news.wait(at_most).await;
+    async fn wait(&self, at_most: Duration) -> bool {
+        self.news.wait(at_most).await
     }
 
     async fn clean(&self, retention: Duration) -> Result<u64> {

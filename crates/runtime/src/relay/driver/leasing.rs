@@ -39,6 +39,7 @@ impl Driver {
         }
         self.releasing.clone_from(&release);
         let (ttl, leaving) = (self.task.relay.lease, self.is_leaving());
+        self.left = leaving;
         let ask = LeaseAsk { relay: self.relay.clone(), ttl, release, renew, leaving };
         let store = Arc::clone(&self.task.store);
         self.share_at = now + LOOK;
@@ -65,7 +66,7 @@ impl Driver {
     pub(super) fn to_release(&self) -> Vec<(Lane, u64)> {
         let (working, resting) = self.idle();
         let resting = resting.filter(|lease| self.is_written(lease.lane));
-        let goes = |lease: &&Lease| lease.wanted || self.is_leaving();
+        let goes = |lease: &&Lease| lease.wanted && !self.left || self.is_leaving();
         working.chain(resting).filter(goes).map(|lease| (lease.lane, lease.epoch)).collect()
     }
 
@@ -101,7 +102,8 @@ impl Driver {
         self.resting.retain(|lane, (lease, ..)| same(lane, lease.epoch));
         self.doubtful.retain(|lane, epoch| same(lane, *epoch));
         for mut lease in leases {
-            lease.wanted |= self.doubtful.contains_key(&lease.lane);
+            // Of one that leaves everything is wanted, which says nothing once it stays.
+            lease.wanted = lease.wanted && !self.left || self.doubtful.contains_key(&lease.lane);
             match self.lanes.get_mut(&lease.lane) {
                 Some(held) => held.lease = lease,
                 None => {

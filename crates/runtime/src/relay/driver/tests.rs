@@ -28,8 +28,9 @@ impl OutboxStore for Silent {
         std::future::pending().await
     }
 
-    async fn wait(&self, at_most: Duration) {
+    async fn wait(&self, at_most: Duration) -> bool {
         tokio::time::sleep(at_most).await;
+        false
     }
 
     async fn clean(&self, _: Duration) -> Result<u64> {
@@ -123,6 +124,39 @@ fn at_work() -> (Driver, Lease) {
     let held = driver.start_lane(lease);
     driver.lanes.insert(0, Held { stage: Stage::Working, ..held });
     (driver, lease)
+}
+
+/// Whoever leaves is told that others want all of it.
+#[tokio::test]
+async fn what_was_said_to_one_that_left_says_nothing_once_it_stays() {
+    let (mut driver, lease) = at_work();
+    let away = || Err(Error::new(Kind::Unavailable, "no broker"));
+    let wanted = || Ok(vec![Lease { wanted: true, ..lease }]);
+    driver.lanes.get_mut(&0).unwrap().stage = Stage::Opening;
+    driver.reached(away());
+    driver.start_leasing(Instant::now());
+    driver.reached(Ok(()));
+    driver.leasing = None;
+    driver.leased(wanted()).unwrap();
+    driver.lanes.get_mut(&0).unwrap().stage = Stage::Working;
+    assert_eq!(driver.to_release(), []);
+    driver.start_leasing(Instant::now());
+    driver.leased(wanted()).unwrap();
+    assert_eq!(driver.to_release(), [(0, 1)], "another waits for it");
+}
+
+/// Whatever came while the outbox was read is looked for at once.
+#[tokio::test]
+async fn rows_that_come_while_others_are_looked_for_are_looked_for_next() {
+    let (mut driver, _) = at_work();
+    for news in [false, true] {
+        (driver.look_at, driver.claiming) = (Instant::now(), None);
+        driver.start_claiming(Instant::now());
+        assert!(driver.claiming.is_some());
+        driver.told(news);
+        driver.claimed(&[], Ok(Claimed::default())).unwrap();
+        assert_eq!(driver.look_at <= Instant::now(), news);
+    }
 }
 
 #[tokio::test]
