@@ -406,9 +406,10 @@ impl Driver {
         self.hungry = found.unwrap_or(self.hungry);
         match found {
             Some(more) => self.pace.found(more, took),
+            None if self.news => self.pace.found(false, took),
             None => self.pace.found_nothing(),
         }
-        self.look_at = if self.news { now } else { now + self.pace.pause() };
+        self.look_at = now + self.pace.pause();
         Ok(())
     }
 
