@@ -5,11 +5,14 @@ use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use sqlx::pool::{PoolConnection, PoolOptions};
-use sqlx::{Connection as _, Database, Pool};
+use sqlx::{ConnectOptions as _, Connection as _, Database, Pool};
 
 /// How long a connection may take to say that it is well. Of those that a pool has, all may have gone silent, and whoever
 /// asks for a lease has a few seconds.
 const WELL: Duration = Duration::from_secs(1);
+
+/// When a pool has had no connection for so long, it is looked whether the server takes any.
+const DOUBT: Duration = Duration::from_millis(500);
 
 /// A pool that closes a connection which does not say in time that it is well, before it lends it.
 pub(crate) fn distrusts<DB: Database>(pool: PoolOptions<DB>) -> PoolOptions<DB> {
@@ -32,9 +35,24 @@ pub(crate) struct Lent<DB: Database> {
 }
 
 impl<DB: Database> Lent<DB> {
-    /// One of this pool.
+    /// One of this pool. A server that refuses connections is an error at once: a pool would try until its time is up,
+    /// and then say only that.
     pub async fn of(pool: &Pool<DB>) -> sqlx::Result<Self> {
-        Ok(Self { connection: pool.acquire().await?, answered: false })
+        let refused = async {
+            tokio::time::sleep(DOUBT).await;
+            match pool.connect_options().connect().await {
+                Ok(connection) => {
+                    connection.close().await.ok();
+                    std::future::pending().await
+                }
+                Err(error) => error,
+            }
+        };
+        tokio::select! {
+            biased;
+            connection = pool.acquire() => Ok(Self { connection: connection?, answered: false }),
+            error = refused => Err(error),
+        }
     }
 
     /// Asks by one of this pool, which is given back unless there is no answer, or an error.

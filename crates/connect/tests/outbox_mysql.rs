@@ -13,10 +13,10 @@ use headwater_core::ports::{
     Severity, Shelf, ShelfFilter,
 };
 use headwater_core::{EventId, Kind};
-use headwater_testkit::servers::{MySql, MySqlDatabase, Proxy};
+use headwater_testkit::servers::{MySql, MySqlDatabase, Proxy, free_port};
 use headwater_testkit::suites::outbox::{
     Factory, Tx, who_goes_silent_while_settling_keeps_no_lane, who_hears_nothing_asks_again,
-    who_is_refused_takes_no_lock, who_reads_for_long_is_not_waited_for,
+    who_is_not_there_is_said_at_once, who_is_refused_takes_no_lock, who_reads_for_long_is_not_waited_for,
 };
 use sqlx::{AssertSqlSafe, Executor, MySqlPool, Row};
 
@@ -157,6 +157,15 @@ impl Factory for OnMySql {
 }
 
 headwater_testkit::outbox_suite!(OnMySql::new().await);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_not_there_is_said_at_once() {
+    let factory = OnMySql::new().await;
+    let port = server().await.port();
+    let url = factory.database.url().replace(&format!(":{port}/"), &format!(":{}/", free_port()));
+    let url = ConnectOptions::parse(&url).unwrap();
+    who_is_not_there_is_said_at_once(MySqlOutboxStore::new(&url, "outbox")).await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_goes_silent_while_settling_keeps_no_lane() {

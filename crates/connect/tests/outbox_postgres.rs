@@ -8,10 +8,10 @@ use headwater_connect::postgres::url::ConnectOptions;
 use headwater_core::ports::{
     Claim, ClaimLimit, Finding, LANES, Lane, LeaseAsk, NewEvent, OutboxStore as _, Severity, Shelf,
 };
-use headwater_testkit::servers::{Database, Postgres, Proxy};
+use headwater_testkit::servers::{Database, Postgres, Proxy, free_port};
 use headwater_testkit::suites::outbox::{
     Factory, Tx, who_goes_silent_while_settling_keeps_no_lane, who_hears_nothing_asks_again,
-    who_is_refused_takes_no_lock, who_reads_for_long_is_not_waited_for,
+    who_is_not_there_is_said_at_once, who_is_refused_takes_no_lock, who_reads_for_long_is_not_waited_for,
 };
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Row};
 
@@ -480,6 +480,15 @@ async fn a_relay_that_goes_silent_while_settling_keeps_no_lane() {
     let (lock, waits) = (OnPostgres::lock_rows, async || factory.somebody_waits().await);
     who_goes_silent_while_settling_keeps_no_lane(&factory, (store, &proxy), lock, waits).await;
     assert_eq!(factory.states().await, ["published"], "and what it asked for is done");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_not_there_is_said_at_once() {
+    let factory = OnPostgres::new().await;
+    let port = Postgres::shared().await.unwrap().port();
+    let url = factory.database.url().replace(&format!(":{port}/"), &format!(":{}/", free_port()));
+    let url = ConnectOptions::parse(&url).unwrap();
+    who_is_not_there_is_said_at_once(PostgresOutboxStore::new(&url, "public.outbox")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@ use sqlx::{AssertSqlSafe, MySqlPool, Row};
 
 use super::layout::{WORK, earlier, of_earlier};
 use super::{Names, Queue};
+use crate::lent::Lent;
 use crate::mysql::errors::{RIGHTS, number};
 
 /// No more rows are counted.
@@ -12,6 +13,8 @@ const MANY: i64 = 100_000;
 
 /// Looks at its tables, the rights on them, what waits in it, and who works it.
 pub(super) async fn check(pool: &MySqlPool, names: &Names) -> sqlx::Result<Vec<Finding>> {
+    // A server that is not there is said at once.
+    Lent::of(pool).await?.back();
     let of_earlier = sqlx::query(AssertSqlSafe(of_earlier(names))).persistent(false);
     if of_earlier.fetch_all(pool).await.is_ok() {
         return Ok(vec![earlier(names)]);

@@ -209,6 +209,15 @@ pub async fn who_hears_nothing_asks_again<F: Factory>(
     }
 }
 
+/// A server that takes no connections is said, and not that it was waited for in vain.
+pub async fn who_is_not_there_is_said_at_once(store: impl OutboxStore) {
+    let begun = Instant::now();
+    for error in [store.lease(&ask("a")).await.unwrap_err(), store.check().await.unwrap_err()] {
+        assert!(error.is_retryable() && error.to_string().contains("refused"), "{error}");
+    }
+    assert!(begun.elapsed() < LONG / 20, "{:?}", begun.elapsed());
+}
+
 /// Nor does one that goes silent while it settles keep its lanes longer than its lease and a few seconds. Not every
 /// outbox has a network: `store` reaches the database through `proxy`; `lock` locks the rows in a transaction, and
 /// `waits` says whether somebody waits for such a lock.
