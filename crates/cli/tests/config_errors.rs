@@ -124,6 +124,11 @@ fn sources_and_the_environment() {
              default: ${NOPE:-value}",
         ),
         (
+            "[source.x]\nkind = \"mysql\"\nurl = \"${NOPE}\"\noutbox = \"outbox\"",
+            "line 3: source.x.url: the environment variable NOPE is not set\n  hint: set it, or give a \
+             default: ${NOPE:-value}",
+        ),
+        (
             "[source.x]\nkind = \"sqlite\"\npath = \"${NOPE\"",
             "line 3: source.x.path: \"${\" does not begin a variable\n  hint: write ${NAME} or \
              ${NAME:-default}; a plain ${ is written $${",

@@ -339,5 +339,6 @@ async fn a_reader_that_goes_away_is_no_error() {
     let ended = shop.headwater(&["parked", "CONFIG"]);
     assert_eq!((ended.code, ended.out.as_str()), (Some(0), "nothing is parked\n"));
     assert_eq!(shop.headwater(&["parked", "CONFIG", "--json"]).out, "[]\n");
+    assert_eq!(shop.headwater(&["parked", "CONFIG", "--of", "x"]).out, "nothing that is parked fits\n");
     headwater.stop(PATIENCE).await.unwrap();
 }

@@ -105,7 +105,14 @@ pub fn parse(
     for (key, value) in &mut root {
         document::fill_in(key.get_ref(), value, reader.lines, &noting, &mut reader.problems);
     }
+    let unfilled: Vec<String> = reader.problems.iter().map(|problem| problem.path.clone()).collect();
     let config = reader.config(&root, base);
+    // What else is wrong with a value that could not be filled in is no news.
+    let mut at = 0;
+    reader.problems.retain(|problem| {
+        at += 1;
+        at <= unfilled.len() || !unfilled.contains(&problem.path)
+    });
     if reader.problems.is_empty() {
         return Ok(config);
     }

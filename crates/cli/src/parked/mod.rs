@@ -82,7 +82,8 @@ async fn list(which: &WhichArgs) -> Result<u8> {
         return Ok(0);
     }
     if lines.is_empty() {
-        output::line("nothing is parked")?;
+        let any = ShelfFilter { limit: filter.limit, ..ShelfFilter::default() };
+        output::line(if filter == any { "nothing is parked" } else { NOTHING })?;
         return Ok(0);
     }
     let headings = &["in", "of", "stream", "key", "state", ">tries", ">behind it", "since", "why"];
