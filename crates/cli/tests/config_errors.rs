@@ -119,11 +119,6 @@ fn sources_and_the_environment() {
         ),
         ("[source.x]\nkind = \"sqlite\"", "line 1: source.x: the key \"path\" is missing"),
         (
-            "[source.x]\nkind = \"sqlite\"\npath = \"${NOPE}\"",
-            "line 3: source.x.path: the environment variable NOPE is not set\n  hint: set it, or give a \
-             default: ${NOPE:-value}",
-        ),
-        (
             "[source.x]\nkind = \"mysql\"\nurl = \"${NOPE}\"\noutbox = \"outbox\"",
             "line 3: source.x.url: the environment variable NOPE is not set\n  hint: set it, or give a \
              default: ${NOPE:-value}",
