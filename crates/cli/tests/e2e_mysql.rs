@@ -104,6 +104,16 @@ async fn outbox(server: &MySql) -> MySqlDatabase {
     database
 }
 
+/// What a killed relay had published is settled by who has its lanes next, which may come later than all has arrived.
+async fn all_is_settled(database: &MySqlDatabase) {
+    let mut connection = database.connect().await.unwrap();
+    let (left, deadline) =
+        ("SELECT count(*) FROM outbox WHERE state <> 'published'", Instant::now() + PATIENCE);
+    while connection.fetch_one(left).await.unwrap().get::<i64, _>(0) > 0 {
+        assert!(Instant::now() < deadline, "not all is settled");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn relays_writers_and_database_are_killed() {
     let server = MySql::start().await.unwrap();
@@ -159,13 +169,7 @@ async fn relays_writers_and_database_are_killed() {
     }
     let history = history(&database).await;
     until("all arrives", || checker.lock().unwrap().has_all(&history)).await;
-    // What a killed relay had published is settled by who has its lanes next, which may come later than all has arrived.
-    let mut connection = database.connect().await.unwrap();
-    let (left, deadline) =
-        ("SELECT count(*) FROM outbox WHERE state <> 'published'", Instant::now() + PATIENCE);
-    while connection.fetch_one(left).await.unwrap().get::<i64, _>(0) > 0 {
-        assert!(Instant::now() < deadline, "not all is settled");
-    }
+    all_is_settled(&database).await;
     for (mut relay, place) in relays.into_iter().zip(&places) {
         relay.ready(&place.listen, PATIENCE).await.unwrap();
         let log = relay.log_tail();
