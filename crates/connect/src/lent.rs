@@ -41,11 +41,14 @@ impl<DB: Database> Lent<DB> {
         let refused = async {
             tokio::time::sleep(DOUBT).await;
             match pool.connect_options().connect().await {
-                Ok(connection) => {
-                    connection.close().await.ok();
+                Err(error @ sqlx::Error::Io(_)) => error,
+                // It is there, and it is for the pool to say what is wrong.
+                answer => {
+                    if let Ok(connection) = answer {
+                        connection.close().await.ok();
+                    }
                     std::future::pending().await
                 }
-                Err(error) => error,
             }
         };
         tokio::select! {

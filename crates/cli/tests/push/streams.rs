@@ -19,6 +19,8 @@ struct Blips {
     bus: Arc<dyn Bus>,
     /// The streams of each subscription.
     asked: Mutex<Vec<Vec<Arc<str>>>>,
+    /// How often it was asked whether they are there: the first time they are not.
+    reached: AtomicUsize,
     /// What happens at the nth subscription, before the bus itself is asked.
     blip: Box<dyn Fn(usize) -> Blip + Send + Sync>,
 }
@@ -39,6 +41,13 @@ impl Bus for Blips {
 
     async fn writer(&self, source: &str) -> Result<Opened> {
         self.bus.writer(source).await
+    }
+
+    async fn reach(&self) -> Result<()> {
+        match self.reached.fetch_add(1, Ordering::SeqCst) {
+            0 => Err(Error::new(Kind::Unavailable, "the brokers are away")),
+            _ => Ok(()),
+        }
     }
 
     async fn subscribe(&self, subscribe: Subscribe) -> Result<Box<dyn Subscription>> {
@@ -62,8 +71,12 @@ impl Bus for Blips {
 
 async fn behind_blips(blip: impl Fn(usize) -> Blip + Send + Sync + 'static) -> (World, Arc<Blips>) {
     let mut world = World::new(|_, _| StatusCode::NO_CONTENT.into_response()).await;
-    let blips =
-        Arc::new(Blips { bus: Arc::clone(&world.bus), asked: Mutex::default(), blip: Box::new(blip) });
+    let blips = Arc::new(Blips {
+        bus: Arc::clone(&world.bus),
+        asked: Mutex::default(),
+        reached: AtomicUsize::new(0),
+        blip: Box::new(blip),
+    });
     world.bus = Arc::clone(&blips) as Arc<dyn Bus>;
     (world, blips)
 }
@@ -108,10 +121,11 @@ async fn status_says_no_longer_that_the_brokers_were_away_where_others_have_ever
         2 => Blip::Away,
         _ => Blip::Silent,
     };
-    let (world, _) = behind_blips(blip).await;
+    let (world, blips) = behind_blips(blip).await;
     let running = world.run("").await;
     running.says(Phase::Retrying, Some("the brokers are away")).await;
     running.says(Phase::Streaming, None).await;
+    assert!(blips.reached.load(Ordering::SeqCst) >= 2, "whether they are there is asked until they are");
     running.stop().await;
 }
 

@@ -25,7 +25,9 @@ pub(super) fn failed(error: sqlx::Error, doing: &str, table: &str) -> Error {
                 .to_owned()
         }
         // No such index: statements name the one that they go by.
-        Some(1176) => format!("make it again: ALTER TABLE {table} ADD KEY `work` (`queue`, `place`, `seq`)"),
+        Some(1176) => format!(
+            "make it again: SET SESSION lock_wait_timeout = 5; ALTER TABLE {table} ADD KEY `work` (`queue`, `place`, `seq`)"
+        ),
         Some(number) if RIGHTS.contains(&number) => format!(
             "as an administrator: GRANT SELECT, INSERT, UPDATE, DELETE ON {table}, {table}_lease, {table}_relay and \
              {table}_slot TO the user"

@@ -13,6 +13,9 @@ use crate::pipeline::Backoff;
 /// handled.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long it is waited at the most before a permit is asked for again, and at the least by who leaves the next to others.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Who tries again, now and then, what failed before. Nobody waits for a permit in a queue, as it would lie idle for
 /// one who is busy when it comes: it is asked for, and asked again after a pause.
 pub(super) struct Again {
@@ -31,7 +34,7 @@ pub(super) struct Trying<P> {
 impl Again {
     pub(super) fn new(settings: &ConsumeSettings) -> Self {
         let longest = settings.retry_max.min(LONGEST_PAUSE);
-        Self { paused: Instant::now(), pause: Backoff::new(longest), longest }
+        Self { paused: Instant::now(), pause: Backoff::new(longest.min(PAUSE)), longest }
     }
 
     /// From when on it may be tried again.
@@ -69,7 +72,6 @@ impl Again {
             return None;
         }
         if let Some(permit) = shared.handle.again() {
-            self.pause.reset();
             return Some(Trying { _permit: permit, since: Instant::now() });
         }
         shared.refused.store(true, Ordering::Relaxed);
@@ -77,11 +79,11 @@ impl Again {
         None
     }
 
-    /// It was tried. Where others wait for a try of theirs they come first: for as long as this one took, so that those
-    /// who ask now and then find what they ask for.
+    /// It was tried. Where others wait for a try of theirs they come first: for as long as this one took, and for as long
+    /// as it takes them to ask again.
     pub(super) fn end<I, H, P>(&mut self, trying: Trying<P>, shared: &Shared<I, H>) {
         if shared.refused.swap(false, Ordering::Relaxed) {
-            self.paused = Instant::now() + trying.since.elapsed().min(self.longest);
+            self.paused = Instant::now() + trying.since.elapsed().max(PAUSE).min(self.longest);
         }
     }
 }

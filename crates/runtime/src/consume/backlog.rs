@@ -74,6 +74,9 @@ where
     /// Handles the events of a key one after the other, until one fails, none is left, or it is time to look again;
     /// whether any is no longer due.
     async fn let_go(&self, due: Due, until: Instant) -> bool {
+        if Instant::now() >= until {
+            return true;
+        }
         let (mut went, mut again) = (false, Again::new(&self.settings));
         loop {
             let Some(trying) = again.turn(self).await else { return went };
@@ -143,7 +146,7 @@ where
         let (transaction, _) = self.inbox.begin(&self.name, &[]).await?;
         self.settle(transaction, sequence, fate).await?;
         if parks {
-            self.parked(0);
+            self.parked();
         }
         Ok(())
     }

@@ -215,10 +215,10 @@ where
     fn together(&mut self, items: Vec<Item>, failure: Failure) {
         let (count, error) = (items.len(), &failure.error);
         let consumer = Arc::clone(&self.shared.name);
-        self.shared.watch.failed(error);
         self.put_back(items);
         let wait = match failure.then {
             Then::Retry(after) => {
+                self.shared.watch.failed(error);
                 metrics::retried(&consumer);
                 let (handled, shared) = (self.shared.watch.count(), &self.shared);
                 self.hold.failed(count, handled, after, &shared.settings, &shared.troubled)
@@ -364,6 +364,7 @@ where
     /// Sets aside the first event of a key, and then the others behind it. Those that are not written, because it is
     /// over or because the database does not take them, go on waiting here: nothing of their key passes them.
     async fn set_aside(&mut self, mut waiting: Waiting, mut again: Option<Duration>) {
+        let parks = again.is_none();
         let mut some = waiting.take(1);
         while !some.is_empty() {
             if let Err(wait) = self.write_aside(&some, &waiting.trouble, again).await {
@@ -375,6 +376,11 @@ where
             again = Some(Duration::ZERO);
             waiting.clear();
             some = waiting.take(ASIDE);
+        }
+        // It counts as one in trouble no longer.
+        drop(waiting);
+        if parks {
+            self.shared.parked();
         }
     }
 
@@ -389,12 +395,7 @@ where
         let first = items.first().map(|first| first.received.id());
         while !self.shared.halt.is_cancelled() {
             match self.shared.attempt(items, Some((trouble, again))).await {
-                Ended::Done => {
-                    if again.is_none() {
-                        self.shared.parked(1);
-                    }
-                    return Ok(());
-                }
+                Ended::Done => return Ok(()),
                 Ended::Over => break,
                 Ended::Failed(failure, _) => return Err(self.cannot_be_parked(&failure.error)),
                 Ended::Away(error) if self.shared.is_of_the_event(&error, first).await => {

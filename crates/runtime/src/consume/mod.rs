@@ -176,9 +176,10 @@ impl<I, H> Shared<I, H> {
         self.halt.cancel();
     }
 
-    /// An event was parked, of a key that is one of `own` in trouble: where it was the only one, nothing fails any more.
-    fn parked(&self, own: usize) {
-        if Arc::strong_count(&self.troubled) <= 1 + own {
+    /// An event was parked. Where no key waits in memory to be tried again, nothing fails any more as far as is known; one
+    /// that waits in the database says at its next try that it does.
+    fn parked(&self) {
+        if Arc::strong_count(&self.troubled) <= 1 {
             self.watch.parked();
         }
     }
@@ -202,6 +203,10 @@ impl<I, H> Shared<I, H> {
 
     /// Waits, or says that it is over.
     async fn wait(&self, duration: Duration) -> bool {
+        // A timer takes a millisecond at least.
+        if duration.is_zero() {
+            return !self.halt.is_cancelled();
+        }
         tokio::select! {
             () = self.halt.cancelled() => false,
             () = tokio::time::sleep(duration) => true,

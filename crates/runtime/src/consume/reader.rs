@@ -20,8 +20,9 @@ use super::{Handle, Item, Received, Shared, order_key};
 use crate::clock;
 use crate::pipeline::Backoff;
 
-/// A subscription that has lived for so many looks without an error reads, even where no partition of it is given to it.
-const CALM: u32 = 5;
+/// A subscription that has lived for so many looks without an error reads where the bus can be reached, even if no
+/// partition is given to it. A bus may take most of that time to refuse.
+const CALM: u32 = 20;
 
 /// The last cursors have at least so long to be written.
 const MOMENT: Duration = Duration::from_secs(1);
@@ -120,7 +121,8 @@ where
             let step = async {
                 match delivery {
                     None => {
-                        if began.elapsed() > interval.saturating_mul(CALM) {
+                        let calm = began.elapsed() > interval.saturating_mul(CALM);
+                        if calm && shared.watch.is_stuck() && bus.reach().await.is_ok() {
                             shared.watch.reads();
                         }
                         self.commit(&mut *subscription).await

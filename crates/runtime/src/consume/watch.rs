@@ -86,6 +86,11 @@ impl Watch {
         self.lock().stuck = None;
     }
 
+    /// Whether it could not read the last time.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.lock().stuck.is_some()
+    }
+
     /// There is no room to set anything aside, and what has to be waits.
     pub(super) fn full(&self, error: &str) {
         self.lock().full = Some((now(), error.to_owned()));

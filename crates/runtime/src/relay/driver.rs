@@ -371,7 +371,7 @@ impl Driver {
             }
         }
         self.unwritten.retain(|_, rows| *rows > 0);
-        if self.hungry {
+        if self.hungry || self.news {
             // There is room again.
             self.look_at = Instant::now();
         }

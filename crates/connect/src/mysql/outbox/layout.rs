@@ -185,12 +185,12 @@ fn removal(names: &Names) -> Vec<String> {
 
 /// Makes the outbox where it is missing; says whether it was. One that is there is left as it is.
 pub async fn install(url: &ConnectOptions, table: &str) -> Result<bool> {
-    check_name(table)?;
     let names = Names::new(table);
     let mut database = Database::connect(url, names).await?;
     if database.exists().await? {
         return Ok(false);
     }
+    check_name(table)?;
     database.is_new_enough().await?;
     if database.has_procedure().await? {
         let what =

@@ -66,7 +66,7 @@ impl Driver {
     pub(super) fn to_release(&self) -> Vec<(Lane, u64)> {
         let (working, resting) = self.idle();
         let resting = resting.filter(|lease| self.is_written(lease.lane));
-        let goes = |lease: &&Lease| lease.wanted && !self.left || self.is_leaving();
+        let goes = |lease: &&Lease| lease.wanted || self.is_leaving();
         working.chain(resting).filter(goes).map(|lease| (lease.lane, lease.epoch)).collect()
     }
 

@@ -147,7 +147,7 @@ async fn what_was_said_to_one_that_left_says_nothing_once_it_stays() {
 
 /// Whatever came while the outbox was read is looked for soon.
 #[tokio::test]
-async fn rows_that_come_while_others_are_looked_for_are_looked_for_next() {
+async fn rows_that_come_while_others_are_looked_for_are_looked_for_soon() {
     let (mut driver, _) = at_work();
     (0..20).for_each(|_| driver.pace.found_nothing());
     let longest = driver.pace.pause();
