@@ -216,6 +216,42 @@ async fn what_was_set_aside_and_hangs_leaves_room_for_tries_again() {
     running.stop().await;
 }
 
+/// Nor does one with much behind it that goes, with answers that take no time to speak of.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_queue_that_goes_quickly_leaves_turns_to_tries_again() {
+    const BEHIND: usize = 1000;
+    let is = |asked: &Asked, what: &str| asked.events()[0].0 == what;
+    let refuses = Arc::new(AtomicBool::new(true));
+    let (refusing, failed) = (Arc::clone(&refuses), AtomicBool::new(false));
+    let world = World::new(move |_, asked| match () {
+        () if refusing.load(Ordering::SeqCst) => StatusCode::UNPROCESSABLE_ENTITY.into_response(),
+        () if is(asked, "once") && !failed.swap(true, Ordering::SeqCst) => {
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+        () => StatusCode::NO_CONTENT.into_response(),
+    })
+    .await;
+    world.publish(&[("long", ""); BEHIND]).await;
+    // One request for both.
+    let running = world.run("concurrency = 2").await;
+    let deadline = Instant::now() + PATIENCE;
+    while world.parked(&running).await.iter().map(|parked| parked.waiting).sum::<u64>() < BEHIND as u64 - 1 {
+        assert!(Instant::now() < deadline, "they are not set aside");
+    }
+    refuses.store(false, Ordering::SeqCst);
+    world.slow(Duration::from_millis(20));
+    assert_eq!(running.shelf.retry(&ShelfFilter::default()).await.unwrap(), 1);
+    world.until("they go", |asked| asked.len() >= 5).await;
+    world.publish(&[("once", "")]).await;
+    let asked = world
+        .until("it is tried again", |asked| asked.iter().filter(|asked| is(asked, "once")).count() >= 2)
+        .await;
+    let first = asked.iter().position(|asked| is(asked, "once")).unwrap();
+    let second = asked.iter().rposition(|asked| is(asked, "once")).unwrap();
+    assert!(second - first <= 40, "{} others between its two tries", second - first);
+    running.stop().await;
+}
+
 /// A key that was let go and has much behind it is not the only one that goes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_queue_that_goes_keeps_no_other_key_from_going() {
