@@ -1,6 +1,7 @@
 //! Connections to servers that may go silent: a host that loses its power, or a firewall that forgets a connection, says
 //! nothing, and whoever gives up waiting for an answer leaves a connection behind that nobody can use.
 
+use std::io::ErrorKind;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
@@ -41,8 +42,8 @@ impl<DB: Database> Lent<DB> {
         let refused = async {
             tokio::time::sleep(DOUBT).await;
             match pool.connect_options().connect().await {
-                Err(error @ sqlx::Error::Io(_)) => error,
-                // It is there, and it is for the pool to say what is wrong.
+                Err(sqlx::Error::Io(error)) if error.kind() == ErrorKind::ConnectionRefused => error.into(),
+                // Of all else the pool says itself what is wrong.
                 answer => {
                     if let Ok(connection) = answer {
                         connection.close().await.ok();

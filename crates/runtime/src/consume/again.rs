@@ -7,7 +7,6 @@ use headwater_core::ports::Inbox;
 use tokio::time::Instant;
 
 use super::{ConsumeSettings, Handle, Shared};
-use crate::pipeline::Backoff;
 
 /// The longest that is waited before it is asked again whether something may be tried again, or whether others were
 /// handled.
@@ -21,7 +20,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Again {
     /// Until when nothing is tried again, as there was no permit for it, or as others come first.
     paused: Instant,
-    pause: Backoff,
     longest: Duration,
 }
 
@@ -34,7 +32,7 @@ pub(super) struct Trying<P> {
 impl Again {
     pub(super) fn new(settings: &ConsumeSettings) -> Self {
         let longest = settings.retry_max.min(LONGEST_PAUSE);
-        Self { paused: Instant::now(), pause: Backoff::new(longest.min(PAUSE)), longest }
+        Self { paused: Instant::now(), longest }
     }
 
     /// From when on it may be tried again.
@@ -75,12 +73,12 @@ impl Again {
             return Some(Trying { _permit: permit, since: Instant::now() });
         }
         shared.refused.store(true, Ordering::Relaxed);
-        self.paused = Instant::now() + self.pause.next();
+        self.paused = Instant::now() + PAUSE.min(self.longest).mul_f64(rand::random_range(0.0..=1.0));
         None
     }
 
-    /// It was tried. Where others wait for a try of theirs they come first: for as long as this one took, and for as long
-    /// as it takes them to ask again.
+    /// It was tried. Where others wait for a try of theirs they come first: for as long as this one took, a second
+    /// at the most, and for as long as it takes them to ask again.
     pub(super) fn end<I, H, P>(&mut self, trying: Trying<P>, shared: &Shared<I, H>) {
         if shared.refused.swap(false, Ordering::Relaxed) {
             self.paused = Instant::now() + trying.since.elapsed().max(PAUSE).min(self.longest);

@@ -74,9 +74,6 @@ where
     /// Handles the events of a key one after the other, until one fails, none is left, or it is time to look again;
     /// whether any is no longer due.
     async fn let_go(&self, due: Due, until: Instant) -> bool {
-        if Instant::now() >= until {
-            return true;
-        }
         let (mut went, mut again) = (false, Again::new(&self.settings));
         loop {
             let Some(trying) = again.turn(self).await else { return went };

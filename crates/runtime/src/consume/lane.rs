@@ -34,6 +34,8 @@ pub(super) struct Lane<I, H> {
     pace: Pace,
     backoff: Backoff,
     again: Again,
+    /// The same for what failed together: keys that wait must not keep it from its turn, nor the other way round.
+    again_together: Again,
 }
 
 impl<I, H> Lane<I, H>
@@ -46,8 +48,8 @@ where
         let (batch, one_call) = (shared.settings.batch, shared.settings.one_call);
         let pace = if one_call { Pace::even(batch) } else { Pace::new(batch) };
         let (ready, waiting, hold) = (VecDeque::new(), HashMap::new(), Hold::default());
-        let again = Again::new(&shared.settings);
-        Self { shared, arriving, ready, waiting, hold, pace, backoff, again }
+        let (again, again_together) = (Again::new(&shared.settings), Again::new(&shared.settings));
+        Self { shared, arriving, ready, waiting, hold, pace, backoff, again, again_together }
     }
 
     /// Works until it is over, or nothing can arrive any more. What is begun is finished.
@@ -165,9 +167,9 @@ where
     async fn work(&mut self) {
         let mut trying = None;
         if self.hold.attempts() > 0 {
-            trying = self.again.begin(&self.shared);
+            trying = self.again_together.begin(&self.shared);
             if trying.is_none() {
-                return self.hold_on(self.again.from()).await;
+                return self.hold_on(self.again_together.from()).await;
             }
         }
         let items = self.take();
@@ -179,7 +181,7 @@ where
         self.pace.took(items.len(), began.elapsed());
         // Not while anything is set aside, which may wait for room that others make with it.
         if let Some(trying) = trying {
-            self.again.end(trying, &self.shared);
+            self.again_together.end(trying, &self.shared);
         }
         self.tried_together(items, ended).await;
     }

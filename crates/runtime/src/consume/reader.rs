@@ -12,6 +12,7 @@ use headwater_core::{Error, Kind, Micros, Record, Result};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::lane::Lane;
 use super::room::Room;
@@ -76,6 +77,11 @@ pub(super) async fn run<I, H>(
     reader.end(workers).await;
 }
 
+/// Whether the bus can be reached; not asked for longer than it goes on.
+async fn is_there(bus: &dyn Bus, halt: &CancellationToken) -> bool {
+    halt.run_until_cancelled(bus.reach()).await.is_some_and(|reached| reached.is_ok())
+}
+
 struct Reader<'a, I, H> {
     shared: &'a Arc<Shared<I, H>>,
     subscription: Option<Box<dyn Subscription>>,
@@ -122,7 +128,7 @@ where
                 match delivery {
                     None => {
                         let calm = began.elapsed() > interval.saturating_mul(CALM);
-                        if calm && shared.watch.is_stuck() && bus.reach().await.is_ok() {
+                        if calm && shared.watch.is_stuck() && is_there(bus, &halt).await {
                             shared.watch.reads();
                         }
                         self.commit(&mut *subscription).await
