@@ -266,7 +266,7 @@ async fn a_long_queue_that_goes_keeps_no_other_key_from_going() {
     world.publish(&[("long", "")]).await;
     world.publish(&[("short", "")]).await;
     world.publish(&[("long", ""); BEHIND]).await;
-    let running = world.run("").await;
+    let running = world.run("concurrency = 2").await;
     let deadline = Instant::now() + PATIENCE;
     while world.parked(&running).await.iter().map(|parked| parked.waiting).sum::<u64>() < BEHIND as u64 {
         assert!(Instant::now() < deadline, "they are not set aside");
