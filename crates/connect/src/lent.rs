@@ -24,6 +24,18 @@ pub(crate) fn distrusts<DB: Database>(pool: PoolOptions<DB>) -> PoolOptions<DB> 
     })
 }
 
+/// Why the server of a pool takes no connections. Of all else that is wrong the pool says so itself: then there is no
+/// answer here.
+async fn refusal<DB: Database>(pool: &Pool<DB>) -> sqlx::Error {
+    tokio::time::sleep(DOUBT).await;
+    match pool.connect_options().connect().await {
+        Err(sqlx::Error::Io(error)) if error.kind() == ErrorKind::ConnectionRefused => return error.into(),
+        Err(_) => {}
+        Ok(connection) => drop(connection.close().await),
+    }
+    std::future::pending().await
+}
+
 /// So many bytes that nobody wants any more may still come through a connection before its next statement.
 pub(crate) const DRAINED: usize = 4 << 20;
 
@@ -39,23 +51,10 @@ impl<DB: Database> Lent<DB> {
     /// One of this pool. A server that refuses connections is an error at once: a pool would try until its time is up,
     /// and then say only that.
     pub async fn of(pool: &Pool<DB>) -> sqlx::Result<Self> {
-        let refused = async {
-            tokio::time::sleep(DOUBT).await;
-            match pool.connect_options().connect().await {
-                Err(sqlx::Error::Io(error)) if error.kind() == ErrorKind::ConnectionRefused => error.into(),
-                // Of all else the pool says itself what is wrong.
-                answer => {
-                    if let Ok(connection) = answer {
-                        connection.close().await.ok();
-                    }
-                    std::future::pending().await
-                }
-            }
-        };
         tokio::select! {
             biased;
             connection = pool.acquire() => Ok(Self { connection: connection?, answered: false }),
-            error = refused => Err(error),
+            error = refusal(pool) => Err(error),
         }
     }
 

@@ -161,9 +161,7 @@ headwater_testkit::outbox_suite!(OnMySql::new().await);
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_not_there_is_said_at_once() {
     let factory = OnMySql::new().await;
-    let port = server().await.port();
-    let url = factory.database.url().replace(&format!(":{port}/"), &format!(":{}/", free_port()));
-    let url = ConnectOptions::parse(&url).unwrap();
+    let url = ConnectOptions::parse(&factory.database.url_at(free_port())).unwrap();
     who_is_not_there_is_said_at_once(MySqlOutboxStore::new(&url, "outbox")).await;
 }
 

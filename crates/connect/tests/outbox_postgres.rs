@@ -485,9 +485,7 @@ async fn a_relay_that_goes_silent_while_settling_keeps_no_lane() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_not_there_is_said_at_once() {
     let factory = OnPostgres::new().await;
-    let port = Postgres::shared().await.unwrap().port();
-    let url = factory.database.url().replace(&format!(":{port}/"), &format!(":{}/", free_port()));
-    let url = ConnectOptions::parse(&url).unwrap();
+    let url = ConnectOptions::parse(&factory.database.url_at(free_port())).unwrap();
     who_is_not_there_is_said_at_once(PostgresOutboxStore::new(&url, "public.outbox")).await;
 }
 

@@ -105,14 +105,12 @@ pub fn parse(
     for (key, value) in &mut root {
         document::fill_in(key.get_ref(), value, reader.lines, &noting, &mut reader.problems);
     }
-    let unfilled: Vec<String> = reader.problems.iter().map(|problem| problem.path.clone()).collect();
+    let unfilled = reader.problems.len();
     let config = reader.config(&root, base);
     // What else is wrong with a value that could not be filled in is no news.
-    let mut at = 0;
-    reader.problems.retain(|problem| {
-        at += 1;
-        at <= unfilled.len() || !unfilled.contains(&problem.path)
-    });
+    let mut more = reader.problems.split_off(unfilled);
+    more.retain(|problem| reader.problems.iter().all(|unfilled| unfilled.path != problem.path));
+    reader.problems.append(&mut more);
     if reader.problems.is_empty() {
         return Ok(config);
     }

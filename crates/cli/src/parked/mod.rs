@@ -82,8 +82,7 @@ async fn list(which: &WhichArgs) -> Result<u8> {
         return Ok(0);
     }
     if lines.is_empty() {
-        let any = ShelfFilter { limit: filter.limit, ..ShelfFilter::default() };
-        output::line(if filter == any { "nothing is parked" } else { NOTHING })?;
+        output::line(if is_of_all(&filter) { "nothing is parked" } else { NOTHING })?;
         return Ok(0);
     }
     let headings = &["in", "of", "stream", "key", "state", ">tries", ">behind it", "since", "why"];
@@ -126,10 +125,14 @@ async fn show(which: &WhichArgs) -> Result<u8> {
     Ok(u8::from(!found))
 }
 
+/// Whether nothing says which of what is parked is meant.
+fn is_of_all(filter: &ShelfFilter) -> bool {
+    *filter == ShelfFilter { limit: filter.limit, ..ShelfFilter::default() }
+}
+
 async fn decide(args: &DecideArgs, decision: Decision) -> Result<u8> {
     let filter = filter(&args.which)?;
-    let everything = ShelfFilter { limit: filter.limit, ..ShelfFilter::default() };
-    if filter == everything && !args.all {
+    if is_of_all(&filter) && !args.all {
         return Err(Error::new(Kind::Config, "nothing says which of what is parked is meant")
             .hint("name it by --of, --stream, --key or --id, or give --all; `headwater parked` lists it"));
     }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::StatusCode;
@@ -13,8 +13,7 @@ use futures::StreamExt as _;
 use headwater_core::ports::{ShelfFilter, Shelved};
 use headwater_runtime::Phase;
 
-use crate::common::PATIENCE;
-use crate::world::World;
+use crate::world::{World, waiting};
 
 /// Says 200, and something more in pieces.
 fn in_pieces(pieces: usize) -> Response {
@@ -64,10 +63,7 @@ async fn a_push_whose_events_are_all_parked_is_in_no_trouble() {
         world.publish(&keys.map(|key| (key, ""))).await;
     }
     let running = world.run("").await;
-    let deadline = Instant::now() + PATIENCE;
-    while world.parked(&running).await.iter().map(|parked| parked.waiting).sum::<u64>() < 4 * 299 {
-        assert!(Instant::now() < deadline, "they are not parked");
-    }
+    world.until_parked(&running, "all are parked", |parked| waiting(parked) >= 4 * 299).await;
     running.says(Phase::Streaming, None).await;
     running.stop().await;
 }
@@ -86,10 +82,7 @@ async fn an_event_that_is_parked_says_nothing_of_others_that_fail() {
     world.publish(&[("never", "")]).await;
     // What is behind it comes to the shelf when it is there: by then it was said.
     world.publish(&[("never", "")]).await;
-    let deadline = Instant::now() + PATIENCE;
-    while world.parked(&running).await.iter().all(|parked| parked.waiting == 0) {
-        assert!(Instant::now() < deadline, "it is not parked");
-    }
+    world.until_parked(&running, "it is parked", |parked| waiting(parked) > 0).await;
     let report = running.report();
     assert_eq!(report.phase, Phase::Retrying, "{report:?}");
     assert!(report.error.as_ref().is_some_and(|error| error.contains("503")), "{report:?}");
@@ -114,19 +107,13 @@ async fn a_full_shelf_drains_while_what_was_tried_again_waits_for_room() {
     world.publish(&[("first", "")]).await;
     // One try again at a time.
     let running = world.run("concurrency = 2").await;
-    let deadline = Instant::now() + PATIENCE;
-    while world.parked(&running).await.is_empty() {
-        assert!(Instant::now() < deadline, "the first is not parked");
-    }
+    world.until_parked(&running, "the first is parked", |parked| !parked.is_empty()).await;
     world.publish(&[("second", "")]).await;
     running.says(Phase::Retrying, Some("no more events")).await;
     mended.store(true, Ordering::SeqCst);
     assert_eq!(running.shelf.retry(&ShelfFilter::default()).await.unwrap(), 1);
-    let second = |parked: &[Shelved]| parked.iter().all(|one| one.key.as_deref() == Some(b"second"));
-    let mut parked = world.parked(&running).await;
-    while parked.is_empty() || !second(&parked) {
-        assert!(Instant::now() < deadline, "{parked:?}");
-        parked = world.parked(&running).await;
-    }
+    let second = |one: &Shelved| one.key.as_deref() == Some(b"second");
+    let alone = |parked: &[Shelved]| !parked.is_empty() && parked.iter().all(second);
+    world.until_parked(&running, "the second is there, and the first gone", alone).await;
     running.stop().await;
 }

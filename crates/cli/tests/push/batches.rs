@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
+use headwater_core::ports::Shelved;
 
 use crate::common::PATIENCE;
 use crate::world::{Asked, World};
@@ -93,11 +94,8 @@ async fn the_event_that_is_refused_is_found_and_only_its_key_waits() {
             taken(asked, fine).values().map(Vec::len).sum::<usize>() >= 395
         })
         .await;
-    let (mut parked, deadline) = (world.parked(&running).await, Instant::now() + PATIENCE);
-    while parked.first().is_none_or(|parked| parked.waiting < 4) {
-        assert!(Instant::now() < deadline, "{parked:?}");
-        parked = world.parked(&running).await;
-    }
+    let four = |parked: &[Shelved]| parked.first().is_some_and(|parked| parked.waiting >= 4);
+    let parked = world.until_parked(&running, "four wait behind it", four).await;
     running.stop().await;
     let asked = world.until("", |_| true).await;
     let keys = taken(&asked, fine);

@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use bytes::Bytes;
-use headwater_core::ports::{Shelf, ShelfFilter, ShelfState};
+use headwater_core::ports::{Shelf, ShelfFilter, ShelfState, Shelved};
 
-use crate::common::PATIENCE;
-use crate::world::{Asked, World};
+use crate::world::{Asked, World, waiting};
 
 /// What fills an event: 64 of them fill the room of a push.
 const FILLING: usize = 128 << 10;
@@ -46,11 +45,7 @@ async fn a_key_that_fails_with_ten_times_the_room_holds_up_no_other() {
     }
     let hot = |asked: &Asked| asked.events().into_iter().filter(|(key, _)| key == "hot").all(|(_, n)| n == 0);
     assert!(came.iter().all(hot), "something of it overtook its first");
-    let (mut parked, deadline) = (world.parked(&running).await, Instant::now() + PATIENCE);
-    while parked.iter().map(|parked| parked.waiting).sum::<u64>() < 639 {
-        assert!(Instant::now() < deadline, "{parked:?}");
-        parked = world.parked(&running).await;
-    }
+    let parked = world.until_parked(&running, "all of it is", |parked| waiting(parked) >= 639).await;
     assert_eq!((parked.len(), parked[0].waiting), (1, 639));
     running.stop().await;
 }
@@ -124,20 +119,14 @@ async fn tries_again_and_what_was_set_aside_take_half_of_the_requests_together()
     world.publish(&keys.map(|key| (key, ""))).await;
     world.publish(&keys.map(|key| (key, ""))).await;
     let running = world.run("concurrency = 4\ntimeout = \"10m\"\nretry_max = \"100ms\"").await;
-    let deadline = Instant::now() + PATIENCE;
-    let parked = async || {
-        let mut parked = world.parked(&running).await;
-        parked.retain(|parked| parked.state == ShelfState::Parked && parked.waiting == 1);
-        parked
-    };
-    while parked().await.len() < 3 {
-        assert!(Instant::now() < deadline, "they are not set aside");
-    }
+    let refused = |parked: &&Shelved| parked.state == ShelfState::Parked && parked.waiting == 1;
+    let three = |parked: &[Shelved]| parked.iter().filter(refused).count() >= 3;
+    world.until_parked(&running, "they are set aside", three).await;
     let tries = |asked: &[Asked], n: i64| asked.iter().filter(|asked| asked.events()[0].1 == n).count();
     world.until("all are tried again", |asked| (0..3).all(|n| tries(asked, n) > 1)).await;
     world.hang(|asked| asked.events()[0].0.starts_with('a'));
     world.until("some hang", |_| world.hung() >= 2).await;
-    for parked in parked().await {
+    for parked in world.parked(&running).await.iter().filter(refused) {
         let one = ShelfFilter { id: Some(parked.id), ..ShelfFilter::default() };
         assert_eq!(Shelf::drop(&*running.shelf, &one).await.unwrap(), 1);
     }
@@ -168,10 +157,7 @@ async fn what_was_set_aside_and_hangs_leaves_room_for_what_arrives() {
     world.publish(&keys.iter().map(|key| (key.as_str(), "")).collect::<Vec<_>>()).await;
     // More keys than lanes, and two requests at a time.
     let running = world.run("concurrency = 2\ntimeout = \"2s\"").await;
-    let deadline = Instant::now() + PATIENCE;
-    while world.parked(&running).await.len() < keys.len() {
-        assert!(Instant::now() < deadline, "they are not set aside");
-    }
+    world.until_parked(&running, "they are set aside", |parked| parked.len() >= keys.len()).await;
     world.hang(hangs);
     assert_eq!(running.shelf.retry(&ShelfFilter::default()).await.unwrap(), 40);
     world.until("they are tried again", |asked| asked.len() > 41).await;
@@ -199,10 +185,7 @@ async fn what_was_set_aside_and_hangs_leaves_room_for_tries_again() {
     let keys: Vec<String> = (0..40).map(|n| format!("hang{n}")).collect();
     world.publish(&keys.iter().map(|key| (key.as_str(), "")).collect::<Vec<_>>()).await;
     let running = world.run("concurrency = 2\ntimeout = \"500ms\"\nretry_max = \"1s\"").await;
-    let deadline = Instant::now() + PATIENCE;
-    while world.parked(&running).await.len() < keys.len() {
-        assert!(Instant::now() < deadline, "they are not set aside");
-    }
+    world.until_parked(&running, "they are set aside", |parked| parked.len() >= keys.len()).await;
     world.hang(|asked| asked.events()[0].0.starts_with("hang"));
     assert_eq!(running.shelf.retry(&ShelfFilter::default()).await.unwrap(), 40);
     world.until("they are tried again", |_| world.hung() >= 2).await;
@@ -234,10 +217,8 @@ async fn a_long_queue_that_goes_quickly_leaves_turns_to_tries_again() {
     world.publish(&[("long", ""); BEHIND]).await;
     // One request for both.
     let running = world.run("concurrency = 2").await;
-    let deadline = Instant::now() + PATIENCE;
-    while world.parked(&running).await.iter().map(|parked| parked.waiting).sum::<u64>() < BEHIND as u64 - 1 {
-        assert!(Instant::now() < deadline, "they are not set aside");
-    }
+    let all = |parked: &[Shelved]| waiting(parked) >= BEHIND as u64 - 1;
+    world.until_parked(&running, "they are set aside", all).await;
     refuses.store(false, Ordering::SeqCst);
     world.slow(Duration::from_millis(20));
     assert_eq!(running.shelf.retry(&ShelfFilter::default()).await.unwrap(), 1);
@@ -267,10 +248,8 @@ async fn a_long_queue_that_goes_keeps_no_other_key_from_going() {
     world.publish(&[("short", "")]).await;
     world.publish(&[("long", ""); BEHIND]).await;
     let running = world.run("concurrency = 2").await;
-    let deadline = Instant::now() + PATIENCE;
-    while world.parked(&running).await.iter().map(|parked| parked.waiting).sum::<u64>() < BEHIND as u64 {
-        assert!(Instant::now() < deadline, "they are not set aside");
-    }
+    let all = |parked: &[Shelved]| waiting(parked) >= BEHIND as u64;
+    world.until_parked(&running, "they are set aside", all).await;
     refuses.store(false, Ordering::SeqCst);
     world.slow(Duration::from_millis(100));
     let of = |key: &'static str| ShelfFilter {

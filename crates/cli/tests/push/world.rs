@@ -186,6 +186,23 @@ impl World {
         running.shelf.list(&ShelfFilter::default()).await.unwrap()
     }
 
+    /// Waits until what the push has set aside is as it should be.
+    pub async fn until_parked(
+        &self,
+        running: &Running,
+        what: &str,
+        done: impl Fn(&[Shelved]) -> bool,
+    ) -> Vec<Shelved> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let parked = self.parked(running).await;
+            if done(&parked) {
+                return parked;
+            }
+            assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}: {parked:?}");
+        }
+    }
+
     /// Waits until what has come is as it should be.
     pub async fn until(&self, what: &str, done: impl Fn(&[Asked]) -> bool) -> Vec<Asked> {
         let deadline = Instant::now() + PATIENCE;
@@ -200,6 +217,11 @@ impl World {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
+}
+
+/// How many events wait behind the first ones of their keys.
+pub fn waiting(parked: &[Shelved]) -> u64 {
+    parked.iter().map(|parked| parked.waiting).sum()
 }
 
 /// A push that runs.

@@ -3,6 +3,7 @@
 use headwater_core::Error;
 use sqlx::mysql::MySqlDatabaseError;
 
+use super::outbox::WORK_KEY;
 use crate::sqlx_errors::wrapped;
 
 /// The numbers that say that a right is missing.
@@ -26,7 +27,7 @@ pub(super) fn failed(error: sqlx::Error, doing: &str, table: &str) -> Error {
         }
         // No such index: statements name the one that they go by.
         Some(1176) => format!(
-            "make it again: SET SESSION lock_wait_timeout = 5; ALTER TABLE {table} ADD KEY `work` (`queue`, `place`, `seq`)"
+            "make it again: SET SESSION lock_wait_timeout = 5; ALTER TABLE {table} ADD {WORK_KEY}"
         ),
         Some(number) if RIGHTS.contains(&number) => format!(
             "as an administrator: GRANT SELECT, INSERT, UPDATE, DELETE ON {table}, {table}_lease, {table}_relay and \

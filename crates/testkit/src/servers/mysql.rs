@@ -223,7 +223,12 @@ impl MySqlDatabase {
 
     /// Its address through a proxy.
     pub fn url_through(&self, proxy: &Proxy) -> String {
-        format!("mysql://root@127.0.0.1:{}/{}", proxy.port(), self.name)
+        self.url_at(proxy.port())
+    }
+
+    /// Its address if its server listened on this port.
+    pub fn url_at(&self, port: u16) -> String {
+        format!("mysql://root@127.0.0.1:{port}/{}", self.name)
     }
 
     /// Connects, by the Unix socket.

@@ -242,7 +242,12 @@ impl Database {
 
     /// Its address through a proxy.
     pub fn url_through(&self, proxy: &Proxy) -> String {
-        format!("postgresql://postgres@127.0.0.1:{}/{}", proxy.port(), self.name)
+        self.url_at(proxy.port())
+    }
+
+    /// Its address if its server listened on this port.
+    pub fn url_at(&self, port: u16) -> String {
+        format!("postgresql://postgres@127.0.0.1:{port}/{}", self.name)
     }
 
     /// Connects, by the Unix socket.

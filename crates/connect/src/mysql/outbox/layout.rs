@@ -98,7 +98,7 @@ fn outbox(names: &Names, end: &str) -> String {
            `queue` TINYINT UNSIGNED AS (CASE `state` WHEN 'new' THEN `lane` WHEN 'waiting' THEN {waiting} + `lane`\n    \
              WHEN 'retrying' THEN {retrying} + `lane` WHEN 'parked' THEN {parked} + `lane` ELSE {done} END) STORED,\n  \
            `place` BIGINT AS ({place}) STORED,\n  \
-           KEY `{WORK}` (`queue`, `place`, `seq`)\n\
+           {WORK_KEY}\n\
          ) {end}",
         outbox = names.outbox(),
         waiting = queue(Queue::Waiting(0)),
@@ -125,7 +125,7 @@ pub(super) fn earlier(names: &Names) -> Finding {
          then, again where it does not get the table within the time:\n\
          SET SESSION lock_wait_timeout = 5;\n\
          ALTER TABLE {outbox} DROP KEY `{WORK}`, DROP COLUMN `due`, ADD COLUMN `place` BIGINT AS ({}) STORED, \
-         ADD KEY `{WORK}` (`queue`, `place`, `seq`);",
+         ADD {WORK_KEY};",
         place().replace("\n    ", " ")
     );
     Finding::error(format!("the outbox {} is as an earlier version made it", names.plain()), hint)
@@ -152,6 +152,9 @@ fn place() -> String {
 
 /// The index that every statement of a relay reads.
 pub(super) const WORK: &str = "work";
+
+/// Its definition.
+pub(in crate::mysql) const WORK_KEY: &str = "KEY `work` (`queue`, `place`, `seq`)";
 
 /// Publishes in the caller's transaction. The lock of the key is held until that ends.
 fn procedure(names: &Names) -> String {

@@ -22,6 +22,7 @@ use headwater_core::ports::{LANES, Lane};
 
 use super::sql::quoted;
 
+pub(super) use layout::WORK_KEY;
 pub use layout::{install, removal_script, remove, script, to_mend};
 pub use shelf::MySqlOutboxShelf;
 pub use store::MySqlOutboxStore;
