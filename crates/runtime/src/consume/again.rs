@@ -8,10 +8,6 @@ use tokio::time::Instant;
 
 use super::{ConsumeSettings, Handle, Shared};
 
-/// The longest that is waited before it is asked again whether something may be tried again, or whether others were
-/// handled.
-pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
 /// How long it is waited at the most before a permit is asked for again, and at the least by who leaves the next to others.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -31,8 +27,7 @@ pub(super) struct Trying<P> {
 
 impl Again {
     pub(super) fn new(settings: &ConsumeSettings) -> Self {
-        let longest = settings.retry_max.min(LONGEST_PAUSE);
-        Self { paused: Instant::now(), longest }
+        Self { paused: Instant::now(), longest: settings.retry_max }
     }
 
     /// From when on it may be tried again.
@@ -77,11 +72,30 @@ impl Again {
         None
     }
 
-    /// It was tried. Where others wait for a try of theirs they come first: for as long as this one took, a second
-    /// at the most, and for as long as it takes them to ask again.
+    /// It was tried. Where others wait for a try of theirs they come first, see [`yields`].
     pub(super) fn end<I, H, P>(&mut self, trying: Trying<P>, shared: &Shared<I, H>) {
         if shared.refused.swap(false, Ordering::Relaxed) {
-            self.paused = Instant::now() + trying.since.elapsed().max(PAUSE).min(self.longest);
+            self.paused = Instant::now() + yields(trying.since.elapsed(), self.longest);
         }
+    }
+}
+
+/// For how long others come first behind a try that took so long: they have as much of the time then, whatever keeps them
+/// busy between their questions; and it is no less than it takes them to ask again.
+fn yields(took: Duration, longest: Duration) -> Duration {
+    took.max(PAUSE).min(longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_tried_for_long_leaves_others_as_long() {
+        let (second, most) = (Duration::from_secs(1), Duration::from_secs(30));
+        assert_eq!(yields(Duration::from_millis(1), most), PAUSE);
+        assert_eq!(yields(10 * second, most), 10 * second);
+        assert_eq!(yields(100 * second, most), most);
+        assert_eq!(yields(second, Duration::from_millis(5)), Duration::from_millis(5));
     }
 }

@@ -143,7 +143,7 @@ where
         let (transaction, _) = self.inbox.begin(&self.name, &[]).await?;
         self.settle(transaction, sequence, fate).await?;
         if parks {
-            self.parked();
+            self.fewer_fail();
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use headwater_core::{Error, Kind};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::again::{Again, LONGEST_PAUSE};
+use super::again::Again;
 use super::attempt::Ended;
 use super::hold::Hold;
 use super::pace::Pace;
@@ -20,6 +20,9 @@ use crate::pipeline::Backoff;
 
 /// How many events that wait behind one that is set aside are set aside at once.
 const ASIDE: usize = 100;
+
+/// How often it is asked at the least whether others were handled while what failed together waits.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// One worker.
 pub(super) struct Lane<I, H> {
@@ -87,7 +90,7 @@ where
             return;
         }
         let wait = until.saturating_duration_since(Instant::now());
-        self.shared.wait(wait.min(LONGEST_PAUSE)).await;
+        self.shared.wait(wait.min(LOOK)).await;
     }
 
     /// Keys that are to wait in memory no longer go on waiting in the inbox.
@@ -317,6 +320,8 @@ where
             Ended::Done => {
                 self.backoff.reset();
                 self.put_back(waiting.into_items().into_iter().skip(1));
+                // It may have gone behind one that is parked, and not to the handler.
+                self.shared.fewer_fail();
             }
             Ended::Over => {}
             Ended::Failed(failure, _) => self.failed(waiting, failure).await,
@@ -382,7 +387,7 @@ where
         // It counts as one in trouble no longer.
         drop(waiting);
         if parks {
-            self.shared.parked();
+            self.shared.fewer_fail();
         }
     }
 

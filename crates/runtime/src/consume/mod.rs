@@ -176,11 +176,11 @@ impl<I, H> Shared<I, H> {
         self.halt.cancel();
     }
 
-    /// An event was parked. Where no key waits in memory to be tried again, nothing fails any more as far as is known; one
-    /// that waits in the database says at its next try that it does.
-    fn parked(&self) {
+    /// An event no longer fails, as it is parked. Where no key waits in memory to be tried again, none fails any more as far
+    /// as is known; one that waits in the database says at its next try that it does.
+    fn fewer_fail(&self) {
         if Arc::strong_count(&self.troubled) <= 1 {
-            self.watch.parked();
+            self.watch.none_fail();
         }
     }
 

@@ -64,8 +64,8 @@ impl Watch {
         (state.failing, state.said) = (None, None);
     }
 
-    /// An event was parked: it no longer fails.
-    pub(super) fn parked(&self) {
+    /// No event fails any more as far as is known.
+    pub(super) fn none_fail(&self) {
         self.lock().failing = None;
     }
 
@@ -179,7 +179,7 @@ mod tests {
         watch.failed("it answered 503");
         watch.reads();
         assert_eq!(watch.report("push").error.as_deref(), Some("it answered 503"));
-        watch.parked();
+        watch.none_fail();
         assert_eq!((watch.report("push").phase, watch.report("push").error), (Phase::Streaming, None));
     }
 }

@@ -86,6 +86,8 @@ pub struct Driver {
     reaching: Reaching,
     pace: Pace,
     look_at: Instant,
+    /// Nothing that comes is looked for before: looks that take long are to leave the database time for others.
+    soonest: Instant,
     looked: Instant,
     /// There may be rows that came after the last look began.
     news: bool,
@@ -135,6 +137,7 @@ impl Driver {
             reaching,
             pace,
             look_at: now,
+            soonest: now,
             looked: now,
             news: false,
             hungry: false,
@@ -289,8 +292,14 @@ impl Driver {
     /// The store has waited.
     fn told(&mut self, news: bool) {
         if news {
-            (self.news, self.look_at) = (true, Instant::now());
+            self.news = true;
+            self.look_soon();
         }
+    }
+
+    /// There may be something to find now.
+    fn look_soon(&mut self) {
+        self.look_at = self.look_at.min(self.soonest.max(Instant::now()));
     }
 
     fn heard(&mut self, report: Report) {
@@ -373,7 +382,7 @@ impl Driver {
         self.unwritten.retain(|_, rows| *rows > 0);
         if self.hungry || self.news {
             // There is room again.
-            self.look_at = Instant::now();
+            self.look_soon();
         }
         self.show();
         Ok(())
@@ -400,7 +409,8 @@ impl Driver {
         let found = claimed.map(|claimed| self.hand_out(claims, claimed));
         self.lanes.values_mut().for_each(Held::forget);
         let Some(found) = found else {
-            self.look_at = now + self.backoff(Asked::Rows).next();
+            self.soonest = now + self.backoff(Asked::Rows).next();
+            self.look_at = self.soonest;
             return Ok(());
         };
         self.hungry = found.unwrap_or(self.hungry);
@@ -410,6 +420,7 @@ impl Driver {
             None => self.pace.found_nothing(),
         }
         self.look_at = now + self.pace.pause();
+        self.soonest = self.look_at.min(now + took);
         Ok(())
     }
 

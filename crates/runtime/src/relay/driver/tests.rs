@@ -161,6 +161,27 @@ async fn rows_that_come_while_others_are_looked_for_are_looked_for_soon() {
     }
 }
 
+/// Under steady commits there are always news.
+#[tokio::test]
+async fn news_leave_a_look_that_took_long_the_pause_behind_it() {
+    let (mut driver, _) = at_work();
+    let took = Duration::from_millis(30);
+    let more = Claimed { resuming: vec![0], ..Claimed::default() };
+    for (claimed, pause) in [(Claimed::default(), took), (more, Duration::ZERO)] {
+        let (began, claims) = (Instant::now(), [driver.lanes[&0].claim(true, true, 1).unwrap()]);
+        (driver.looked, driver.claimed_at) = (began.checked_sub(took).unwrap(), driver.runs);
+        driver.news = true;
+        driver.claimed(&claims, Ok(claimed)).unwrap();
+        driver.told(true);
+        assert!(driver.look_at >= began + pause, "{pause:?}");
+        assert!(pause > Duration::ZERO || driver.look_at <= Instant::now(), "there is more");
+    }
+    driver.claimed(&[], Err(Error::new(Kind::Unavailable, "no answer"))).unwrap();
+    let refused = driver.look_at;
+    driver.told(true);
+    assert_eq!(driver.look_at, refused, "what is refused is asked again at its own distances");
+}
+
 #[tokio::test]
 async fn what_was_given_back_and_not_answered_is_not_begun_under_its_epoch() {
     let (mut driver, lease) = at_work();
