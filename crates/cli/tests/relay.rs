@@ -12,11 +12,11 @@ use headwater_connect::embedded::{EmbeddedBus, EmbeddedConfig};
 use headwater_connect::parked::SqliteParkedStore;
 use headwater_connect::postgres::outbox::PostgresOutboxStore;
 use headwater_connect::postgres::url::ConnectOptions;
-use headwater_core::ports::{Bus, Delivery, Published, Subscription};
-use headwater_core::{Checkpoint, Origin, Position, Record};
+use headwater_core::ports::{Bus, Delivery, LeaseAsk, OutboxStore as _, Published, Subscription};
+use headwater_core::{Checkpoint, Kind, Origin, Position, Record};
 use headwater_runtime::{OutboxRoute, Runtime, TableRef};
 use headwater_testkit::faults::{Call, Fault, Faults, FaultyBus};
-use headwater_testkit::servers::{Database, Postgres, Proxy};
+use headwater_testkit::servers::{Database, PgBouncer, Postgres, Proxy};
 use headwater_wire::format::OutboxColumns;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tokio_util::sync::CancellationToken;
@@ -239,6 +239,40 @@ async fn a_backlog_is_published_once() {
     service.until_settled(20_000).await;
     assert_eq!(service.place.status().await["relays"][0]["events"], 20_000);
     headwater.stop(PATIENCE).await.unwrap();
+}
+
+/// Sessions are what it needs of a pooler; of transactions it says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_works_behind_a_pooler_of_sessions() {
+    let service = Service::new("[stream.orders]\npartitions = 4").await;
+    let server = Postgres::shared().await.unwrap();
+    let config = std::fs::read_to_string(service.place.config()).unwrap();
+    let behind = |pooler: &PgBouncer| {
+        let config = config.replace(service.database.url(), &pooler.url(&service.database));
+        std::fs::write(service.place.config(), config).unwrap();
+    };
+    let transactions = PgBouncer::start(server, "transaction").await.unwrap();
+    behind(&transactions);
+    let (code, said) = service.headwater(&["check"]);
+    assert_ne!(code, Some(0), "{said}");
+    assert!(said.contains("pool_mode = session"), "{said}");
+    let relay = PostgresOutboxStore::new(
+        &ConnectOptions::parse(&transactions.url(&service.database)).unwrap(),
+        "public.outbox",
+    );
+    let ask = LeaseAsk { relay: "r".into(), ttl: PATIENCE, release: Vec::new(), renew: true, leaving: false };
+    assert_eq!(relay.lease(&ask).await.unwrap_err().kind(), Kind::Refused);
+    let sessions = PgBouncer::start(server, "session").await.unwrap();
+    behind(&sessions);
+    let (code, said) = service.headwater(&["check"]);
+    assert_eq!(code, Some(0), "{said}");
+    let headwater = service.place.run().await;
+    let mut events = service.place.read(&["orders"]).await;
+    service.publish((0..100).map(|n| (format!("k{}", n % 7), n))).await;
+    let read = read(&mut *events, 100).await;
+    assert!(read.values().all(|numbers| numbers.is_sorted()), "{read:?}");
+    service.until_settled(100).await;
+    assert_eq!(headwater.stop(PATIENCE).await.unwrap().code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,6 +39,10 @@ pub(crate) fn shelf_state(word: &str) -> sqlx::Result<ShelfState> {
 
 const NO_TABLES: &str = "run `headwater init` with the URL of this database: it makes Headwater's tables";
 
+/// What to do about a pooler that lends a session of PostgreSQL for one transaction only.
+pub(crate) const POOLER: &str = "give Headwater sessions of its own (PgBouncer: pool_mode = session), or name PostgreSQL \
+     itself in the url; a service needs PgBouncer 1.21 or newer, with max_prepared_statements";
+
 fn meaning(error: &Sqlx) -> (Kind, &'static str) {
     match error {
         Sqlx::Database(error) => {
@@ -75,6 +79,8 @@ fn postgres(code: &str) -> (Kind, &'static str) {
     match (code, code.get(..2).unwrap_or_default()) {
         ("42P01" | "3F000", _) => (Kind::Refused, NO_TABLES),
         ("53100", _) => (Kind::Full, "make room on the disk of the database"),
+        // A statement that was prepared in another session.
+        ("26000" | "42P05", _) => (Kind::Refused, POOLER),
         // A standby that was the primary a moment ago, a session that stood still in a transaction, or one that took
         // too long, a lock or statement timeout.
         ("25006" | "25P03" | "25P04" | "55P03" | "57014", _) => (Kind::Unavailable, ""),

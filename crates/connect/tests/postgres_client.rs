@@ -3,7 +3,7 @@
 use headwater_connect::postgres::client::{Connection, Mode, PgError, Replicated};
 use headwater_connect::postgres::url::ConnectOptions;
 use headwater_core::Kind;
-use headwater_testkit::servers::Postgres;
+use headwater_testkit::servers::{PgBouncer, Postgres};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -121,6 +121,18 @@ async fn what_the_server_refuses_says_why() {
     assert!(wrong.contains("28P01") && !wrong.contains("wrong-password"), "{wrong}");
     assert!(connect(url("app", "")).await.unwrap_err().contains("wants a password"));
     assert!(connect(url("app:s3cret", "?sslmode=require")).await.unwrap_err().contains("offers no TLS"));
+}
+
+/// One that leaves them out, and lends a session for as long as it is used.
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_pooler_our_settings_are_set_all_the_same() {
+    let server = Postgres::shared().await.unwrap();
+    let pooler = PgBouncer::start(server, "session").await.unwrap();
+    let options = ConnectOptions::parse(&pooler.url(&server.database("postgres"))).unwrap();
+    let mut connection = Connection::connect(&options, Mode::Sql).await.unwrap();
+    let asked = "SELECT current_setting('IntervalStyle'), current_setting('search_path'), interval '1 day'";
+    let rows = connection.query(asked).await.unwrap();
+    assert_eq!([0, 1, 2].map(|at| rows[0].get(at)), [Some("iso_8601"), Some(""), Some("P1D")]);
 }
 
 #[tokio::test]

@@ -9,4 +9,5 @@ mod flow;
 mod kills;
 mod mysql;
 mod parking;
+mod pooler;
 mod trouble;

@@ -6,6 +6,7 @@
 mod acls;
 mod kafka;
 mod mysql;
+mod pgbouncer;
 mod postgres;
 mod process;
 mod proxy;
@@ -13,6 +14,7 @@ mod proxy;
 pub use acls::Right;
 pub use kafka::{Kafka, KafkaSettings};
 pub use mysql::{MySql, MySqlDatabase, MySqlSettings};
+pub use pgbouncer::PgBouncer;
 pub use postgres::{Database, Postgres, PostgresSettings};
 pub use process::free_port;
 pub use proxy::Proxy;

@@ -68,7 +68,8 @@ impl PgError {
     pub(super) fn into_startup_error(self, doing: impl Into<String>) -> Error {
         if self.code == "08P01" && self.message.contains("startup parameter") {
             return Error::new(Kind::Refused, doing).because(self).hint(
-                "let the url name PostgreSQL itself, not a pooler such as PgBouncer; or let that pass on all startup parameters",
+                "let the url name PostgreSQL itself, not a pooler; or let PgBouncer give out sessions (pool_mode = session), \
+                 and add the parameters that it does not know to its ignore_startup_parameters: they are set again then",
             );
         }
         self.into_error(doing)

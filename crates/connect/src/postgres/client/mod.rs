@@ -131,11 +131,14 @@ impl Connection {
         self.settle().await
     }
 
-    /// Settings that not every server has.
+    /// Settings that not every server has, and once more those that a pooler may have kept to itself.
     async fn settle(&mut self) -> Result<()> {
-        let mut sql = "SELECT set_config(name, '0', false) FROM pg_settings \
-            WHERE name IN ('idle_session_timeout', 'transaction_timeout')"
-            .to_owned();
+        let canonical = CANONICAL.map(|(name, value)| format!("('{name}', '{value}')")).join(", ");
+        let mut sql = format!(
+            "SELECT set_config(name, '0', false) FROM pg_settings \
+                WHERE name IN ('idle_session_timeout', 'transaction_timeout'); \
+             SELECT set_config(name, value, false) FROM (VALUES {canonical}) AS canonical (name, value)"
+        );
         // The bytes of such a database may be anything; the server would refuse those that are not UTF-8.
         if self.parameter("server_encoding") == Some("SQL_ASCII") {
             sql += "; SET client_encoding = 'SQL_ASCII'";

@@ -5,7 +5,6 @@ use headwater_core::ports::Finding;
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use super::Names;
-use crate::lent::Lent;
 use crate::postgres::client::{Connection, quote_literal};
 use crate::postgres::indexes::{self, There};
 
@@ -14,8 +13,6 @@ const MANY: i64 = 100_000;
 
 /// Looks at its tables, the rights on them, what waits in it, and who works it.
 pub(super) async fn check(pool: &PgPool, names: &Names) -> sqlx::Result<Vec<Finding>> {
-    // A server that is not there is said at once.
-    Lent::of(pool).await?.back();
     let mut findings = Vec::new();
     let missing = rights(pool, names).await?;
     if missing.is_empty() {

@@ -5,6 +5,7 @@ mod check;
 mod horizon;
 mod layout;
 mod lease;
+mod sessions;
 mod settle;
 mod shelf;
 mod store;

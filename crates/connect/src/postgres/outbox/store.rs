@@ -18,6 +18,7 @@ use super::check::check;
 use super::horizon::Horizon;
 use super::layout::place;
 use super::lease::{Leases, millis};
+use super::sessions::Sessions;
 use super::settle::Settle;
 use super::shelf::PostgresOutboxShelf;
 use super::wake::Heard;
@@ -31,7 +32,7 @@ const CLEANED: i64 = 1_000;
 
 /// How long to wait for a connection. One whose server has vanished may take all of it to be closed, where it is
 /// protected by TLS; then another is asked for.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Nothing waits for a lock for long: who has gone leaves no statement behind that does. One that reads takes its time.
 const SESSION: &str = "SET lock_timeout = '20s'";
@@ -48,6 +49,7 @@ pub struct PostgresOutboxStore {
     settle: Settle,
     horizon: Horizon,
     heard: OnceLock<Heard>,
+    sessions: Arc<Sessions>,
     new: String,
     due: String,
     blocked: String,
@@ -64,18 +66,21 @@ impl PostgresOutboxStore {
         let pool = pool.after_connect(|connection, _| {
             Box::pin(async move { connection.execute(sqlx::raw_sql(SESSION)).await.map(drop) })
         });
+        let pool = pool.connect_lazy_with(options(url));
+        let sessions = Arc::new(Sessions::of(pool.clone()));
         let names = Names::new(table);
         let outbox = names.outbox();
         let columns = "row.lane, row.seq, row.attempts, row.id, row.stream, row.type, row.key, row.payload::text, \
              row.headers::text, row.version, CASE WHEN isfinite(row.created_at) THEN \
              (extract(epoch FROM row.created_at) * 1000000)::bigint ELSE 0 END, row.state = 'retrying'";
         Self {
-            pool: pool.connect_lazy_with(options(url)),
+            pool,
             table: names.table(),
             leases: Leases::new(&names),
             settle: Settle::new(&names),
             horizon: Horizon::new(&names),
             heard: OnceLock::new(),
+            sessions,
             new: format!(
                 "SELECT {columns} FROM unnest($1::smallint[], $2::bigint[]) WITH ORDINALITY AS claim (lane, above, at) \
                  CROSS JOIN LATERAL (SELECT * FROM {outbox} AS of WHERE of.lane = claim.lane AND of.state = 'new' \
@@ -255,6 +260,7 @@ fn claimed_row(row: &PgRow) -> sqlx::Result<ClaimedRow> {
 #[async_trait]
 impl OutboxStore for PostgresOutboxStore {
     async fn lease(&self, ask: &LeaseAsk) -> Result<Vec<Lease>> {
+        self.sessions.are_own().await?;
         let leases = Lent::asked(&self.pool, async |on| self.leases.lease(on, ask).await).await;
         leases.map_err(|error| failed(error, "renewing the leases of a relay", &self.names))
     }
@@ -272,12 +278,15 @@ impl OutboxStore for PostgresOutboxStore {
     }
 
     async fn check(&self) -> Result<Vec<Finding>> {
+        self.sessions.are_own().await?;
         let checked = check(&self.pool, &self.names).await;
         checked.map_err(|error| failed(error, "looking at the outbox", &self.names))
     }
 
     async fn wait(&self, at_most: Duration) -> bool {
-        let heard = self.heard.get_or_init(|| Heard::start(self.pool.clone(), &self.names));
+        let heard = self
+            .heard
+            .get_or_init(|| Heard::start(self.pool.clone(), &self.names, Arc::clone(&self.sessions)));
         tokio::select! {
             () = heard.told() => true,
             () = tokio::time::sleep(at_most) => false,

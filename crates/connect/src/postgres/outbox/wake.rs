@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Names;
+use super::sessions::Sessions;
 use crate::postgres::client::quote_ident;
 
 /// The pause after something failed.
@@ -69,9 +70,9 @@ pub(super) struct Heard {
 }
 
 impl Heard {
-    pub fn start(pool: PgPool, names: &Names) -> Self {
+    pub fn start(pool: PgPool, names: &Names, sessions: Arc<Sessions>) -> Self {
         let told = Arc::new(Notify::new());
-        let task = tokio::spawn(listen(pool, names.clone(), Arc::clone(&told)));
+        let task = tokio::spawn(listen(pool, names.clone(), sessions, Arc::clone(&told)));
         Self { told, _task: AbortOnDropHandle::new(task) }
     }
 
@@ -80,8 +81,11 @@ impl Heard {
     }
 }
 
-async fn listen(pool: PgPool, names: Names, told: Arc<Notify>) {
+async fn listen(pool: PgPool, names: Names, sessions: Arc<Sessions>, told: Arc<Notify>) {
     let Some(channel) = names.channel() else { return };
+    while sessions.are_own().await.is_err() {
+        tokio::time::sleep(PAUSE).await;
+    }
     loop {
         let error = async {
             let mut listener = PgListener::connect_with(&pool).await?;
