@@ -1,11 +1,17 @@
 //! Headwater's own SQLite files: how they are opened, and what their errors mean.
 
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use headwater_core::{Error, Kind, Micros, Result};
 use rusqlite::ffi::{self, ErrorCode};
 use rusqlite::{Connection, OpenFlags};
+
+/// How long another may hold a file.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The pause after it was found to be held, where SQLite makes none.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +42,7 @@ pub(crate) fn open(path: &Path, access: Access) -> Result<Connection> {
     };
     let connection = opened.sql(&format!("opening {}", path.display()))?;
     let ready = || -> rusqlite::Result<()> {
-        connection.busy_timeout(Duration::from_secs(5))?;
+        connection.busy_timeout(PATIENCE)?;
         connection.set_prepared_statement_cache_capacity(32);
         if access == Access::Read {
             connection.pragma_update(None, "query_only", true)?;
@@ -45,6 +51,23 @@ pub(crate) fn open(path: &Path, access: Access) -> Result<Connection> {
     };
     ready().sql(&format!("opening {}", path.display()))?;
     Ok(connection)
+}
+
+/// Has a file written ahead, by a log beside it. For that the file is needed alone for a moment, and SQLite does not wait for
+/// others who open it too: the busy timeout is not for this.
+pub(crate) fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(PAUSE);
+            }
+            done => return done,
+        }
+    }
 }
 
 /// What SQLite takes for "this file, which nobody changes"; in `ATTACH`, too.
@@ -123,4 +146,31 @@ pub(crate) fn now() -> Micros {
 /// A duration in microseconds.
 pub(crate) fn micros(duration: Duration) -> Micros {
     Micros::try_from(duration.as_micros()).unwrap_or(Micros::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn many_may_open_a_new_file_at_once() {
+        const MANY: usize = 4;
+        let (dir, barrier) = (tempfile::tempdir().unwrap(), Barrier::new(MANY));
+        let begin = |round: usize| -> Result<()> {
+            let connection = open(&dir.path().join(round.to_string()), Access::Create);
+            // Whatever went wrong, the others are not to wait for ever.
+            barrier.wait();
+            let connection = connection?;
+            write_ahead(&connection).sql("writing ahead")?;
+            connection.execute_batch("CREATE TABLE IF NOT EXISTS one (id INTEGER)").sql("making a table")
+        };
+        let all = || (0..100).map(begin).fold(None, |failed, one| failed.or(one.err()));
+        let failed: Vec<Error> = std::thread::scope(|scope| {
+            let threads = [(); MANY].map(|()| scope.spawn(all));
+            threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(failed.is_empty(), "{failed:?}");
+    }
 }

@@ -71,7 +71,7 @@ pub(super) struct Member {
 fn open(dir: &Path) -> Result<Connection> {
     let connection = store::open(&dir.join("groups.db"), Access::Create)?;
     let make = || -> rusqlite::Result<()> {
-        connection.pragma_update(None, "journal_mode", "WAL")?;
+        store::write_ahead(&connection)?;
         // What a crash of the machine takes from the end of a cursor's way is read again: at least once, as
         // promised.
         connection.pragma_update(None, "synchronous", "NORMAL")?;

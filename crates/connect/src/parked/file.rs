@@ -15,7 +15,7 @@ pub fn open(path: &Path) -> Result<Connection> {
     let doing = || format!("opening {}", path.display());
     let connection = store::open(path, Access::Create)?;
     let set = || -> rusqlite::Result<()> {
-        connection.pragma_update(None, "journal_mode", "WAL")?;
+        store::write_ahead(&connection)?;
         connection.pragma_update(None, "synchronous", "FULL")
     };
     set().sql(&doing())?;
