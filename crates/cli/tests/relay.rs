@@ -251,7 +251,7 @@ async fn a_relay_works_behind_a_pooler_of_sessions() {
         let config = config.replace(service.database.url(), &pooler.url(&service.database));
         std::fs::write(service.place.config(), config).unwrap();
     };
-    let transactions = PgBouncer::start(server, "transaction").await.unwrap();
+    let transactions = PgBouncer::start(server, "transaction", "").await.unwrap();
     behind(&transactions);
     let (code, said) = service.headwater(&["check"]);
     assert_ne!(code, Some(0), "{said}");
@@ -262,7 +262,7 @@ async fn a_relay_works_behind_a_pooler_of_sessions() {
     );
     let ask = LeaseAsk { relay: "r".into(), ttl: PATIENCE, release: Vec::new(), renew: true, leaving: false };
     assert_eq!(relay.lease(&ask).await.unwrap_err().kind(), Kind::Refused);
-    let sessions = PgBouncer::start(server, "session").await.unwrap();
+    let sessions = PgBouncer::start(server, "session", "").await.unwrap();
     behind(&sessions);
     let (code, said) = service.headwater(&["check"]);
     assert_eq!(code, Some(0), "{said}");

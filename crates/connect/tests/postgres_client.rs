@@ -4,6 +4,7 @@ use headwater_connect::postgres::client::{Connection, Mode, PgError, Replicated}
 use headwater_connect::postgres::url::ConnectOptions;
 use headwater_core::Kind;
 use headwater_testkit::servers::{PgBouncer, Postgres};
+use sqlx::{Connection as _, Executor as _, Row as _};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -123,16 +124,24 @@ async fn what_the_server_refuses_says_why() {
     assert!(connect(url("app:s3cret", "?sslmode=require")).await.unwrap_err().contains("offers no TLS"));
 }
 
-/// One that leaves them out, and lends a session for as long as it is used.
+/// One that leaves them out: values would come in another text, and for what is set later it may lend another session.
 #[tokio::test(flavor = "multi_thread")]
-async fn behind_a_pooler_our_settings_are_set_all_the_same() {
+async fn behind_a_pooler_that_leaves_out_our_settings_nothing_is_done() {
     let server = Postgres::shared().await.unwrap();
-    let pooler = PgBouncer::start(server, "session").await.unwrap();
-    let options = ConnectOptions::parse(&pooler.url(&server.database("postgres"))).unwrap();
-    let mut connection = Connection::connect(&options, Mode::Sql).await.unwrap();
-    let asked = "SELECT current_setting('IntervalStyle'), current_setting('search_path'), interval '1 day'";
-    let rows = connection.query(asked).await.unwrap();
-    assert_eq!([0, 1, 2].map(|at| rows[0].get(at)), [Some("iso_8601"), Some(""), Some("P1D")]);
+    let ignored = "search_path, IntervalStyle, bytea_output, extra_float_digits, statement_timeout, lock_timeout, \
+         idle_in_transaction_session_timeout";
+    let pooler = PgBouncer::start(server, "transaction", ignored).await.unwrap();
+    let url = pooler.url(&server.database("postgres"));
+    let connected = Connection::connect(&ConnectOptions::parse(&url).unwrap(), Mode::Sql).await;
+    let error = connected.err().unwrap();
+    assert_eq!(error.kind(), Kind::Refused, "{error}");
+    assert!(
+        error.to_string().contains("search_path") && error.hint_text().unwrap().contains("PostgreSQL itself")
+    );
+    let mut service = sqlx::PgConnection::connect(&url).await.unwrap();
+    let path = "SELECT setting FROM pg_settings WHERE name = 'search_path'";
+    let path = service.fetch_one(sqlx::raw_sql(path)).await.unwrap();
+    assert_eq!(path.get::<&str, _>(0), "\"$user\", public", "the next one finds a session as it was");
 }
 
 #[tokio::test]

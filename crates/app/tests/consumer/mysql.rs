@@ -47,8 +47,9 @@ async fn is_given_up(statement: &'static str) {
     let consumer = builder.inbox(MySqlInbox::new(pool.clone())).build().unwrap();
     let running = tokio::spawn(consumer.run(Says(statement), stop.clone()));
     service.publish(&["a", "bad", "b"], 3).await;
-    let count = "SELECT CONCAT_WS(' ', (SELECT COUNT(*) FROM effect), (SELECT COUNT(*) FROM headwater_parked), \
-         (SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE() AND info LIKE ?))";
+    // MariaDB 10.6 takes numbers that are put together for bytes.
+    let count = "SELECT CONVERT(CONCAT_WS(' ', (SELECT COUNT(*) FROM effect), (SELECT COUNT(*) FROM headwater_parked), \
+         (SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE() AND info LIKE ?)) USING utf8mb4)";
     let deadline = Instant::now() + PATIENCE;
     loop {
         let counted = sqlx::query_scalar::<_, String>(count).bind(statement).fetch_one(&pool).await.unwrap();

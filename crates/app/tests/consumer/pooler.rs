@@ -15,7 +15,8 @@ async fn a_service_publishes_and_consumes_behind_a_pooler() {
     let mut service = Service::new().await;
     // An old one knows nothing of what sqlx prepares.
     let mode = if PgBouncer::knows_prepared_statements().unwrap() { "transaction" } else { "session" };
-    let pooler = PgBouncer::start(Postgres::shared().await.unwrap(), mode).await.unwrap();
+    let pooler =
+        PgBouncer::start(Postgres::shared().await.unwrap(), mode, "extra_float_digits").await.unwrap();
     let pool = pool(&pooler.url(&service.database), 20).await;
     install(&ConnectOptions::parse(service.database.url()).unwrap(), "public.outbox").await.unwrap();
     let outbox = Outbox::new(PostgresOutbox::new("public.outbox"));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use headwater_core::ports::Shelved;
+use headwater_core::ports::{ShelfFilter, Shelved};
 
 use crate::common::PATIENCE;
 use crate::world::{Asked, World};
@@ -147,37 +147,38 @@ async fn the_event_that_an_endpoint_stumbles_over_holds_up_its_key_alone() {
     }
 }
 
-/// One try again hangs, and there is no other at a time: a request that failed once and finds no turn is parted when what is
-/// behind it crowds, and its parts go.
+/// One that was set aside hangs, and no other may be tried again beside it: a request that failed once is parted when what
+/// is behind it crowds, and its parts go.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_finds_no_turn_to_be_made_again_is_parted() {
-    let (one, several) = (AtomicBool::new(false), AtomicBool::new(false));
-    let world = World::new(move |_, asked| {
-        let before = if asked.events().len() > 1 { &several } else { &one };
-        match before.swap(true, Ordering::SeqCst) {
-            true => StatusCode::NO_CONTENT.into_response(),
-            false => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    let hangs = |asked: &Asked| asked.events()[0].0 == "hangs";
+    let failed = AtomicBool::new(false);
+    let world = World::new(move |_, asked| match () {
+        () if hangs(asked) => StatusCode::UNPROCESSABLE_ENTITY.into_response(),
+        () if asked.events().len() > 1 && !failed.swap(true, Ordering::SeqCst) => {
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
+        () => StatusCode::NO_CONTENT.into_response(),
     })
     .await;
     world.publish(&[("hangs", "")]).await;
-    let _running = world.run("batch = 10\nconcurrency = 2\ntimeout = \"10m\"\nretry_max = \"100ms\"").await;
-    world.until("it is tried", |asked| !asked.is_empty()).await;
-    world.hang(|asked| asked.events()[0].0 == "hangs");
-    world.until("its second try hangs", |_| world.hung() == 1).await;
+    let running = world.run("batch = 10\nconcurrency = 2\ntimeout = \"10m\"\nretry_max = \"100ms\"").await;
+    world.until_parked(&running, "it is set aside", |parked| !parked.is_empty()).await;
+    world.hang(hangs);
+    assert_eq!(running.shelf.retry(&ShelfFilter::default()).await.unwrap(), 1);
+    world.until("it hangs", |_| world.hung() == 1).await;
     world.slow(Duration::from_millis(100));
     // The others come while the first of them is answered.
     let filling = "x".repeat(128 << 10);
     world.publish(&[("others", filling.as_str()); 20]).await;
-    let more = |asked: &[Asked]| asked.iter().any(|asked| asked.events().len() > 1);
-    world.until("a request of several fails", more).await;
+    let several = |asked: &Asked| asked.events().len() > 1;
+    world.until("a request of several fails", |asked| asked.iter().any(several)).await;
     // One at a time these get on meanwhile.
     let keys: Vec<String> = (0..40).map(|n| format!("fine{n}")).collect();
     world.publish(&keys.iter().map(|key| (key.as_str(), "")).collect::<Vec<_>>()).await;
     let others = |asked: &[Asked]| taken(asked, |_| true).remove("others").unwrap_or_default();
-    world.until("they have come", |asked| others(asked).contains(&20)).await;
+    let mut asked = world.until("they have come", |asked| others(asked).contains(&20)).await;
     assert_eq!(world.hung(), 1, "it hangs all the while");
-    let mut asked = world.until("", |_| true).await;
-    asked.remove(asked.iter().position(|asked| asked.events().len() > 1).unwrap());
+    asked.remove(asked.iter().position(several).unwrap());
     assert_eq!(others(&asked), (1..=20).collect::<Vec<_>>());
 }

@@ -80,7 +80,7 @@ where
             let step = self.let_one_go(&due).await;
             again.end(trying, self);
             // Whoever lets the next key go knows nothing of this pause.
-            self.wait(again.left()).await;
+            again.give_way(self).await;
             match step {
                 Ok(Step::Gone) if Instant::now() >= until => return true,
                 Ok(Step::Gone) => went = true,

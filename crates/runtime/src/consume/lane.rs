@@ -63,6 +63,9 @@ where
                 continue;
             }
             self.make_room().await;
+            if self.waiting.is_empty() {
+                self.again.rest();
+            }
             let due = self.due();
             if let Some((until, order)) = &due
                 && *until <= Instant::now()
@@ -174,6 +177,8 @@ where
             if trying.is_none() {
                 return self.hold_on(self.again_together.from()).await;
             }
+        } else {
+            self.again_together.rest();
         }
         let items = self.take();
         if items.is_empty() {

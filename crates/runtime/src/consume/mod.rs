@@ -30,7 +30,6 @@ mod waiting;
 mod watch;
 
 use std::future::Future;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +42,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::status::Phase;
+use again::Seekers;
 use answer::Answering;
 use received::Then;
 pub use received::{Failure, Received};
@@ -116,7 +116,7 @@ where
             failed: Mutex::new(None),
             watch: Arc::clone(&self.watch),
             troubled: Arc::default(),
-            refused: AtomicBool::new(false),
+            seekers: Seekers::default(),
             over: OnceLock::new(),
         });
         self.watch.phase(Phase::Streaming);
@@ -157,8 +157,7 @@ struct Shared<I, H> {
     watch: Arc<Watch>,
     /// The keys that wait to be tried again.
     troubled: waiting::Troubled,
-    /// Someone had to wait for a try again.
-    refused: AtomicBool,
+    seekers: Seekers,
     /// Until when what is begun may finish, once it is over.
     over: OnceLock<Instant>,
 }

@@ -2,20 +2,18 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::str::FromStr as _;
 use std::time::{Duration, Instant};
 
 use headwater_core::{Error, Kind, Result, ResultExt};
-use sqlx::{Connection, PgConnection};
+use sqlx::ConnectOptions as _;
+use sqlx::postgres::PgConnectOptions;
 
 use super::postgres::{Database, Postgres};
 use super::process::{Process, User, free_port};
 
 /// How long it may take to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Settings that clients ask for at their start and PgBouncer does not know.
-const IGNORED: &str = "search_path, DateStyle, IntervalStyle, bytea_output, extra_float_digits, statement_timeout, \
-     lock_timeout, idle_in_transaction_session_timeout";
 
 /// A PgBouncer with all databases of a server, and a few of its connections for each.
 #[derive(Debug)]
@@ -25,22 +23,31 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// One that lends a connection of the server for a `session`, or a `transaction`; returns when it answers.
-    pub async fn start(server: &Postgres, pool_mode: &str) -> Result<Self> {
+    /// One that lends a connection of the server for a `session`, or a `transaction`, and leaves out the settings `ignored`
+    /// that clients ask for at their start; returns when it answers.
+    pub async fn start(server: &Postgres, pool_mode: &str, ignored: &str) -> Result<Self> {
         let process = Process::new("pgbouncer", User::instead_of_root("postgres")?)?;
         let (port, server_port) = (free_port(), server.port());
+        let prepared =
+            if Self::knows_prepared_statements()? { "max_prepared_statements = 100\n" } else { "" };
         let ini = format!(
             "[databases]\n* = host=127.0.0.1 port={server_port} user=postgres\n\
              [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
-             pool_mode = {pool_mode}\ndefault_pool_size = 20\nignore_startup_parameters = {IGNORED}\n"
+             pool_mode = {pool_mode}\ndefault_pool_size = 20\nignore_startup_parameters = {ignored}\n{prepared}"
         );
         let path = process.dir().join("pgbouncer.ini");
         process.write(&path, ini.as_bytes())?;
         process.start(&program()?, &[path.display().to_string()])?;
         let pooler = Self { process, port };
-        let url = pooler.url(&server.database("postgres"));
+        let doing = || "reading the address of PgBouncer".into();
+        let url = PgConnectOptions::from_str(&pooler.url(&server.database("postgres")))
+            .doing(Kind::Config, doing)?;
+        let url = url.extra_float_digits(None);
         let deadline = Instant::now() + PATIENCE;
-        while PgConnection::connect(&url).await.is_err() {
+        while url.connect().await.is_err() {
+            if !pooler.process.is_running() {
+                return Err(pooler.process.error("ended while starting"));
+            }
             if Instant::now() > deadline {
                 return Err(pooler.process.error("did not answer in time"));
             }

@@ -11,6 +11,9 @@ const UNTRANSLATABLE: &str = "a text of the database holds bytes that are no cha
     its rows (docs/operations.md, \"Text that is no text\", has SQL that finds them); where the log holds them \
     too, drop the slot and have all read anew: headwater snapshot --source NAME";
 
+/// What to do about a pooler that does not know, or leaves out, what we ask for at the start.
+pub(super) const POOLER: &str = "let the url name PostgreSQL itself, not a pooler such as PgBouncer";
+
 /// An ErrorResponse of the server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PgError {
@@ -67,10 +70,7 @@ impl PgError {
     /// code of a broken connection, but will not take them later either.
     pub(super) fn into_startup_error(self, doing: impl Into<String>) -> Error {
         if self.code == "08P01" && self.message.contains("startup parameter") {
-            return Error::new(Kind::Refused, doing).because(self).hint(
-                "let the url name PostgreSQL itself, not a pooler; or let PgBouncer give out sessions (pool_mode = session), \
-                 and add the parameters that it does not know to its ignore_startup_parameters: they are set again then",
-            );
+            return Error::new(Kind::Refused, doing).because(self).hint(POOLER);
         }
         self.into_error(doing)
     }

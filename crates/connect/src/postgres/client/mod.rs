@@ -128,17 +128,34 @@ impl Connection {
                 _ => {}
             }
         }
+        self.check_canonical(options).await?;
         self.settle().await
     }
 
-    /// Settings that not every server has, and once more those that a pooler may have kept to itself.
-    async fn settle(&mut self) -> Result<()> {
+    /// An error where our settings did not arrive. They are not set after all: that would be for whoever a pooler
+    /// lends the session next.
+    async fn check_canonical(&mut self, options: &ConnectOptions) -> Result<()> {
         let canonical = CANONICAL.map(|(name, value)| format!("('{name}', '{value}')")).join(", ");
-        let mut sql = format!(
-            "SELECT set_config(name, '0', false) FROM pg_settings \
-                WHERE name IN ('idle_session_timeout', 'transaction_timeout'); \
-             SELECT set_config(name, value, false) FROM (VALUES {canonical}) AS canonical (name, value)"
+        // DateStyle has more to it.
+        let sql = format!(
+            "SELECT pg_catalog.string_agg(name, ', ') FROM (VALUES {canonical}) AS canonical (name, value) \
+             WHERE pg_catalog.split_part(pg_catalog.current_setting(name), ',', 1) <> value"
         );
+        match self.query(&sql).await?.first().and_then(|row| row.get(0)) {
+            None => Ok(()),
+            Some(missing) => {
+                let doing = format!("logging in to PostgreSQL at {options}");
+                let error = Error::new(Kind::Refused, doing);
+                Err(error.because(format!("{missing} are not as they were asked for")).hint(error::POOLER))
+            }
+        }
+    }
+
+    /// Settings that not every server has.
+    async fn settle(&mut self) -> Result<()> {
+        let mut sql = "SELECT set_config(name, '0', false) FROM pg_settings \
+            WHERE name IN ('idle_session_timeout', 'transaction_timeout')"
+            .to_owned();
         // The bytes of such a database may be anything; the server would refuse those that are not UTF-8.
         if self.parameter("server_encoding") == Some("SQL_ASCII") {
             sql += "; SET client_encoding = 'SQL_ASCII'";

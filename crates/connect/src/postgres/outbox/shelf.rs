@@ -1,20 +1,23 @@
 //! What a person may do with the rows of an outbox that cannot be published.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use headwater_core::ports::{Shelf, ShelfCount, ShelfFilter, Shelved, ShelvedEvent};
 use headwater_core::{EventId, Result};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::types::Uuid;
-use sqlx::{AssertSqlSafe, PgPool, Postgres, Row};
+use sqlx::{AssertSqlSafe, Postgres, Row};
 
 use super::layout::place;
+use super::sessions::Sessions;
 use super::{Names, failed};
 use crate::outbox::SetAside;
 
 /// The rows of one outbox that are set aside.
 pub struct PostgresOutboxShelf {
-    pool: PgPool,
+    sessions: Arc<Sessions>,
     names: Names,
     /// The source's name.
     owner: String,
@@ -28,7 +31,7 @@ const MICROS: &str =
     "CASE WHEN isfinite(created_at) THEN (extract(epoch FROM created_at) * 1000000)::bigint ELSE 0 END";
 
 impl PostgresOutboxShelf {
-    pub(super) fn new(pool: PgPool, names: Names, owner: &str) -> Self {
+    pub(super) fn new(sessions: Arc<Sessions>, names: Names, owner: &str) -> Self {
         let outbox = names.outbox();
         let columns =
             format!("id, seq, stream, key, type, payload::text, state, attempts, error, {MICROS} AS since");
@@ -69,7 +72,7 @@ impl PostgresOutboxShelf {
                 place("later."),
                 place("dropped.")
             ),
-            pool,
+            sessions,
             names,
             owner: owner.to_owned(),
         }
@@ -98,7 +101,7 @@ impl PostgresOutboxShelf {
         if !self.is_asked(filter) {
             return Ok(Vec::new());
         }
-        let rows = self.ask(sql, filter).fetch_all(&self.pool).await;
+        let rows = self.ask(sql, filter).fetch_all(self.sessions.pool().await?).await;
         let read = rows.and_then(|rows| rows.iter().map(read).collect());
         read.map_err(|error| failed(error, "reading what is parked in the outbox", &self.names))
     }
@@ -133,7 +136,7 @@ impl Shelf for PostgresOutboxShelf {
             "SELECT state, count(*) FROM {} WHERE state IN ('retrying', 'parked') OR state = 'waiting' GROUP BY state",
             self.names.outbox()
         );
-        let states = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&self.pool).await;
+        let states = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(self.sessions.pool().await?).await;
         Ok(ShelfCount::of(states.map_err(|error| failed(error, "counting parked events", &self.names))?))
     }
 
@@ -145,7 +148,7 @@ impl Shelf for PostgresOutboxShelf {
         if !self.is_asked(filter) {
             return Ok(0);
         }
-        let done = self.ask(&self.retry, filter).execute(&self.pool).await;
+        let done = self.ask(&self.retry, filter).execute(self.sessions.pool().await?).await;
         let done =
             done.map_err(|error| failed(error, "letting parked rows of the outbox go", &self.names))?;
         Ok(done.rows_affected())

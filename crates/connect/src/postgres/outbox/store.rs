@@ -32,7 +32,7 @@ const CLEANED: i64 = 1_000;
 
 /// How long to wait for a connection. One whose server has vanished may take all of it to be closed, where it is
 /// protected by TLS; then another is asked for.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Nothing waits for a lock for long: who has gone leaves no statement behind that does. One that reads takes its time.
 const SESSION: &str = "SET lock_timeout = '20s'";
@@ -62,12 +62,13 @@ impl PostgresOutboxStore {
     pub fn new(url: &ConnectOptions, table: &str) -> Self {
         // One each to claim, to settle, to renew leases, to clean and to listen.
         let pool = distrusts(PgPoolOptions::new()).max_connections(5).min_connections(0);
-        let pool = pool.acquire_timeout(url.connect_timeout.min(PATIENCE));
+        let patience = url.connect_timeout.min(PATIENCE);
+        let pool = pool.acquire_timeout(patience);
         let pool = pool.after_connect(|connection, _| {
             Box::pin(async move { connection.execute(sqlx::raw_sql(SESSION)).await.map(drop) })
         });
         let pool = pool.connect_lazy_with(options(url));
-        let sessions = Arc::new(Sessions::of(pool.clone()));
+        let sessions = Arc::new(Sessions::of(pool.clone(), patience));
         let names = Names::new(table);
         let outbox = names.outbox();
         let columns = "row.lane, row.seq, row.attempts, row.id, row.stream, row.type, row.key, row.payload::text, \
@@ -125,7 +126,7 @@ impl PostgresOutboxStore {
 
     /// What a person may do with rows that cannot be published. `owner` is the source's name.
     pub fn shelf(&self, owner: &str) -> PostgresOutboxShelf {
-        PostgresOutboxShelf::new(self.pool.clone(), self.names.clone(), owner)
+        PostgresOutboxShelf::new(Arc::clone(&self.sessions), self.names.clone(), owner)
     }
 
     async fn claimed(&self, claims: &[Claim], limit: ClaimLimit) -> sqlx::Result<Claimed> {
@@ -260,8 +261,8 @@ fn claimed_row(row: &PgRow) -> sqlx::Result<ClaimedRow> {
 #[async_trait]
 impl OutboxStore for PostgresOutboxStore {
     async fn lease(&self, ask: &LeaseAsk) -> Result<Vec<Lease>> {
-        self.sessions.are_own().await?;
-        let leases = Lent::asked(&self.pool, async |on| self.leases.lease(on, ask).await).await;
+        let pool = self.sessions.pool().await?;
+        let leases = Lent::asked(pool, async |on| self.leases.lease(on, ask).await).await;
         leases.map_err(|error| failed(error, "renewing the leases of a relay", &self.names))
     }
 
@@ -278,15 +279,12 @@ impl OutboxStore for PostgresOutboxStore {
     }
 
     async fn check(&self) -> Result<Vec<Finding>> {
-        self.sessions.are_own().await?;
-        let checked = check(&self.pool, &self.names).await;
+        let checked = check(self.sessions.pool().await?, &self.names).await;
         checked.map_err(|error| failed(error, "looking at the outbox", &self.names))
     }
 
     async fn wait(&self, at_most: Duration) -> bool {
-        let heard = self
-            .heard
-            .get_or_init(|| Heard::start(self.pool.clone(), &self.names, Arc::clone(&self.sessions)));
+        let heard = self.heard.get_or_init(|| Heard::start(Arc::clone(&self.sessions), &self.names));
         tokio::select! {
             () = heard.told() => true,
             () = tokio::time::sleep(at_most) => false,
@@ -295,7 +293,8 @@ impl OutboxStore for PostgresOutboxStore {
 
     async fn clean(&self, retention: Duration) -> Result<u64> {
         let clean = sqlx::query(AssertSqlSafe(&*self.clean)).bind(millis(retention));
-        let done = Lent::asked(&self.pool, async |on| clean.execute(on).await).await;
+        let pool = self.sessions.pool().await?;
+        let done = Lent::asked(pool, async |on| clean.execute(on).await).await;
         done.map(|done| done.rows_affected())
             .map_err(|error| failed(error, "deleting old rows of the outbox", &self.names))
     }
@@ -317,6 +316,8 @@ fn options(url: &ConnectOptions) -> PgConnectOptions {
         .username(&url.user)
         .database(&url.database)
         .application_name(&url.application_name)
+        // No such value is read, and poolers do not know it.
+        .extra_float_digits(None)
         .ssl_mode(mode);
     if url.is_unix() {
         options = options.socket(&url.host);
