@@ -27,14 +27,12 @@ pub async fn what_is_done_goes_after_its_retention_in_small_batches<F: Factory>(
     assert_eq!(left, ["new", "parked", "retrying"]);
 }
 
-/// So many rows lie there; a million with HEADWATER_MANY set.
-pub(super) fn many() -> u64 {
-    std::env::var("HEADWATER_MANY").map_or(50_000, |_| 1_000_000)
-}
+/// So many rows are done.
+pub(super) const MANY: u64 = 1_000_000;
 
 /// What is published is never read again, however much of it there is.
 pub async fn no_statement_walks_what_is_done<F: Factory>(factory: &F) {
-    factory.add_done(many()).await;
+    factory.add_done(MANY).await;
     let events: Vec<NewEvent> = (0..50).map(|n| event(&format!("k{n}"), n)).collect();
     publish(factory, &events).await;
     let before = factory.rows_read().await;

@@ -3,7 +3,7 @@
 use headwater_core::ports::{Lane, Lease, NewEvent, OutboxStore, OutboxWriter, Outcome, Settled};
 
 use super::Factory;
-use super::keeping::many;
+use super::keeping::MANY;
 use super::tools::*;
 
 fn events(many: u64) -> Vec<NewEvent> {
@@ -65,7 +65,7 @@ pub async fn a_dead_relays_work_is_recovered_while_the_others_run<F: Factory>(fa
 
 /// The third: recovery by a full scan.
 pub async fn recovery_reads_what_is_left_and_not_the_table<F: Factory>(factory: &F) {
-    factory.add_done(many()).await;
+    factory.add_done(MANY).await;
     let all = events(20);
     publish(factory, &all).await;
     lease(factory, "a").await;
