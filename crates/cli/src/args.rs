@@ -83,7 +83,8 @@ pub struct CheckArgs {
 #[command(after_help = "Examples:\n  \
     headwater init sqlite:///srv/shop.db --tables orders,customers\n  \
     headwater init postgres://owner@db/shop --print\n  \
-    headwater init sqlite:///srv/shop.db --remove\n\n\
+    headwater init sqlite:///srv/shop.db --remove\n  \
+    headwater init postgres://owner@db/shop --no-outbox --inbox --inbox-schema app\n\n\
     On SQLite it makes triggers only with --tables: without, the outbox is for a relay.\n\
     On PostgreSQL the publication and the slot are made by `headwater run`; only the outbox is made here.")]
 pub struct InitArgs {
@@ -104,6 +105,9 @@ pub struct InitArgs {
     /// Make the tables of an inbox as well, for a service that consumes
     #[arg(long, conflicts_with = "remove")]
     pub inbox: bool,
+    /// The schema that the inbox's tables are made in, which has to be there (PostgreSQL)
+    #[arg(long, requires = "inbox", default_value = "public", value_name = "SCHEMA")]
+    pub inbox_schema: String,
     /// Take the triggers and what they recorded away again, or the triggers of --tables alone; the
     /// outbox stays (SQLite)
     #[arg(long)]

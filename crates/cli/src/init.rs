@@ -14,6 +14,10 @@ use crate::output;
 /// Prepares the database, or takes that back.
 pub async fn init(args: &InitArgs) -> Result<u8> {
     let kind = args.url.split(':').next().unwrap_or_default();
+    if args.inbox_schema != PUBLIC && !kind.starts_with("postgres") {
+        return Err(Error::new(Kind::Config, "an inbox is in a schema of its own on PostgreSQL only")
+            .hint("leave out --inbox-schema: its tables are in the database of the URL"));
+    }
     let done = match kind {
         "sqlite" => on_sqlite(args).await?,
         "postgres" | "postgresql" => on_postgres(args).await?,
@@ -40,8 +44,8 @@ pub async fn init(args: &InitArgs) -> Result<u8> {
     Ok(0)
 }
 
-/// Where the tables of an inbox are, on PostgreSQL.
-const SCHEMA: &str = "public";
+/// The schema that goes without saying.
+const PUBLIC: &str = "public";
 
 /// What is said when they were made.
 const INBOX: &str = "made the tables of the inbox: headwater_inbox, headwater_cursor, headwater_parked";
@@ -113,14 +117,14 @@ async fn on_postgres(args: &InitArgs) -> Result<Done> {
     let url = postgres::url::ConnectOptions::parse(&args.url)?;
     if args.print {
         let outbox = if args.no_outbox { String::new() } else { postgres::outbox::script(&args.outbox)? };
-        let inbox = if args.inbox { postgres::inbox::script(SCHEMA) } else { String::new() };
+        let inbox = if args.inbox { postgres::inbox::script(&args.inbox_schema) } else { String::new() };
         return Ok(Done::Sql(outbox + &inbox));
     }
     let mut lines = Vec::new();
     if !args.no_outbox && postgres::outbox::install(&url, &args.outbox).await? {
         lines.push(format!("made the outbox table {}", args.outbox));
     }
-    if args.inbox && postgres::inbox::install(&url, SCHEMA).await? {
+    if args.inbox && postgres::inbox::install(&url, &args.inbox_schema).await? {
         lines.push(INBOX.to_owned());
     }
     let outbox = (!args.no_outbox).then_some(args.outbox.as_str());

@@ -44,8 +44,15 @@ async fn what_an_inbox_of_another_schema_has_parked_is_shown() {
     let (shop, database) = (Shop::new(), database().await);
     let park = "INSERT INTO app.headwater_parked (consumer, stream, partition, \"offset\", event_id, type, headers, time, state) \
          VALUES ('features', 'orders', 0, 0, gen_random_uuid(), 'Placed', '[]', now(), 'parked')";
-    let tables = headwater_connect::postgres::inbox::script("app");
-    database.execute(&format!("CREATE SCHEMA app; {tables} {park}")).await.unwrap();
+    let init = ["init", database.url(), "--no-outbox", "--inbox", "--inbox-schema", "app"];
+    let missing = shop.headwater(&init);
+    assert!(missing.code != Some(0) && missing.err.contains("the schema has to be there"), "{missing:?}");
+    database.execute("CREATE SCHEMA app").await.unwrap();
+    assert!(shop.headwater(&init).out.starts_with("made the tables of the inbox"));
+    database.execute(park).await.unwrap();
+    let file = format!("sqlite://{}", shop.path().join("shop.db").display());
+    let elsewhere = shop.headwater(&["init", &file, "--inbox", "--inbox-schema", "app"]);
+    assert!(elsewhere.code == Some(2) && elsewhere.err.contains("PostgreSQL only"), "{elsewhere:?}");
     let parked = ["parked", "--inbox", database.url()];
     let elsewhere = shop.headwater(&parked);
     assert!(elsewhere.code != Some(0) && elsewhere.err.contains("headwater_parked"), "{elsewhere:?}");

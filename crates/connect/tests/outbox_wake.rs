@@ -16,6 +16,8 @@ async fn a_relay_that_pauses_is_woken() {
     install(&url, "public.outbox").await.unwrap();
     let store = PostgresOutboxStore::new(&url, "public.outbox");
     let waker = PostgresWaker::new(PgPool::connect(database.url()).await.unwrap(), "public.outbox");
+    // It listens once it is known that its sessions are its own.
+    store.check().await.unwrap();
     let began = Instant::now();
     let pause = store.wait(Duration::from_secs(3600));
     tokio::pin!(pause);

@@ -124,24 +124,32 @@ async fn what_the_server_refuses_says_why() {
     assert!(connect(url("app:s3cret", "?sslmode=require")).await.unwrap_err().contains("offers no TLS"));
 }
 
-/// One that leaves them out: values would come in another text, and for what is set later it may lend another session.
+/// One that leaves them out. What is set later is for whoever has the session: where it is lent for a transaction nothing is.
 #[tokio::test(flavor = "multi_thread")]
-async fn behind_a_pooler_that_leaves_out_our_settings_nothing_is_done() {
+async fn behind_a_pooler_our_settings_are_set_where_the_session_is_ours() {
     let server = Postgres::shared().await.unwrap();
     let ignored = "search_path, IntervalStyle, bytea_output, extra_float_digits, statement_timeout, lock_timeout, \
          idle_in_transaction_session_timeout";
-    let pooler = PgBouncer::start(server, "transaction", ignored).await.unwrap();
-    let url = pooler.url(&server.database("postgres"));
-    let connected = Connection::connect(&ConnectOptions::parse(&url).unwrap(), Mode::Sql).await;
-    let error = connected.err().unwrap();
-    assert_eq!(error.kind(), Kind::Refused, "{error}");
-    assert!(
-        error.to_string().contains("search_path") && error.hint_text().unwrap().contains("PostgreSQL itself")
-    );
-    let mut service = sqlx::PgConnection::connect(&url).await.unwrap();
-    let path = "SELECT setting FROM pg_settings WHERE name = 'search_path'";
-    let path = service.fetch_one(sqlx::raw_sql(path)).await.unwrap();
-    assert_eq!(path.get::<&str, _>(0), "\"$user\", public", "the next one finds a session as it was");
+    let database = server.database("postgres");
+    let asked = "SELECT current_setting('IntervalStyle'), current_setting('search_path'), interval '1 day'";
+    for (mode, ours) in [("session", true), ("transaction", false)] {
+        let url = PgBouncer::start(server, mode, ignored).await.unwrap();
+        let (url, _pooler) = (url.url(&database), url);
+        let connected = Connection::connect(&ConnectOptions::parse(&url).unwrap(), Mode::Sql).await;
+        if ours {
+            let rows = connected.unwrap().query(asked).await.unwrap();
+            assert_eq!([0, 1, 2].map(|at| rows[0].get(at)), [Some("iso_8601"), Some(""), Some("P1D")]);
+            continue;
+        }
+        let error = connected.err().unwrap();
+        assert_eq!(error.kind(), Kind::Refused, "{error}");
+        assert!(
+            error.to_string().contains("lends") && error.hint_text().unwrap().contains("PostgreSQL itself")
+        );
+        let mut service = sqlx::PgConnection::connect(&url).await.unwrap();
+        let row = service.fetch_one(sqlx::raw_sql(asked)).await.unwrap();
+        assert_eq!(row.get::<&str, _>(1), "\"$user\", public", "the next one finds a session as it was");
+    }
 }
 
 #[tokio::test]

@@ -55,7 +55,7 @@ impl Again {
         self.next.saturating_duration_since(Instant::now())
     }
 
-    /// There is nothing to be tried again.
+    /// There is nothing to be tried again now.
     pub(super) fn rest(&mut self) {
         self.seeks = None;
     }
@@ -94,6 +94,8 @@ impl Again {
                 Some(Trying { _permit: permit, since: Instant::now() })
             }
             None => {
+                // Another has its turn now: who seeks gives way to nobody any more.
+                self.yields = Instant::now();
                 self.seeks.get_or_insert_with(|| Arc::clone(&seekers.0));
                 self.pause(rand::random_range(0.0..=1.0));
                 None
@@ -162,6 +164,16 @@ mod tests {
         tokio::time::advance(PAUSE).await;
         one.tried(&seekers, LONG);
         assert!(one.ask(&seekers, || Some(())).is_some(), "nobody seeks");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_refused_gives_way_to_nobody() {
+        let (settings, seekers) = (ConsumeSettings::default(), Seekers::default());
+        let mut both = [Again::new(&settings), Again::new(&settings)];
+        both.iter_mut().for_each(|one| one.tried(&seekers, LONG));
+        assert!(both.iter_mut().all(|one| one.ask(&seekers, none).is_none()));
+        tokio::time::advance(PAUSE).await;
+        assert!(both.iter_mut().all(|one| one.ask(&seekers, || Some(())).is_some()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -25,8 +25,6 @@ enum Step {
     Gone,
     /// It failed, and is not due for a while.
     PutOff,
-    /// It is another's, or not due any more.
-    Nothing,
 }
 
 /// Looks for what may go on until it is over.
@@ -77,7 +75,7 @@ where
         let (mut went, mut again) = (false, Again::new(&self.settings));
         loop {
             let Some(trying) = again.turn(self).await else { return went };
-            let step = self.let_one_go(&due).await;
+            let Some(step) = self.let_one_go(&due).await.transpose() else { return went };
             again.end(trying, self);
             // Whoever lets the next key go knows nothing of this pause.
             again.give_way(self).await;
@@ -86,7 +84,6 @@ where
                 Ok(Step::Gone) => went = true,
                 // Others of which it is not known yet may be due: it is not these that are asked for next.
                 Ok(Step::PutOff) => return true,
-                Ok(Step::Nothing) => return went,
                 Err(error) => {
                     tracing::warn!(consumer = %self.name, stream = %due.stream, %error, "a parked key waits");
                     return went;
@@ -95,22 +92,22 @@ where
         }
     }
 
-    /// Tries the first event of a key.
-    async fn let_one_go(&self, due: &Due) -> Result<Step> {
-        let Some(_turn) = self.turn().await else { return Ok(Step::Nothing) };
+    /// Tries the first event of a key, unless it is another's, or not due any more.
+    async fn let_one_go(&self, due: &Due) -> Result<Option<Step>> {
+        let Some(_turn) = self.turn().await else { return Ok(None) };
         let head = self.inbox.head(&self.name, due).await?;
-        let Some((mut transaction, held)) = head else { return Ok(Step::Nothing) };
+        let Some((mut transaction, held)) = head else { return Ok(None) };
         let attempts = held.attempts.saturating_add(1);
         let received = Received { record: held.record, attempt: attempts };
         let Some(handled) = self.handled(&mut transaction, &[&received]).await else {
-            return self.inbox.rollback(transaction).await.map(|()| Step::Nothing);
+            return self.inbox.rollback(transaction).await.map(|()| None);
         };
         match handled {
             Ok(()) => match self.settle(transaction, held.sequence, Fate::Done).await {
                 Ok(()) => {
                     self.watch.handled(1);
                     metrics::consumed(&self.name, 1, 0);
-                    return Ok(Step::Gone);
+                    return Ok(Some(Step::Gone));
                 }
                 Err(error) if self.is_of_the_event(&error, Some(received.id())).await => {
                     self.put_off(&received, held.sequence, Failure::retry(error.to_string())).await?;
@@ -126,7 +123,7 @@ where
                 self.put_off(&received, held.sequence, failure).await?;
             }
         }
-        Ok(Step::PutOff)
+        Ok(Some(Step::PutOff))
     }
 
     /// It has failed once more.

@@ -59,13 +59,11 @@ where
     pub(super) async fn run(mut self) {
         while !self.shared.halt.is_cancelled() {
             if let Some(until) = self.hold.until() {
+                self.again.rest();
                 self.hold_on(until).await;
                 continue;
             }
             self.make_room().await;
-            if self.waiting.is_empty() {
-                self.again.rest();
-            }
             let due = self.due();
             if let Some((until, order)) = &due
                 && *until <= Instant::now()
@@ -90,6 +88,7 @@ where
         let crowds = crowd(self.ready.len(), size(&self.ready), settings);
         if let Some(events) = self.hold.part(handled, crowds, settings) {
             tracing::warn!(consumer = %self.shared.name, events, "others get on: looking for the one at fault");
+            self.again_together.rest();
             return;
         }
         let wait = until.saturating_duration_since(Instant::now());
@@ -108,9 +107,13 @@ where
     }
 
     /// The key that may be tried again next.
-    fn due(&self) -> Option<(Instant, Order)> {
+    fn due(&mut self) -> Option<(Instant, Order)> {
         let first = self.waiting.iter().min_by_key(|(_, waiting)| waiting.until);
-        first.map(|(order, waiting)| (waiting.until.max(self.again.from()), order.clone()))
+        let first = first.map(|(order, waiting)| (waiting.until, order.clone()));
+        if first.as_ref().is_none_or(|(until, _)| *until > Instant::now()) {
+            self.again.rest();
+        }
+        first.map(|(until, order)| (until.max(self.again.from()), order))
     }
 
     /// Takes what has arrived, as much as a transaction may hold.

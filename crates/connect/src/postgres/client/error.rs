@@ -11,8 +11,8 @@ const UNTRANSLATABLE: &str = "a text of the database holds bytes that are no cha
     its rows (docs/operations.md, \"Text that is no text\", has SQL that finds them); where the log holds them \
     too, drop the slot and have all read anew: headwater snapshot --source NAME";
 
-/// What to do about a pooler that does not know, or leaves out, what we ask for at the start.
-pub(super) const POOLER: &str = "let the url name PostgreSQL itself, not a pooler such as PgBouncer";
+/// What to do about a pooler that does not know what we ask for at the start, or lends sessions for a transaction.
+pub(super) const POOLER: &str = "let the url name PostgreSQL itself, not a pooler such as PgBouncer, or let that give out sessions and ignore these parameters";
 
 /// An ErrorResponse of the server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -8,6 +8,7 @@ mod error;
 mod query;
 mod reader;
 mod replication;
+mod settings;
 mod stream;
 mod tls;
 
@@ -21,6 +22,7 @@ pub use error::PgError;
 pub use query::{CopyOut, QueryRow, quote_ident, quote_literal, quote_option};
 pub use reader::Gulp;
 pub use replication::{Replicated, ReplicationReader, ReplicationWriter};
+use settings::CANONICAL;
 use stream::Stream;
 
 use super::url::{ConnectOptions, SslMode};
@@ -33,21 +35,6 @@ pub enum Mode {
     /// Logical replication commands, and SQL by the simple protocol.
     Replication,
 }
-
-/// Settings under which values have the canonical text of `ColumnType`, and names mean what they should:
-/// without a search path nobody's function or operator takes the place of the server's own (CVE-2018-1058).
-const CANONICAL: [(&str, &str); 10] = [
-    ("search_path", ""),
-    ("client_encoding", "UTF8"),
-    ("DateStyle", "ISO"),
-    ("TimeZone", "UTC"),
-    ("IntervalStyle", "iso_8601"),
-    ("bytea_output", "hex"),
-    ("extra_float_digits", "1"),
-    ("statement_timeout", "0"),
-    ("lock_timeout", "0"),
-    ("idle_in_transaction_session_timeout", "0"),
-];
 
 /// An open connection.
 pub struct Connection {
@@ -82,6 +69,12 @@ impl Connection {
     }
 
     async fn attempt(options: &ConnectOptions, mode: Mode, tls: bool) -> Result<Self> {
+        let mut connection = Self::logged_in(options, mode, tls).await?;
+        connection.make_canonical(options, mode, tls).await?;
+        Ok(connection)
+    }
+
+    async fn logged_in(options: &ConnectOptions, mode: Mode, tls: bool) -> Result<Self> {
         let mut stream = Stream::connect(options).await?;
         if tls && let Stream::Tcp(tcp) = stream {
             stream = match tls::negotiate(tcp, options).await? {
@@ -120,7 +113,7 @@ impl Connection {
         auth::log_in(self, options).await?;
         loop {
             match self.message().await? {
-                Message::ReadyForQuery(_) => break,
+                Message::ReadyForQuery(_) => return Ok(()),
                 Message::ErrorResponse(body) => {
                     return Err(PgError::from_body(&body)
                         .into_startup_error(format!("logging in to PostgreSQL at {options}")));
@@ -128,39 +121,6 @@ impl Connection {
                 _ => {}
             }
         }
-        self.check_canonical(options).await?;
-        self.settle().await
-    }
-
-    /// An error where our settings did not arrive. They are not set after all: that would be for whoever a pooler
-    /// lends the session next.
-    async fn check_canonical(&mut self, options: &ConnectOptions) -> Result<()> {
-        let canonical = CANONICAL.map(|(name, value)| format!("('{name}', '{value}')")).join(", ");
-        // DateStyle has more to it.
-        let sql = format!(
-            "SELECT pg_catalog.string_agg(name, ', ') FROM (VALUES {canonical}) AS canonical (name, value) \
-             WHERE pg_catalog.split_part(pg_catalog.current_setting(name), ',', 1) <> value"
-        );
-        match self.query(&sql).await?.first().and_then(|row| row.get(0)) {
-            None => Ok(()),
-            Some(missing) => {
-                let doing = format!("logging in to PostgreSQL at {options}");
-                let error = Error::new(Kind::Refused, doing);
-                Err(error.because(format!("{missing} are not as they were asked for")).hint(error::POOLER))
-            }
-        }
-    }
-
-    /// Settings that not every server has.
-    async fn settle(&mut self) -> Result<()> {
-        let mut sql = "SELECT set_config(name, '0', false) FROM pg_settings \
-            WHERE name IN ('idle_session_timeout', 'transaction_timeout')"
-            .to_owned();
-        // The bytes of such a database may be anything; the server would refuse those that are not UTF-8.
-        if self.parameter("server_encoding") == Some("SQL_ASCII") {
-            sql += "; SET client_encoding = 'SQL_ASCII'";
-        }
-        self.query(&sql).await.map(drop)
     }
 
     /// A parameter that the server reported (`server_version`, `server_encoding`, ...).

@@ -100,7 +100,7 @@ pub async fn install(url: &ConnectOptions, schema: &str) -> Result<bool> {
     connection.query(&script(schema)).await.map_err(|error| {
         Error::new(Kind::Refused, format!("making the tables of the inbox in schema {schema}"))
             .because(error)
-            .hint("run `headwater init URL --print` and have its SQL run by the owner of the schema")
+            .hint("the schema has to be there: its owner may run this, or the SQL of `headwater init URL --inbox --print`")
     })?;
     Ok(true)
 }

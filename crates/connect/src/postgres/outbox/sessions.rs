@@ -1,6 +1,7 @@
 //! A relay has sessions of its own: what it sets for them and what it listens to must not become a service's, as behind a
 //! pooler that lends a session for one transaction.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_core::{Error, Kind, Result};
@@ -8,6 +9,8 @@ use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection, Pg
 use tokio::sync::OnceCell;
 
 use crate::sqlx_errors::{POOLER, SqlxExt as _};
+
+const DOING: &str = "connecting to the database of the outbox";
 
 /// A pool, and whether its sessions are its own.
 #[derive(Debug)]
@@ -23,19 +26,31 @@ impl Sessions {
         Self { pool, patience, own: OnceCell::new() }
     }
 
-    /// The pool, or an error of kind `Refused` where a session may be another's a moment later. That is asked once. A busy
-    /// pooler may answer by two sessions, and is taken for the server then.
-    pub async fn pool(&self) -> Result<&PgPool> {
-        self.own.get_or_try_init(|| self.ask()).await?;
+    /// The pool, once it is known that its sessions are its own.
+    pub fn known(&self) -> Option<&PgPool> {
+        self.own.initialized().then_some(&self.pool)
+    }
+
+    /// The pool, or an error of kind `Refused` where a session may be another's a moment later. That is asked until it is
+    /// known. A pooler that is busy, or gives its sessions in turn, may answer by two, and is taken for the server then.
+    pub async fn pool(self: &Arc<Self>) -> Result<&PgPool> {
+        if self.known().is_none() {
+            // Whoever asks may give up sooner than a server that is far away answers.
+            let ours = Arc::clone(self);
+            let asked = tokio::spawn(async move { ours.own.get_or_try_init(|| ours.ask()).await.copied() });
+            asked.await.map_err(|error| Error::new(Kind::Internal, DOING).because(error))??;
+        }
         Ok(&self.pool)
     }
 
     async fn ask(&self) -> Result<()> {
-        let doing = "connecting to the database of the outbox";
         let Ok(asked) = tokio::time::timeout(self.patience, two(&self.pool)).await else {
-            return Err(Error::new(Kind::Unavailable, doing).because("the server has not answered in time"));
+            return Err(Error::new(Kind::Unavailable, DOING).because("the server has not answered in time"));
         };
-        let [one, other] = asked.sqlx(doing)?;
+        let ([one, other], connections) = asked.sqlx(DOING)?;
+        // Whether they end well says nothing any more.
+        let ends = futures::future::join_all(connections.map(PgConnection::close));
+        drop(tokio::time::timeout(self.patience, ends).await);
         if one != other {
             return Ok(());
         }
@@ -44,14 +59,11 @@ impl Sessions {
     }
 }
 
-/// The sessions of two connections at a time. They are not the pool's, for which something is set.
-async fn two(pool: &PgPool) -> sqlx::Result<[i32; 2]> {
+/// Two connections at a time, and their sessions. They are not the pool's, for which something is set.
+async fn two(pool: &PgPool) -> sqlx::Result<([i32; 2], [PgConnection; 2])> {
     let options = pool.connect_options();
     let (mut one, mut other) = tokio::try_join!(options.connect(), options.connect())?;
-    let sessions = [session(&mut one).await?, session(&mut other).await?];
-    // Whether they end well says nothing any more.
-    drop(tokio::join!(one.close(), other.close()));
-    Ok(sessions)
+    Ok(([session(&mut one).await?, session(&mut other).await?], [one, other]))
 }
 
 /// Which it is. Nothing is prepared for that, as the next one would find it.

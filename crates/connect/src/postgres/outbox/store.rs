@@ -284,9 +284,17 @@ impl OutboxStore for PostgresOutboxStore {
     }
 
     async fn wait(&self, at_most: Duration) -> bool {
-        let heard = self.heard.get_or_init(|| Heard::start(Arc::clone(&self.sessions), &self.names));
+        // Before that there is no lane to look into either.
+        let pool = self.sessions.known();
+        let heard = pool.map(|pool| self.heard.get_or_init(|| Heard::start(pool.clone(), &self.names)));
+        let told = async {
+            match heard {
+                Some(heard) => heard.told().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            () = heard.told() => true,
+            () = told => true,
             () = tokio::time::sleep(at_most) => false,
         }
     }

@@ -7,16 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_core::Result;
 use sqlx::postgres::PgListener;
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Names;
-use super::sessions::Sessions;
 use crate::postgres::client::quote_ident;
-use crate::sqlx_errors::SqlxExt as _;
 
 /// The pause after something failed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -72,9 +69,9 @@ pub(super) struct Heard {
 }
 
 impl Heard {
-    pub fn start(sessions: Arc<Sessions>, names: &Names) -> Self {
+    pub fn start(pool: PgPool, names: &Names) -> Self {
         let told = Arc::new(Notify::new());
-        let task = tokio::spawn(listen(sessions, names.clone(), Arc::clone(&told)));
+        let task = tokio::spawn(listen(pool, names.clone(), Arc::clone(&told)));
         Self { told, _task: AbortOnDropHandle::new(task) }
     }
 
@@ -83,20 +80,19 @@ impl Heard {
     }
 }
 
-async fn listen(sessions: Arc<Sessions>, names: Names, told: Arc<Notify>) {
+async fn listen(pool: PgPool, names: Names, told: Arc<Notify>) {
     let Some(channel) = names.channel() else { return };
     loop {
         let error = async {
-            let doing = "listening for rows";
-            let mut listener = PgListener::connect_with(sessions.pool().await?).await.sqlx(doing)?;
-            listener.listen(&channel).await.sqlx(doing)?;
+            let mut listener = PgListener::connect_with(&pool).await?;
+            listener.listen(&channel).await?;
             loop {
                 // A connection that was lost is made again; what was sent meanwhile is not heard.
-                listener.try_recv().await.sqlx(doing)?;
+                listener.try_recv().await?;
                 told.notify_one();
             }
         };
-        let ended: Result<()> = error.await;
+        let ended: Result<(), sqlx::Error> = error.await;
         if let Err(error) = ended {
             tracing::debug!(%error, channel, "not listening for rows");
         }
